@@ -1,0 +1,216 @@
+//! The environment variables of a CNI call, checked as the reference
+//! implementation checks them: same order, codes and texts. Pure.
+
+use super::error::{CniError, code};
+
+/// What the runtime says by environment variables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `CNI_COMMAND`: the verb.
+    pub command: String,
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_NETNS`: the path of the pod's network namespace.
+    pub netns: String,
+    /// `CNI_IFNAME`: the interface in it.
+    pub ifname: String,
+    /// `CNI_ARGS`: `K=V;K=V`, not yet parsed.
+    pub args: String,
+    /// `CNI_NETNS_OVERRIDE`: the pod's network namespace may be the plugin's own.
+    pub netns_override: bool,
+}
+
+/// A variable: its name, the verbs that need it, the check of its value.
+type Variable = (&'static str, &'static [&'static str], Check);
+type Check = fn(&str) -> Result<(), CniError>;
+
+const VARIABLES: [Variable; 5] = [
+    (
+        "CNI_COMMAND",
+        &["ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION"],
+        anything,
+    ),
+    ("CNI_CONTAINERID", &["ADD", "CHECK", "DEL"], container_id),
+    ("CNI_NETNS", &["ADD", "CHECK"], anything),
+    ("CNI_IFNAME", &["ADD", "CHECK", "DEL"], ifname),
+    (
+        "CNI_PATH",
+        &["ADD", "CHECK", "DEL", "GC", "STATUS"],
+        anything,
+    ),
+];
+
+impl Environment {
+    /// Reads and checks the variables; `get` gives a variable's value, empty if it is not set.
+    ///
+    /// A wrong value is answered at once; missing ones are collected and answered together.
+    pub fn read(get: impl Fn(&str) -> String) -> Result<Self, CniError> {
+        let command = get("CNI_COMMAND");
+        let mut missing = Vec::new();
+        for (name, needed_by, check) in VARIABLES {
+            let needed = needed_by.contains(&command.as_str()) || name == "CNI_COMMAND";
+            let value = get(name);
+            match (value.is_empty(), needed) {
+                (true, true) => missing.push(name),
+                (false, true) => check(&value)?,
+                _ => {}
+            }
+        }
+        if !missing.is_empty() {
+            let text = format!("required env variables [{}] missing", missing.join(","));
+            return Err(CniError::new(code::ENVIRONMENT, text));
+        }
+        let netns_override = get("CNI_NETNS_OVERRIDE");
+        Ok(Self {
+            command,
+            container_id: get("CNI_CONTAINERID"),
+            netns: get("CNI_NETNS"),
+            ifname: get("CNI_IFNAME"),
+            args: get("CNI_ARGS"),
+            netns_override: netns_override == "1" || netns_override.eq_ignore_ascii_case("true"),
+        })
+    }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it stands where checks stand")]
+fn anything(_: &str) -> Result<(), CniError> {
+    Ok(())
+}
+
+fn container_id(value: &str) -> Result<(), CniError> {
+    if is_name(value) {
+        return Ok(());
+    }
+    let text = "invalid characters in containerID";
+    Err(CniError::detailed(code::ENVIRONMENT, text, value))
+}
+
+fn ifname(value: &str) -> Result<(), CniError> {
+    let (text, details) = if value.len() > 15 {
+        let details = "interface name should be less than 16 characters";
+        ("interface name is too long", details)
+    } else if value == "." || value == ".." {
+        ("interface name is . or ..", "")
+    } else if value.contains(['/', ':']) || value.contains(char::is_whitespace) {
+        let text = "interface name contains / or : or whitespace characters";
+        (text, "")
+    } else {
+        return Ok(());
+    };
+    Err(CniError::detailed(code::ENVIRONMENT, text, details))
+}
+
+/// The characters of container IDs and network names: `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: [(&str, &str); 5] = [
+        ("CNI_CONTAINERID", "c0ffee"),
+        ("CNI_NETNS", "/run/netns/pod"),
+        ("CNI_IFNAME", "net1"),
+        ("CNI_ARGS", "K=V"),
+        ("CNI_PATH", "/opt/cni/bin"),
+    ];
+
+    fn read(command: &str, changes: &[(&str, &str)]) -> Result<Environment, CniError> {
+        let command = [("CNI_COMMAND", command)];
+        Environment::read(|name| {
+            let mut all = changes.iter().chain(&WHOLE).chain(&command);
+            let found = all.find(|(key, _)| *key == name);
+            found.map_or_else(String::new, |(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn reads_a_whole_environment() {
+        let environment = read("ADD", &[("CNI_NETNS_OVERRIDE", "tRuE")]).unwrap();
+        assert_eq!(environment.command, "ADD");
+        assert_eq!(environment.container_id, "c0ffee");
+        assert_eq!(environment.netns, "/run/netns/pod");
+        assert_eq!(environment.ifname, "net1");
+        assert_eq!(environment.args, "K=V");
+        assert!(environment.netns_override);
+        assert!(
+            read("ADD", &[("CNI_NETNS_OVERRIDE", "1")])
+                .unwrap()
+                .netns_override
+        );
+        assert!(
+            !read("ADD", &[("CNI_NETNS_OVERRIDE", "yes")])
+                .unwrap()
+                .netns_override
+        );
+    }
+
+    #[test]
+    fn each_verb_needs_its_variables() {
+        for (name, needed_by) in [
+            ("CNI_CONTAINERID", vec!["ADD", "CHECK", "DEL"]),
+            ("CNI_NETNS", vec!["ADD", "CHECK"]),
+            ("CNI_IFNAME", vec!["ADD", "CHECK", "DEL"]),
+            ("CNI_PATH", vec!["ADD", "CHECK", "DEL", "GC", "STATUS"]),
+            ("CNI_ARGS", vec![]),
+        ] {
+            for verb in ["ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION", "NOPE"] {
+                let outcome = read(verb, &[(name, "")]);
+                assert_eq!(outcome.is_err(), needed_by.contains(&verb), "{verb} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_all_that_is_missing() {
+        let missing = [("CNI_NETNS", ""), ("CNI_IFNAME", ""), ("CNI_PATH", "")];
+        let error = read("ADD", &missing).unwrap_err();
+        assert_eq!(error.code, 4);
+        let text = "required env variables [CNI_NETNS,CNI_IFNAME,CNI_PATH] missing";
+        assert_eq!(error.msg, text);
+        let error = read("", &[]).unwrap_err();
+        assert_eq!(error.msg, "required env variables [CNI_COMMAND] missing");
+    }
+
+    #[test]
+    fn a_wrong_value_comes_before_what_is_missing() {
+        let error = read("ADD", &[("CNI_IFNAME", "a/b"), ("CNI_NETNS", "")]).unwrap_err();
+        let text = "interface name contains / or : or whitespace characters";
+        assert_eq!((error.code, error.msg.as_str()), (4, text));
+    }
+
+    #[test]
+    fn checks_container_ids_and_interface_names() {
+        let error = read("DEL", &[("CNI_CONTAINERID", "-x")]).unwrap_err();
+        assert_eq!(error.code, 4);
+        assert_eq!(error.msg, "invalid characters in containerID");
+        assert_eq!(error.details, "-x");
+        for (name, text) in [
+            ("sixteencharacter", "interface name is too long"),
+            (".", "interface name is . or .."),
+            ("..", "interface name is . or .."),
+            (
+                "a:b",
+                "interface name contains / or : or whitespace characters",
+            ),
+            (
+                "a b",
+                "interface name contains / or : or whitespace characters",
+            ),
+            (
+                "a\u{a0}b",
+                "interface name contains / or : or whitespace characters",
+            ),
+        ] {
+            assert_eq!(read("ADD", &[("CNI_IFNAME", name)]).unwrap_err().msg, text);
+        }
+        // Verbs that do not need a variable do not look at it.
+        assert!(read("STATUS", &[("CNI_IFNAME", "a/b")]).is_ok());
+    }
+}

@@ -1,0 +1,256 @@
+//! The CNI plugin: environment and standard input in, one JSON document and an exit status out.
+//!
+//! Codes, texts and the order of checks are those of the reference implementation
+//! (`containernetworking/cni`, package `skel`), so that runtimes read them.
+
+mod add;
+mod check;
+mod config;
+mod del;
+mod environment;
+mod error;
+mod gc;
+mod logging;
+mod result;
+mod status;
+mod version;
+
+use std::{
+    env,
+    io::{self, Read, Write},
+    panic,
+    path::Path,
+    process::{self, ExitCode},
+};
+
+use anyhow::{Context, Result};
+use log::{debug, error};
+use serde_json::{Value, json};
+
+use self::{
+    config::{Args, Config},
+    environment::Environment,
+    error::{CniError, code},
+    version::Version,
+};
+use crate::netns::Netns;
+
+/// The longest configuration that is read, in bytes. GC lists every attachment of a node.
+const LONGEST_INPUT: u64 = 4 << 20;
+
+/// One call of the plugin.
+struct Call<'a> {
+    environment: &'a Environment,
+}
+
+/// Runs the plugin as a runtime calls it.
+#[must_use]
+pub fn main() -> ExitCode {
+    print_panics();
+    let outcome = serve(
+        |name| {
+            let value = env::var_os(name).unwrap_or_default();
+            value.to_string_lossy().into_owned()
+        },
+        &mut io::stdin().lock(),
+        &mut io::stdout().lock(),
+    );
+    let Err(failure) = outcome else {
+        return ExitCode::SUCCESS;
+    };
+    let failure = CniError::from_chain(&failure);
+    error!("failed code={}: {}", failure.code, failure.msg);
+    // If standard output is closed, the exit status is all that is left to say.
+    let _ = io::stdout().write_all(failure.to_json().as_bytes());
+    ExitCode::FAILURE
+}
+
+/// Says what the plugin is, as the reference implementation does when nobody says what to do.
+pub fn about(stderr: &mut dyn Write) -> ExitCode {
+    let version = env!("CARGO_PKG_VERSION");
+    let versions = version::SUPPORTED.join(", ");
+    let text = format!(
+        "CNI macvtap plugin v{version}\n\
+         CNI protocol versions supported: {versions}\n\
+         For everything else that this program does: macvtap --help\n"
+    );
+    let _ = stderr.write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// A runtime that gets no JSON cannot tell its user anything.
+fn print_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let text = format!("macvtap has a fault, please report it: {panic}");
+        let text = CniError::new(code::INTERNAL, text).to_json();
+        let _ = io::stdout().write_all(text.as_bytes());
+        #[expect(clippy::exit, reason = "an abort would hide the exit status")]
+        process::exit(1);
+    }));
+}
+
+fn serve(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<()> {
+    let environment = Environment::read(get)?;
+    if environment.command == "VERSION" {
+        return print(stdout, &versions());
+    }
+    let json = read_config(stdin)?;
+    let configured = version::configured(&json)?;
+    let since = |verb, since| version::supported_since(configured, verb, since);
+    let call = Call {
+        environment: &environment,
+    };
+    match environment.command.as_str() {
+        "ADD" => {
+            let version = version::supported(configured)?;
+            start_logging(&environment, &json)?;
+            call.add(&json, version, stdout)
+        }
+        "DEL" => {
+            version::supported(configured)?;
+            start_logging(&environment, &json)?;
+            call.del(&json)
+        }
+        "CHECK" => {
+            let version = since("CHECK", "0.4.0")?;
+            start_logging(&environment, &json)?;
+            call.check(&json, version)
+        }
+        "STATUS" => {
+            since("STATUS", "1.1.0")?;
+            status::status(&json)
+        }
+        "GC" => {
+            since("GC", "1.1.0")?;
+            start_logging(&environment, &json)?;
+            gc::gc(&json)
+        }
+        unknown => {
+            let text = format!("unknown CNI_COMMAND: {unknown}");
+            Err(CniError::new(code::ENVIRONMENT, text).into())
+        }
+    }
+}
+
+fn versions() -> String {
+    let versions = json!({
+        "cniVersion": version::NEWEST,
+        "supportedVersions": version::SUPPORTED,
+    });
+    format!("{versions}\n")
+}
+
+fn print(stdout: &mut dyn Write, text: &str) -> Result<()> {
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("writing the result to stdout")
+        .map_err(|error| CniError::coded(code::IO, &error).into())
+}
+
+/// Reads the configuration, and checks what every verb needs of it.
+fn read_config(stdin: &mut dyn Read) -> Result<Value> {
+    let mut text = Vec::new();
+    let length = stdin.take(LONGEST_INPUT + 1).read_to_end(&mut text);
+    match length {
+        Err(error) => {
+            let text = format!("error reading from stdin: {error}");
+            return Err(CniError::new(code::IO, text).into());
+        }
+        Ok(length) if u64::try_from(length)? > LONGEST_INPUT => {
+            let text = format!("error reading from stdin: more than {LONGEST_INPUT} bytes");
+            return Err(CniError::new(code::IO, text).into());
+        }
+        Ok(_) => {}
+    }
+    let wrong = |why: String| {
+        let text = format!("error unmarshall network config: {why}");
+        CniError::new(code::DECODING, text)
+    };
+    let json: Value = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    if !json.is_object() {
+        return Err(wrong("it is not a JSON object".into()).into());
+    }
+    let refuse =
+        |text: &str, details: &str| Err(CniError::detailed(code::CONFIG, text, details).into());
+    match json.get("name") {
+        None | Some(Value::Null) => refuse("missing network name", ""),
+        Some(Value::String(name)) if name.is_empty() => refuse("missing network name", ""),
+        Some(Value::String(name)) if !environment::is_name(name) => {
+            refuse("invalid characters found in network name", name)
+        }
+        Some(Value::String(_)) => Ok(json),
+        Some(other) => Err(wrong(format!("name is {other}, not a string")).into()),
+    }
+}
+
+fn start_logging(environment: &Environment, json: &Value) -> Result<()> {
+    let Some(logging) = config::logging(json)? else {
+        return Ok(());
+    };
+    let Environment {
+        command,
+        container_id,
+        ifname,
+        args,
+        ..
+    } = environment;
+    let mut context = format!("command={command} containerID={container_id} ifName={ifname}");
+    let args = Args::parse(args).ok();
+    for (key, name) in [("pod", "K8S_POD_NAME"), ("namespace", "K8S_POD_NAMESPACE")] {
+        if let Some(value) = args.as_ref().and_then(|args| args.get(name)) {
+            context.extend([" ", key, "=", value]);
+        }
+    }
+    if let Some(id) = config::device_id(json) {
+        context.extend([" deviceID=", id]);
+    }
+    logging::start(&logging, context);
+    debug!("called");
+    Ok(())
+}
+
+impl Call<'_> {
+    fn add(&self, json: &Value, version: Version, stdout: &mut dyn Write) -> Result<()> {
+        let netns = self.netns()?;
+        let netns = netns.ok_or_else(|| self.no_netns("does not exist"))?;
+        let config = Config::read(json, &self.environment.args, version)?;
+        let attachment = add::add(self, &config, &netns)?;
+        print(stdout, &attachment.result).map_err(|error| attachment.undo(error))
+    }
+
+    fn del(&self, json: &Value) -> Result<()> {
+        del::del(self, json, self.netns()?.as_ref())
+    }
+
+    fn check(&self, json: &Value, version: Version) -> Result<()> {
+        let netns = self.netns()?;
+        let netns = netns.ok_or_else(|| self.no_netns("does not exist"))?;
+        // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
+        check::check(self, &Config::read(json, "", version)?, &netns)
+    }
+
+    /// The pod's network namespace, if there still is one. It must not be
+    /// our own: the attachment would be made on, or removed from, the host.
+    fn netns(&self) -> Result<Option<Netns>> {
+        let path = &self.environment.netns;
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let netns =
+            Netns::open(Path::new(path)).map_err(|error| CniError::coded(code::NETNS, &error))?;
+        if let Some(netns) = &netns
+            && !self.environment.netns_override
+            && netns.is(&Netns::current()?)?
+        {
+            let text = "plugin's netns and netns from CNI_NETNS should not be the same";
+            return Err(CniError::new(code::NETNS, text).into());
+        }
+        Ok(netns)
+    }
+
+    fn no_netns(&self, why: &str) -> CniError {
+        let text = format!("netns {} of CNI_NETNS {why}", self.environment.netns);
+        CniError::new(code::NETNS, text)
+    }
+}

@@ -1,0 +1,273 @@
+//! The device ID: it carries the whole allocation, so that nothing has to be remembered.
+//!
+//! ```text
+//! <resource>Mvp<slot>@<lower device>:<mode>:<tap>        dataplaneMvp7@eth0:bridge:16777301
+//! ```
+//!
+//! The device plugin makes it, the kubelet keeps it in its checkpoint, Multus
+//! hands it to the CNI plugin. The part before `@` is the ID of
+//! kubevirt/macvtap-cni, which is still understood on its own.
+
+use std::{collections::BTreeSet, fmt, ops::Range, str::FromStr};
+
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use twox_hash::XxHash64;
+
+use crate::mode::Mode;
+
+/// The tap numbers that device IDs promise. They are far above the interface
+/// indexes that the kernel hands out by itself, hence free in every pod.
+pub const TAPS: Range<u32> = 1 << 24..1 << 25;
+
+/// The tap numbers of attachments without a device plugin: a range of their own,
+/// so that they never take a promised one.
+pub const UNPROMISED_TAPS: Range<u32> = 1 << 25..1 << 26;
+
+/// What a device ID says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceId {
+    /// The resource's name, without `macvtap.network.kubevirt.io/`.
+    pub resource: String,
+    /// The place in the resource's list.
+    pub slot: u32,
+    /// The name of the interface on the node that the macvtap stands on.
+    pub lower: String,
+    /// The mode of the macvtap.
+    pub mode: Mode,
+    /// N of `/dev/tapN`, which is the interface index as well. In [`TAPS`].
+    pub tap: u32,
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            resource,
+            slot,
+            lower,
+            mode,
+            tap,
+        } = self;
+        write!(f, "{resource}Mvp{slot}@{lower}:{mode}:{tap}")
+    }
+}
+
+/// Reads what [`fmt::Display`] writes, and nothing else. The first `@` and the last
+/// two `:` are the borders: a resource's name holds neither, an interface's
+/// name may hold `@`.
+impl FromStr for DeviceId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse(text).with_context(|| {
+            format!(
+                "malformed device ID {text:?}; \
+                 the form is <resource>Mvp<slot>@<lower device>:<mode>:<tap>"
+            )
+        })
+    }
+}
+
+fn parse(text: &str) -> Result<DeviceId> {
+    let (original, allocation) = text.split_once('@').context("there is no @")?;
+    let (resource, slot) = original.rsplit_once("Mvp").context("there is no Mvp")?;
+    ensure!(!resource.is_empty(), "the resource is empty");
+    let mut parts = allocation.rsplitn(3, ':');
+    let (Some(tap), Some(mode), Some(lower)) = (parts.next(), parts.next(), parts.next()) else {
+        bail!("after the @ there are not three parts");
+    };
+    check_link_name(lower).context("the lower device")?;
+    let tap = decimal(tap).context("the tap")?;
+    ensure!(
+        TAPS.contains(&tap),
+        "tap {tap} is not in {}..{}",
+        TAPS.start,
+        TAPS.end
+    );
+    Ok(DeviceId {
+        resource: resource.to_owned(),
+        slot: decimal(slot).context("the slot")?,
+        lower: lower.to_owned(),
+        mode: mode.parse()?,
+        tap,
+    })
+}
+
+/// Reads a number in the only way in which this program writes one: no sign, no leading zero.
+fn decimal(text: &str) -> Result<u32> {
+    text.parse()
+        .ok()
+        .filter(|number: &u32| number.to_string() == text)
+        .ok_or_else(|| anyhow!("{text:?} is not a decimal number"))
+}
+
+/// Whether the kernel takes `name` as an interface's name (`dev_valid_name`).
+pub fn check_link_name(name: &str) -> Result<()> {
+    ensure!(!name.is_empty(), "the interface name is empty");
+    ensure!(
+        name.len() <= 15,
+        "the interface name {name:?} is longer than 15 bytes"
+    );
+    ensure!(
+        name != "." && name != "..",
+        "the interface name is {name:?}"
+    );
+    ensure!(
+        !name.contains(['/', ':', '\0']) && !name.contains(char::is_whitespace),
+        "the interface name {name:?} holds a slash, a colon or white space"
+    );
+    Ok(())
+}
+
+/// The name under which kubevirt/macvtap-cni has the macvtap of a device ID
+/// wait on the host: `mvt` and 12 hexadecimal digits of the ID's hash.
+#[must_use]
+pub fn original_link_name(id: &str) -> String {
+    let hash = XxHash64::oneshot(0, id.as_bytes()) & 0xffff_ffff_ffff;
+    format!("mvt{hash:012x}")
+}
+
+/// A tap number for an attachment that no device plugin has promised one: the
+/// same one for the same container and interface, moved on by `attempt`.
+#[must_use]
+pub fn unpromised_tap(container_id: &str, ifname: &str, attempt: u32) -> u32 {
+    let hash = XxHash64::oneshot(0, format!("{container_id}\0{ifname}").as_bytes());
+    place(hash.wrapping_add(attempt.into()), &UNPROMISED_TAPS)
+}
+
+/// Where a hash falls in a range whose length is a power of two below 2^32.
+fn place(hash: u64, range: &Range<u32>) -> u32 {
+    let offset = hash % u64::from(range.end - range.start);
+    range.start + u32::try_from(offset).unwrap_or_default()
+}
+
+/// A resource's slots with their taps: `capacity` of them, for ever the same on the node.
+///
+/// `hostname` keeps apart two nodes that share one kernel, because tap names
+/// are machine-wide. A slot whose tap is in `taken` already is skipped; the
+/// taps of those returned are added to it.
+pub fn slots(
+    hostname: &str,
+    resource: &str,
+    capacity: usize,
+    taken: &mut BTreeSet<u32>,
+) -> Vec<(u32, u32)> {
+    (0..=u32::MAX)
+        .map(|slot| {
+            let seed = format!("{hostname}\0{resource}Mvp{slot}");
+            (slot, place(XxHash64::oneshot(0, seed.as_bytes()), &TAPS))
+        })
+        .filter(|(_, tap)| taken.insert(*tap))
+        .take(capacity)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(lower: &str) -> DeviceId {
+        DeviceId {
+            resource: "dataplane".into(),
+            slot: 7,
+            lower: lower.into(),
+            mode: Mode::Bridge,
+            tap: 16_777_301,
+        }
+    }
+
+    #[test]
+    fn prints_as_designed_and_reads_it_back() {
+        assert_eq!(id("eth0").to_string(), "dataplaneMvp7@eth0:bridge:16777301");
+        for lower in ["eth0", "eth0.100", "a@b", "br-ex", "@", "é"] {
+            assert_eq!(
+                id(lower).to_string().parse::<DeviceId>().unwrap(),
+                id(lower)
+            );
+        }
+        let odd = DeviceId {
+            resource: "Mvp3Mvp".into(),
+            ..id("eth0")
+        };
+        assert_eq!(odd.to_string().parse::<DeviceId>().unwrap(), odd);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_write() {
+        for text in [
+            "",
+            "eth0Mvp0",
+            "Mvp7@eth0:bridge:16777301",
+            "dataplane7@eth0:bridge:16777301",
+            "dataplaneMvp@eth0:bridge:16777301",
+            "dataplaneMvp07@eth0:bridge:16777301",
+            "dataplaneMvp+7@eth0:bridge:16777301",
+            "dataplaneMvp7@:bridge:16777301",
+            "dataplaneMvp7@eth0:16777301",
+            "dataplaneMvp7@eth0:hub:16777301",
+            "dataplaneMvp7@eth0:bridge:",
+            "dataplaneMvp7@eth0:bridge:-1",
+            "dataplaneMvp7@eth0:bridge:16777215",
+            "dataplaneMvp7@eth0:bridge:33554432",
+            "dataplaneMvp7@eth0:bridge:99999999999",
+            "dataplaneMvp7@../../x:bridge:16777301",
+            "dataplaneMvp7@a:b:bridge:16777301",
+            "dataplaneMvp7@sixteencharacter:bridge:16777301",
+            "dataplaneMvp7@e h:bridge:16777301",
+            "dataplaneMvp7@e\0h:bridge:16777301",
+        ] {
+            let error = text.parse::<DeviceId>().unwrap_err();
+            assert!(format!("{error:#}").contains("malformed device ID"));
+        }
+    }
+
+    #[test]
+    fn hashes_link_names_as_the_original_does() {
+        for (id, name) in [
+            ("eth0Mvp0", "mvtf2644cc3624e"),
+            ("eth0Mvp99", "mvt20074e9ae08d"),
+            ("dataplaneMvp0", "mvtcc7b47d9091b"),
+            ("dev500", "mvt1fe868afb8c3"),
+            ("bond0Mvp7", "mvt995da75424ed"),
+            (
+                "a-very-long-device-id-that-would-overflow-ifname",
+                "mvt8ac8386c48ba",
+            ),
+            ("", "mvtdb3751d8e999"),
+        ] {
+            assert_eq!(original_link_name(id), name);
+        }
+    }
+
+    #[test]
+    fn gives_every_slot_a_tap_of_its_own_for_ever() {
+        let list = |host: &str, capacity| slots(host, "dataplane", capacity, &mut BTreeSet::new());
+        let many = list("node1", 10_000);
+        assert_eq!(many.len(), 10_000);
+        assert!(many.iter().all(|(_, tap)| TAPS.contains(tap)));
+        let taps: BTreeSet<u32> = many.iter().map(|(_, tap)| *tap).collect();
+        assert_eq!(taps.len(), many.len());
+        assert_eq!(list("node1", 100), many[..100]);
+        assert_ne!(list("node2", 100), many[..100]);
+        // These are in kubelets' checkpoints: a change here breaks pods that run.
+        assert_eq!(many[..2], [(0, 18_589_280), (1, 21_843_789)]);
+    }
+
+    #[test]
+    fn skips_slots_whose_tap_is_taken() {
+        let (slot, tap) = slots("node1", "dataplane", 1, &mut BTreeSet::new())[0];
+        let mut taken = BTreeSet::from([tap]);
+        let next = slots("node1", "dataplane", 1, &mut taken)[0];
+        assert_ne!(next.0, slot);
+        assert!(taken.contains(&next.1));
+    }
+
+    #[test]
+    fn unpromised_taps_stay_out_of_the_promised_range() {
+        let first = unpromised_tap("c0ffee", "net1", 0);
+        assert_eq!(first, unpromised_tap("c0ffee", "net1", 0));
+        assert_ne!(first, unpromised_tap("c0ffee", "net2", 0));
+        for attempt in 0..100 {
+            assert!(UNPROMISED_TAPS.contains(&unpromised_tap("c0ffee", "net1", attempt)));
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! macvtap networking for virtual machines on Kubernetes: the parts of the
+//! `macvtap` binary, as a library for its tests and benchmarks.
+
+#![forbid(unsafe_code)]
+
+pub mod call;
+pub mod cli;
+pub mod cni;
+pub mod device_id;
+pub mod holder;
+pub mod mac;
+pub mod mode;
+pub mod netlink;
+pub mod netns;
+pub mod selftest;
+pub mod tap;

@@ -1,0 +1,44 @@
+//! Maps a call to a part of the program, and its outcome to an exit code.
+
+#![forbid(unsafe_code)]
+
+use std::{env, ffi::OsString, io, process::ExitCode};
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser};
+use macvtap::{
+    call::{self, Call},
+    cli::{Cli, Command},
+    cni, selftest,
+};
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().collect();
+    let cni_command = env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty());
+    match call::read(&args, cni_command) {
+        Call::Cni => cni::main(),
+        Call::About => cni::about(&mut io::stderr()),
+        Call::CommandLine(line) => run(&Cli::parse_from(line).command).unwrap_or_else(|error| {
+            #[expect(
+                clippy::print_stderr,
+                reason = "the one place where errors are printed"
+            )]
+            {
+                eprintln!("macvtap: {error:#}");
+            }
+            ExitCode::FAILURE
+        }),
+    }
+}
+
+fn run(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Cni => Ok(cni::main()),
+        Command::Selftest { json } => selftest::main(*json),
+        Command::Completions { shell } => {
+            let mut command = Cli::command();
+            clap_complete::generate(*shell, &mut command, call::NAME, &mut io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

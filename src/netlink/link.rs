@@ -1,0 +1,158 @@
+//! A link, as decoded from the kernel's `RTM_NEWLINK`.
+
+use anyhow::{Context, Result};
+use neli::{
+    consts::rtnl::{Iff, Ifla},
+    rtnl::Ifinfomsg,
+};
+
+use crate::{mac::MacAddr, mode::Mode};
+
+/// `ARPHRD_ETHER` of `linux/if_arp.h`.
+const ETHERNET: u16 = 1;
+
+/// What the kernel says of a network interface.
+#[expect(clippy::struct_excessive_bools, reason = "the kernel's flags")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// The interface index, unique within its network namespace.
+    pub index: u32,
+    /// The interface's name.
+    pub name: String,
+    /// The link kind (`macvtap`, `veth`, `bond`...); physical interfaces have none.
+    pub kind: Option<String>,
+    /// The mode, of a macvtap or macvlan.
+    pub mode: Option<Mode>,
+    /// The index of the interface below. It counts in the network namespace `lower_nsid`.
+    pub lower: Option<u32>,
+    /// Where `lower` is, if in another network namespace than this link.
+    pub lower_nsid: Option<i32>,
+    /// The index of the bridge, bond or the like that this link is a port of.
+    pub master: Option<u32>,
+    /// Bytes of payload in a frame.
+    pub mtu: u32,
+    /// Frames in the transmit queue; also the length of a tap's ring.
+    pub queue_length: u32,
+    /// The hardware address, if it is an Ethernet one.
+    pub mac: Option<MacAddr>,
+    /// Whether frames have an Ethernet header.
+    pub ethernet: bool,
+    /// Whether the administrator has set it up.
+    pub up: bool,
+    /// Whether it is a loopback interface.
+    pub loopback: bool,
+    /// Whether it was asked to receive frames for every address (`IFF_PROMISC`).
+    pub promiscuous: bool,
+    /// Whether it receives every multicast frame.
+    pub all_multicast: bool,
+}
+
+impl Link {
+    /// Whether it is a macvtap, the only kind that this program deletes or moves.
+    #[must_use]
+    pub fn is_macvtap(&self) -> bool {
+        self.kind.as_deref() == Some("macvtap")
+    }
+
+    pub(super) fn decode(message: &Ifinfomsg) -> Result<Self> {
+        let flags = *message.ifi_flags();
+        let mut link = Self {
+            index: u32::try_from(*message.ifi_index()).context("a negative interface index")?,
+            ethernet: u16::from(*message.ifi_type()) == ETHERNET,
+            up: flags.contains(Iff::UP),
+            loopback: flags.contains(Iff::LOOPBACK),
+            promiscuous: flags.contains(Iff::PROMISC),
+            all_multicast: flags.contains(Iff::ALLMULTI),
+            ..Self::default()
+        };
+        for attribute in message.rtattrs().iter() {
+            link.read(*attribute.rta_type(), attribute.rta_payload().as_ref());
+        }
+        Ok(link)
+    }
+
+    fn read(&mut self, kind: Ifla, payload: &[u8]) {
+        match kind {
+            Ifla::Ifname => self.name = text(payload),
+            Ifla::Address => self.mac = payload.try_into().ok().map(MacAddr),
+            Ifla::Mtu => self.mtu = number(payload).unwrap_or_default(),
+            Ifla::Txqlen => self.queue_length = number(payload).unwrap_or_default(),
+            Ifla::Link => self.lower = number(payload).filter(|index| *index != 0),
+            Ifla::LinkNetnsid => self.lower_nsid = number(payload).map(u32::cast_signed),
+            Ifla::Master => self.master = number(payload),
+            Ifla::Linkinfo => self.read_info(payload),
+            _ => {}
+        }
+    }
+
+    /// `IFLA_LINKINFO`: the kind, and the data of that kind.
+    fn read_info(&mut self, payload: &[u8]) {
+        self.kind = nested(payload, 1).map(text);
+        if matches!(self.kind.as_deref(), Some("macvtap" | "macvlan")) {
+            let data = nested(payload, 2).unwrap_or_default();
+            self.mode = nested(data, 1).and_then(number).and_then(Mode::from_raw);
+        }
+    }
+}
+
+/// Names end at the first NUL; neli's own reading of strings panics on an empty one.
+fn text(payload: &[u8]) -> String {
+    let end = payload.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&payload[..end.unwrap_or(payload.len())]).into_owned()
+}
+
+fn number(payload: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(payload.get(..4)?.try_into().ok()?))
+}
+
+/// The payload of the attribute `wanted` among the attributes in `payload`.
+fn nested(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut rest = payload;
+    while let [a, b, c, d, ..] = *rest {
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        // The two highest bits are flags: nested, byte order.
+        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
+        let content = rest.get(4..length)?;
+        if kind == wanted {
+            return Some(content);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + payload.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn finds_nested_attributes_and_survives_broken_ones() {
+        let data = attribute(1, &4_u32.to_ne_bytes());
+        let info = [attribute(1, b"macvtap\0"), attribute(0x8002, &data)].concat();
+        let mut link = Link::default();
+        link.read_info(&info);
+        assert!(link.is_macvtap());
+        assert_eq!(link.mode, Some(Mode::Bridge));
+        for length in 0..info.len() {
+            Link::default().read_info(&info[..length]);
+        }
+        assert_eq!(nested(&[0, 0, 1, 0], 2), None);
+        assert_eq!(nested(&[255, 255, 1, 0], 1), None);
+    }
+
+    #[test]
+    fn reads_names_up_to_the_nul() {
+        assert_eq!(text(b"eth0\0"), "eth0");
+        assert_eq!(text(b"eth0"), "eth0");
+        assert_eq!(text(b"\0"), "");
+        assert_eq!(text(b""), "");
+    }
+}

@@ -1,0 +1,10 @@
+//! rtnetlink, as far as this program needs it. Whoever calls speaks in links,
+//! not in attributes.
+
+mod link;
+mod request;
+mod socket;
+
+pub use link::Link;
+pub use request::{Change, Create};
+pub use socket::{Refused, Socket};

@@ -1,0 +1,313 @@
+//! A netlink socket: one request, then its replies or the kernel's refusal.
+
+use std::{fmt, io::Cursor};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use neli::{
+    FromBytes, ToBytes,
+    consts::{
+        nl::{NlmF, NlmsgerrAttr},
+        rtnl::Rtm,
+        socket::{Msg, NlFamily},
+    },
+    nl::{NlPayload, Nlmsghdr, NlmsghdrBuilder},
+    rtnl::Ifinfomsg,
+    socket::NlSocket,
+    utils::Groups,
+};
+use nix::errno::Errno;
+
+/// The kernel fills dumps into buffers of at most 32 KiB (`netlink_dump` in `af_netlink.c`).
+const BUFFER: usize = 32 * 1024;
+const HEADER: usize = 16;
+/// `NLMSG_ERROR` and `NLMSG_DONE` of `linux/netlink.h`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// How often a dump is begun again because the links changed meanwhile.
+const DUMP_ATTEMPTS: u32 = 20;
+
+/// The kernel's "no" to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The error number.
+    pub errno: Errno,
+    /// The text of the extended acknowledgement; many refusals come without one.
+    pub text: Option<String>,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the kernel answered {} ({})",
+            self.errno.desc(),
+            name(self.errno)
+        )?;
+        match &self.text {
+            Some(text) => write!(f, ": {text}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn name(errno: Errno) -> String {
+    format!("{errno:?}")
+}
+
+/// The error number of the refusal in `error`'s chain, if the kernel refused.
+#[must_use]
+pub(super) fn errno(error: &Error) -> Option<Errno> {
+    error.downcast_ref::<Refused>().map(|refused| refused.errno)
+}
+
+pub(super) type Message = Nlmsghdr<Rtm, Ifinfomsg>;
+
+/// A socket of the network namespace that it was opened in, for good: what the
+/// thread does later does not matter.
+pub struct Socket {
+    netlink: NlSocket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self> {
+        let socket = NlSocket::connect(NlFamily::Route, None, Groups::empty())
+            .context("opening a netlink socket")?;
+        socket
+            .enable_ext_ack(true)
+            .context("asking netlink for extended acknowledgements")?;
+        // Without strict checking the kernel ignores the filters of a dump, among
+        // them the network namespace. Kernels before 4.20 do not know the option.
+        let _ = socket.enable_strict_checking(true);
+        Ok(Self {
+            netlink: socket,
+            sequence: 0,
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    /// Sends a request that is answered by an acknowledgement alone.
+    pub(super) fn request(&mut self, kind: Rtm, flags: NlmF, body: Ifinfomsg) -> Result<()> {
+        self.send(kind, flags | NlmF::ACK, body)?;
+        self.replies(&mut |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Sends a request that is answered by one message.
+    pub(super) fn get(&mut self, kind: Rtm, body: Ifinfomsg) -> Result<Ifinfomsg> {
+        self.send(kind, NlmF::ACK, body)?;
+        let mut answer = None;
+        self.replies(&mut |message| {
+            answer = message.get_payload().cloned();
+            Ok(())
+        })?;
+        answer.context("the kernel acknowledged the request, but sent no answer")
+    }
+
+    /// Sends a request that is answered by many messages, each given to `each`.
+    ///
+    /// Where the kernel says that things changed while it was listing them
+    /// (`NLM_F_DUMP_INTR`), the list may be wrong: it is asked for again.
+    pub(super) fn dump<T>(
+        &mut self,
+        kind: Rtm,
+        body: &Ifinfomsg,
+        each: fn(&Ifinfomsg) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut list = Vec::new();
+            self.send(kind, NlmF::DUMP, body.clone())?;
+            let complete = self.replies(&mut |message| {
+                list.extend(message.get_payload().map(each).transpose()?);
+                Ok(())
+            })?;
+            if complete {
+                return Ok(list);
+            }
+        }
+        bail!("links changed during each of {DUMP_ATTEMPTS} attempts to list them")
+    }
+
+    fn send(&mut self, kind: Rtm, flags: NlmF, body: Ifinfomsg) -> Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let message = NlmsghdrBuilder::default()
+            .nl_type(kind)
+            .nl_flags(flags | NlmF::REQUEST)
+            .nl_seq(self.sequence)
+            .nl_payload(NlPayload::Payload(body))
+            .build()?;
+        let mut bytes = Cursor::new(Vec::new());
+        message.to_bytes(&mut bytes)?;
+        self.netlink
+            .send(bytes.get_ref(), Msg::empty())
+            .context("sending a netlink request")?;
+        Ok(())
+    }
+
+    /// Hands the replies to the request just sent to `each`, up to the final
+    /// one. False if the kernel interrupted the dump.
+    fn replies(&mut self, each: &mut dyn FnMut(&Message) -> Result<()>) -> Result<bool> {
+        let mut complete = true;
+        loop {
+            let length = self.receive()?;
+            for frame in frames(&self.buffer[..length]) {
+                let frame = frame?;
+                if frame.sequence != self.sequence {
+                    continue; // left over from a request that was given up
+                }
+                complete &= !frame.flags.contains(NlmF::DUMP_INTR);
+                match frame.kind {
+                    DONE | ERROR => return outcome(&frame).map(|()| complete),
+                    _ => each(&frame.message()?)?,
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<usize> {
+        // With MSG_TRUNC the kernel returns the length that the datagram really had.
+        let (length, _) = loop {
+            match self.netlink.recv(&mut self.buffer, Msg::TRUNC) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => break other.context("receiving a netlink reply")?,
+            }
+        };
+        ensure!(
+            length <= self.buffer.len(),
+            "a netlink reply of {length} bytes is longer than the kernel's own limit"
+        );
+        Ok(length)
+    }
+}
+
+/// One message in a datagram.
+struct Frame<'a> {
+    kind: u16,
+    flags: NlmF,
+    sequence: u32,
+    bytes: &'a [u8],
+}
+
+impl Frame<'_> {
+    fn message(&self) -> Result<Message> {
+        Message::from_bytes(&mut Cursor::new(self.bytes)).context("decoding a netlink reply")
+    }
+}
+
+/// Splits a datagram into messages. neli's own iterator panics on a length that
+/// is too short.
+fn frames(datagram: &[u8]) -> impl Iterator<Item = Result<Frame<'_>>> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some((frame, after)) = split(rest) else {
+            rest = &[];
+            return Some(Err(Error::msg("a netlink message whose length is wrong")));
+        };
+        rest = after;
+        Some(Ok(frame))
+    })
+}
+
+fn split(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
+    let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let length = usize::try_from(u32_at(0)?).ok()?;
+    if length < HEADER || length > bytes.len() {
+        return None;
+    }
+    let aligned = length.next_multiple_of(4).min(bytes.len());
+    let frame = Frame {
+        kind: u16_at(4)?,
+        flags: NlmF::from(u16_at(6)?),
+        sequence: u32_at(8)?,
+        bytes: &bytes[..aligned],
+    };
+    Some((frame, &bytes[aligned..]))
+}
+
+/// What the final message of a reply says.
+fn outcome(frame: &Frame<'_>) -> Result<()> {
+    let code = frame.bytes.get(HEADER..HEADER + 4);
+    let code = code.and_then(|bytes| Some(i32::from_ne_bytes(bytes.try_into().ok()?)));
+    match code {
+        Some(0) => Ok(()),
+        Some(code) => Err(Refused {
+            errno: Errno::from_raw(-code),
+            text: extended_text(frame),
+        }
+        .into()),
+        None => bail!("a netlink acknowledgement that is too short"),
+    }
+}
+
+/// The text of the extended acknowledgement. A dump's last message carries it
+/// where neli does not look; there the error number has to do.
+fn extended_text(frame: &Frame<'_>) -> Option<String> {
+    if frame.kind != ERROR {
+        return None;
+    }
+    match frame.message().ok()?.nl_payload() {
+        NlPayload::Err(error) => error
+            .ext_ack()
+            .get_attr_handle()
+            .get_attr_payload_as_with_len::<String>(NlmsgerrAttr::Msg)
+            .ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(length: u32, kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend([0; 2]);
+        bytes.extend(7_u32.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn splits_a_datagram_and_stops_at_a_wrong_length() {
+        let mut datagram = header(20, DONE, &[0; 4]);
+        datagram.extend(header(16, DONE, &[]));
+        let sound: Vec<_> = frames(&datagram).collect();
+        assert_eq!(sound.len(), 2);
+        assert!(sound.iter().all(Result::is_ok));
+        for length in [0, 15, 21, u32::MAX] {
+            let broken = header(length, DONE, &[0; 4]);
+            let seen: Vec<_> = frames(&broken).collect();
+            assert_eq!(seen.len(), 1, "{length}");
+            assert!(seen[0].is_err(), "{length}");
+        }
+        assert_eq!(frames(&[1, 2, 3]).filter(Result::is_err).count(), 1);
+    }
+
+    #[test]
+    fn reads_the_outcome() {
+        let of = |kind, body: &[u8]| {
+            let bytes = header(16 + u32::try_from(body.len()).unwrap(), kind, body);
+            let (frame, _) = split(&bytes).unwrap();
+            outcome(&frame)
+        };
+        assert!(of(DONE, &0_i32.to_ne_bytes()).is_ok());
+        let error = of(DONE, &(-19_i32).to_ne_bytes()).unwrap_err();
+        assert_eq!(errno(&error), Some(Errno::ENODEV));
+        assert_eq!(
+            error.to_string(),
+            "the kernel answered No such device (ENODEV)"
+        );
+        assert!(of(DONE, &[]).is_err());
+        assert!(of(ERROR, &(-1_i32).to_ne_bytes()).is_err());
+    }
+}

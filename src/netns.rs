@@ -1,0 +1,129 @@
+//! A network namespace, named by a path or a descriptor.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::{FsType, fstatfs},
+};
+
+use crate::netlink;
+
+/// `NSFS_MAGIC` of `linux/magic.h`. Kernels before 3.19 had namespaces in proc.
+const NSFS: FsType = FsType(0x6e73_6673);
+/// The calling thread's network namespace.
+const CURRENT: &str = "/proc/thread-self/ns/net";
+
+/// An open network namespace, which lives as long as this.
+pub struct Netns {
+    file: File,
+}
+
+impl Netns {
+    /// Opens the namespace that the file at `path` stands for. None if there is no such file.
+    pub fn open(path: &Path) -> Result<Option<Self>> {
+        // Not blocking: the path may be that of a FIFO.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let opened = File::options()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => {
+                return Err(error).with_context(|| format!("opening netns {}", path.display()));
+            }
+        };
+        let fs_type = fstatfs(&file)
+            .with_context(|| format!("asking for the file system of {}", path.display()))?
+            .filesystem_type();
+        if fs_type != NSFS {
+            bail!("{} is not a network namespace", path.display());
+        }
+        Ok(Some(Self { file }))
+    }
+
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self> {
+        let netns = Self::open(Path::new(CURRENT))?;
+        netns.with_context(|| format!("{CURRENT} does not exist; is /proc mounted?"))
+    }
+
+    /// Makes a namespace of its own, which nobody else has.
+    pub fn create() -> Result<Self> {
+        // A thread may leave its namespace and end; the descriptor holds the new one.
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+            Self::current()
+        });
+        match thread.join() {
+            Ok(netns) => netns,
+            Err(_) => bail!("the thread that makes a network namespace panicked"),
+        }
+    }
+
+    /// Whether both are the same namespace.
+    pub fn is(&self, other: &Self) -> Result<bool> {
+        let identity = |netns: &Self| -> io::Result<(u64, u64)> {
+            let metadata = netns.file.metadata()?;
+            Ok((metadata.dev(), metadata.ino()))
+        };
+        Ok(identity(self)? == identity(other)?)
+    }
+
+    /// A netlink socket that belongs to this namespace.
+    pub fn socket(&self) -> Result<netlink::Socket> {
+        self.run(netlink::Socket::open)
+    }
+
+    /// Runs `work` with the calling thread in this namespace, and brings the
+    /// thread back. For what the kernel binds to the thread that asks: opening
+    /// sockets, `/proc/sys/net`, starting processes.
+    pub fn run<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let home = Self::current()?;
+        enter(&self.file)?;
+        let outcome = work();
+        enter(&home.file).context("coming back from a network namespace")?;
+        outcome
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl From<Netns> for OwnedFd {
+    fn from(netns: Netns) -> Self {
+        netns.file.into()
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    // ENXIO and ESRCH: a path in /proc of a process that is gone.
+    let codes = [Errno::ENOENT, Errno::ENOTDIR, Errno::ENXIO, Errno::ESRCH];
+    codes
+        .iter()
+        .any(|code| error.raw_os_error() == Some(*code as i32))
+}
+
+fn enter(file: &File) -> Result<()> {
+    match setns(file, CloneFlags::CLONE_NEWNET) {
+        Err(Errno::EINVAL) => bail!("it is a namespace, but not a network namespace"),
+        Err(Errno::EPERM) => bail!("entering a network namespace needs CAP_SYS_ADMIN"),
+        other => other.context("entering a network namespace"),
+    }
+}

@@ -1,0 +1,164 @@
+//! The node's lower device, and what is wired to it: the place from which the
+//! selftest looks at frames.
+//!
+//! The far end carries a macvtap in passthru mode, whose tap reads and writes
+//! every frame of the wire. Both ends are then files.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::netns;
+use crate::{
+    device_id,
+    mac::MacAddr,
+    mode::Mode,
+    netlink::{Change, Create, Socket},
+    netns::Netns,
+    tap::{self, Owner},
+};
+
+/// The name of the lower device.
+pub const LOWER: &str = "lower0";
+const FAR_END: &str = "wire0";
+const FAR_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0xfe]);
+/// The ethertype for local experiments (IEEE 802, 0x88b5): nothing else on the wire has it.
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+/// A tap's default: `IFF_VNET_HDR` with `struct virtio_net_hdr` before each frame.
+const VNET_HEADER: usize = 10;
+const LONGEST_FRAME: usize = 2048;
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A node's network namespace with the lower device, and the wire behind it.
+pub struct Wire {
+    /// The node's network namespace.
+    pub node: Netns,
+    /// The number of the tap at the far end.
+    pub tap_number: u32,
+    far_end: File,
+    // What holds the far end's links.
+    _far: Netns,
+}
+
+impl Wire {
+    /// Makes the namespaces, the veth pair between them, and the tap at the far end.
+    pub fn lay() -> Result<Self> {
+        let (node, far) = (netns()?, netns()?);
+        let mut socket = node.socket()?;
+        socket.create_veth(LOWER, FAR_END, far.as_fd())?;
+        set_up(&mut socket, LOWER)?;
+        let mut socket = far.socket()?;
+        let lower = set_up(&mut socket, FAR_END)?;
+        let number = free_number()?;
+        socket.create(&Create {
+            name: "tap",
+            index: Some(number),
+            lower,
+            mode: Mode::Passthru,
+            mac: None,
+            mtu: None,
+            queue_length: 1000,
+            netns: None,
+        })?;
+        set_up(&mut socket, "tap")?;
+        let root = Owner { user: 0, group: 0 };
+        match *tap::devices(number)? {
+            [device] if tap::give(number, device, root)? => {}
+            _ => bail!("{} is not the tap just made", tap::path(number).display()),
+        }
+        Ok(Self {
+            node,
+            tap_number: number,
+            far_end: open(number)?,
+            _far: far,
+        })
+    }
+
+    /// Writes a frame into the tap `number` and expects it on the wire.
+    pub fn frame_out(&self, number: u32, mac: MacAddr) -> Result<()> {
+        transmit(&open(number)?, &self.far_end, (mac, FAR_MAC))
+    }
+
+    /// Sends a frame on the wire and expects it in the tap `number`.
+    pub fn frame_in(&self, number: u32, mac: MacAddr) -> Result<()> {
+        transmit(&self.far_end, &open(number)?, (FAR_MAC, mac))
+    }
+}
+
+fn set_up(socket: &mut Socket, name: &str) -> Result<u32> {
+    let link = socket.link_by_name(name)?;
+    let index = link.with_context(|| format!("{name} is not there"))?.index;
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    socket.change(index, &up)?;
+    Ok(index)
+}
+
+fn free_number() -> Result<u32> {
+    let seed = format!("selftest-{}", std::process::id());
+    for attempt in 0..16 {
+        let number = device_id::unpromised_tap(&seed, FAR_END, attempt);
+        if tap::devices(number)?.is_empty() {
+            return Ok(number);
+        }
+    }
+    bail!("16 tap numbers drawn at random are all in use")
+}
+
+fn open(number: u32) -> Result<File> {
+    let path = tap::path(number);
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+/// Writes a frame to one tap and waits for it at the other. `macs` are its source and destination.
+fn transmit(from: &File, to: &File, macs: (MacAddr, MacAddr)) -> Result<()> {
+    let frame = frame(macs);
+    let written = (&*from).write(&frame).context("writing a frame to a tap")?;
+    ensure!(
+        written == frame.len(),
+        "the tap took {written} bytes of {}",
+        frame.len()
+    );
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut polled = [PollFd::new(to.as_fd(), PollFlags::POLLIN)];
+        let ready =
+            poll(&mut polled, PollTimeout::try_from(left)?).context("waiting for a frame")?;
+        ensure!(ready > 0, "the frame did not arrive within {PATIENCE:?}");
+        let mut buffer = [0; LONGEST_FRAME];
+        let length = (&*to)
+            .read(&mut buffer)
+            .context("reading a frame from a tap")?;
+        // Others send as well, IPv6 for one.
+        if buffer.get(VNET_HEADER..length) == Some(&frame[VNET_HEADER..]) {
+            return Ok(());
+        }
+    }
+}
+
+fn frame((source, destination): (MacAddr, MacAddr)) -> Vec<u8> {
+    let mut frame = vec![0; VNET_HEADER];
+    frame.extend(destination.0);
+    frame.extend(source.0);
+    frame.extend(ETHERTYPE);
+    frame.extend(std::process::id().to_be_bytes());
+    frame.extend(b"a frame of macvtap selftest, longer than the shortest frame there is");
+    frame
+}

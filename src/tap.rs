@@ -1,0 +1,317 @@
+//! The character device `/dev/tapN` of a macvtap: which taps this machine has,
+//! and the node by which one is opened.
+//!
+//! N is an interface index, which is unique within a network namespace only,
+//! while the name `/dev/tapN` is machine-wide. So a node is never trusted before
+//! its device number was compared with what sysfs says about tap N.
+
+use std::{
+    fmt,
+    fs::{self, File, Permissions},
+    io::ErrorKind,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    fcntl::{AtFlags, OFlag},
+    sys::stat::{self, SFlag},
+    unistd::{Gid, Uid, fchownat},
+};
+
+/// Who may open a tap beside root: everybody else is kept out.
+const MODE: u32 = 0o660;
+
+/// The device number of a tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Device {
+    major: u64,
+    minor: u64,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// User and group of a tap's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user's number.
+    pub user: u32,
+    /// The group's number.
+    pub group: u32,
+}
+
+/// What stands at the path of a tap's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// Nothing.
+    Missing,
+    /// A character device with this number, owner and permission bits.
+    Device(Device, Owner, u32),
+    /// A file of another type.
+    Foreign,
+}
+
+/// The path of the node of tap `number`.
+#[must_use]
+pub fn path(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/tap{number}"))
+}
+
+/// The devices that are called tap `number`, in all network namespaces of the
+/// machine. More than one if two namespaces use the same interface index.
+pub fn devices(number: u32) -> Result<Vec<Device>> {
+    let suffix = format!("/tap{number}");
+    let all = all()?;
+    let named = all.into_iter().filter(|(_, name)| name.ends_with(&suffix));
+    Ok(named.map(|(device, _)| device).collect())
+}
+
+/// Every tap of the machine, and where sysfs has it.
+///
+/// `/sys/dev/char` shows the devices of all network namespaces, whereas the
+/// directories that its links point to are visible in one's own only.
+fn all() -> Result<Vec<(Device, String)>> {
+    let Some(major) = major()? else {
+        return Ok(Vec::new());
+    };
+    let prefix = format!("{major}:");
+    let mut taps = Vec::new();
+    for entry in fs::read_dir("/sys/dev/char").context("listing /sys/dev/char")? {
+        let entry = entry.context("listing /sys/dev/char")?;
+        let name = entry.file_name();
+        let minor = name.to_str().and_then(|name| name.strip_prefix(&prefix));
+        let Some(minor) = minor.and_then(|minor| minor.parse().ok()) else {
+            continue;
+        };
+        match fs::read_link(entry.path()) {
+            Ok(target) => taps.push((
+                Device { major, minor },
+                target.to_string_lossy().into_owned(),
+            )),
+            Err(error) if error.kind() == ErrorKind::NotFound => {} // gone meanwhile
+            Err(error) => return Err(error).context("reading a link in /sys/dev/char"),
+        }
+    }
+    Ok(taps)
+}
+
+/// The major device number of macvtap; none while the kernel has not loaded it.
+fn major() -> Result<Option<u64>> {
+    let devices = fs::read_to_string("/proc/devices").context("reading /proc/devices")?;
+    Ok(devices.lines().find_map(|line| {
+        let (number, name) = line.trim_start().split_once(' ')?;
+        (name == "macvtap").then(|| number.parse().ok()).flatten()
+    }))
+}
+
+/// Looks at the node at `path`, without following a symbolic link.
+pub fn node(path: &Path) -> Result<Node> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(describe(&metadata)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Node::Missing),
+        Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
+    }
+}
+
+fn describe(metadata: &fs::Metadata) -> Node {
+    if !metadata.file_type().is_char_device() {
+        return Node::Foreign;
+    }
+    let device = Device {
+        major: stat::major(metadata.rdev()),
+        minor: stat::minor(metadata.rdev()),
+    };
+    let owner = Owner {
+        user: metadata.uid(),
+        group: metadata.gid(),
+    };
+    Node::Device(device, owner, metadata.mode() & 0o7777)
+}
+
+/// Sees to it that `/dev/tap<number>` is `device` and belongs to `owner`.
+/// False if the node of a devtmpfs is not, or not yet, that of this device: then
+/// another tap has the same name, and the link has to be made again. The
+/// kernel would not remove a node that we put there.
+pub fn give(number: u32, device: Device, owner: Owner) -> Result<bool> {
+    let path = path(number);
+    if own(&path, device, owner)? {
+        return Ok(true);
+    }
+    if dev_is_devtmpfs()? {
+        return Ok(false);
+    }
+    make(number, device, owner)?;
+    Ok(true)
+}
+
+/// Whether the node of tap `number` is as [`give`] leaves it; else what is wrong.
+pub fn verify(number: u32, device: Device, owner: Owner) -> Result<()> {
+    let path = path(number);
+    let path = path.display();
+    match node(&self::path(number))? {
+        Node::Missing => bail!("{path} does not exist"),
+        Node::Foreign => bail!("{path} is not a character device"),
+        Node::Device(found, ..) if found != device => {
+            bail!("{path} is device {found}, the macvtap's tap is {device}")
+        }
+        Node::Device(_, found, _) if found != owner => bail!(
+            "{path} belongs to {}:{}, not to {}:{}",
+            found.user,
+            found.group,
+            owner.user,
+            owner.group
+        ),
+        Node::Device(.., mode) if mode != MODE => {
+            bail!("{path} has mode {mode:04o}, not {MODE:04o}")
+        }
+        Node::Device(..) => Ok(()),
+    }
+}
+
+/// Removes the node of tap `number` if it is ours to remove: on a /dev that is no
+/// devtmpfs nodes stay when their device goes, and would open the next
+/// device that gets the number. True if there was one.
+pub fn remove_stale(number: u32) -> Result<bool> {
+    let path = path(number);
+    let unfinished = unfinished(number);
+    if node(&path)? == Node::Missing && node(&unfinished)? == Node::Missing {
+        return Ok(false);
+    }
+    if dev_is_devtmpfs()? {
+        return Ok(false);
+    }
+    remove(&unfinished)?;
+    let Node::Device(device, ..) = node(&path)? else {
+        return Ok(false);
+    };
+    // A number in use by a tap of this name is alive; one of another major is not ours.
+    if devices(number)?.contains(&device) || major()?.is_some_and(|major| major != device.major) {
+        return Ok(false);
+    }
+    remove(&path)?;
+    Ok(true)
+}
+
+/// The tap numbers of which /dev has a node.
+pub fn nodes() -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir("/dev").context("listing /dev")? {
+        let name = entry.context("listing /dev")?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_prefix("tap"));
+        numbers.extend(digits.and_then(|digits| digits.parse::<u32>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// Changes owner and mode of the node at `path` by a descriptor whose device number
+/// was compared first, so that nobody can put another file in between.
+fn own(path: &Path, device: Device, owner: Owner) -> Result<bool> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    let opened = File::options()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+    };
+    let metadata = file.metadata().context("looking at an open node")?;
+    if !matches!(describe(&metadata), Node::Device(found, ..) if found == device) {
+        return Ok(false);
+    }
+    let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
+    fchownat(&file, "", Some(user), Some(group), AtFlags::AT_EMPTY_PATH).with_context(|| {
+        let path = path.display();
+        format!("giving {path} to {}:{}", owner.user, owner.group)
+    })?;
+    // fchmod refuses descriptors that were opened with O_PATH.
+    let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(by_descriptor, Permissions::from_mode(MODE))
+        .with_context(|| format!("setting the mode of {}", path.display()))?;
+    Ok(true)
+}
+
+/// Makes the node, whole under another name first: whoever looks sees the right one or none.
+fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
+    let (path, unfinished) = (path(number), unfinished(number));
+    remove(&unfinished)?;
+    let rdev = stat::makedev(device.major, device.minor);
+    let root_only = stat::Mode::S_IRUSR | stat::Mode::S_IWUSR;
+    stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev)
+        .with_context(|| format!("making the node {}", path.display()))?;
+    let made = own(&unfinished, device, owner).and_then(|ours| {
+        anyhow::ensure!(ours, "{} is not what was made", unfinished.display());
+        fs::rename(&unfinished, &path).with_context(|| format!("making {}", path.display()))
+    });
+    if made.is_err() {
+        remove(&unfinished)?;
+    }
+    made
+}
+
+fn unfinished(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/.tap{number}.macvtap"))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the kernel keeps the nodes in /dev itself. Not so in a node that is a
+/// container, as in `KinD`. The file system's magic number does not tell: a
+/// devtmpfs has that of tmpfs.
+fn dev_is_devtmpfs() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+    Ok(fs_type_of(&mounts, "/dev") == Some("devtmpfs"))
+}
+
+/// The type of the file system mounted last on `mount_point`, by `proc_pid_mountinfo(5)`.
+fn fs_type_of<'a>(mounts: &'a str, mount_point: &str) -> Option<&'a str> {
+    let on_it = |line: &&str| line.split(' ').nth(4) == Some(mount_point);
+    let line = mounts.lines().rfind(on_it)?;
+    let (_, after) = line.split_once(" - ")?;
+    after.split(' ').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_type_of_the_upper_mount() {
+        let mounts = "\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+23 22 0:6 / /dev rw,relatime shared:2 - devtmpfs devtmpfs rw,size=1k
+24 23 0:22 / /dev/shm rw - tmpfs tmpfs rw
+";
+        assert_eq!(fs_type_of(mounts, "/dev"), Some("devtmpfs"));
+        let covered = format!("{mounts}30 22 0:40 / /dev rw - tmpfs tmpfs rw\n");
+        assert_eq!(fs_type_of(&covered, "/dev"), Some("tmpfs"));
+        assert_eq!(fs_type_of("garbage\n", "/dev"), None);
+        assert_eq!(fs_type_of("", "/dev"), None);
+    }
+
+    #[test]
+    fn tells_nodes_apart() {
+        assert_eq!(node(Path::new("/dev/nothing-here")).unwrap(), Node::Missing);
+        assert_eq!(node(Path::new("/proc/self/stat")).unwrap(), Node::Foreign);
+        let Node::Device(device, ..) = node(Path::new("/dev/null")).unwrap() else {
+            panic!("/dev/null is no device");
+        };
+        assert_eq!(device.to_string(), "1:3");
+    }
+}
