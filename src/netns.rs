@@ -1,6 +1,7 @@
 //! A network namespace, named by a path or a descriptor.
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::{
@@ -24,6 +25,18 @@ use crate::netlink;
 const NSFS: FsType = FsType(0x6e73_6673);
 /// The calling thread's network namespace.
 const CURRENT: &str = "/proc/thread-self/ns/net";
+
+/// What was given for a network namespace is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotANetns(String);
+
+impl fmt::Display for NotANetns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not a network namespace", self.0)
+    }
+}
+
+impl std::error::Error for NotANetns {}
 
 /// An open network namespace, which lives as long as this.
 pub struct Netns {
@@ -50,7 +63,7 @@ impl Netns {
             .with_context(|| format!("asking for the file system of {}", path.display()))?
             .filesystem_type();
         if fs_type != NSFS {
-            bail!("{} is not a network namespace", path.display());
+            return Err(NotANetns(path.display().to_string()).into());
         }
         Ok(Some(Self { file }))
     }
@@ -122,7 +135,7 @@ fn is_absent(error: &io::Error) -> bool {
 
 fn enter(file: &File) -> Result<()> {
     match setns(file, CloneFlags::CLONE_NEWNET) {
-        Err(Errno::EINVAL) => bail!("it is a namespace, but not a network namespace"),
+        Err(Errno::EINVAL) => Err(NotANetns("a namespace of another kind".to_owned()).into()),
         Err(Errno::EPERM) => bail!("entering a network namespace needs CAP_SYS_ADMIN"),
         other => other.context("entering a network namespace"),
     }

@@ -176,6 +176,10 @@ impl Work<'_> {
         let lower = self.host.link_by_name(name)?.with_context(|| {
             format!("lower device {name:?} does not exist on this node; is it renamed or gone?")
         })?;
+        if lower.loopback || !lower.ethernet {
+            let text = format!("lower device {name:?} is not an Ethernet device");
+            return Err(CniError::new(code::CONFIG, text).into());
+        }
         if !lower.up {
             let text = format!(
                 "lower device {name:?} is down, no frame would pass; \

@@ -6,6 +6,7 @@ use anyhow::Error;
 use serde_json::{Map, Value};
 
 use super::{result::to_text, version};
+use crate::netns::NotANetns;
 
 /// The codes of the CNI specification 1.1.0, section "Error".
 pub mod code {
@@ -68,8 +69,13 @@ impl CniError {
     #[must_use]
     pub fn from_chain(error: &Error) -> Self {
         let coded = error.downcast_ref::<Self>();
+        let code = match coded {
+            Some(coded) => coded.code,
+            None if error.is::<NotANetns>() => code::NETNS,
+            None => code::INTERNAL,
+        };
         Self {
-            code: coded.map_or(code::INTERNAL, |coded| coded.code),
+            code,
             msg: format!("{error:#}"),
             details: coded.map_or_else(String::new, |coded| coded.details.clone()),
         }

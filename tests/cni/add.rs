@@ -1,0 +1,230 @@
+//! ADD as it has to be: the interface, its tap, the result.
+
+use serde_json::{Value, json};
+
+use crate::netns::{
+    Host, IFNAME, LOWER, Node, device_id, device_id_in, owner, tap, tap_exists, tap_number,
+};
+
+/// What `ip` says of the interface in the pod.
+fn attached(pod: &Host) -> Value {
+    pod.link(IFNAME).expect("the interface is not in the pod")
+}
+
+fn has_flag(link: &Value, flag: &str) -> bool {
+    let flags = link["flags"].as_array().unwrap();
+    flags.iter().any(|found| found == flag)
+}
+
+#[test]
+fn makes_the_macvtap_that_was_promised() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    assert!(!tap(number).exists());
+    let call = node.promised(&pod, number);
+    let result = call.add();
+    let link = attached(&pod);
+    assert_eq!(link["ifindex"], number);
+    assert_eq!(link["linkinfo"]["info_kind"], "macvtap");
+    assert_eq!(link["linkinfo"]["info_data"]["mode"], "bridge");
+    assert_eq!(link["mtu"], 1500);
+    assert_eq!(link["txqlen"], 1000);
+    assert_eq!(link["operstate"], "UP");
+    assert_eq!(link["inet6_addr_gen_mode"], "none");
+    assert!(has_flag(&link, "ALLMULTI"));
+    assert!(!has_flag(&link, "PROMISC"));
+    assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+    let interface = json!({
+        "name": IFNAME, "mac": link["address"], "mtu": 1500, "sandbox": pod.path(),
+    });
+    let expected = json!({"cniVersion": "1.1.0", "interfaces": [interface]});
+    assert_eq!(result, expected);
+    // Nothing on the host, neither before nor after.
+    assert_eq!(node.host.links(), [LOWER]);
+    call.succeed("DEL");
+    assert!(pod.links().is_empty());
+    assert!(!tap(number).exists() && !tap_exists(number));
+}
+
+#[test]
+fn the_same_promise_can_be_kept_again_and_again() {
+    let (node, number) = (Node::new(), tap_number());
+    for round in 0..10 {
+        let pod = Host::new();
+        let call = node.promised(&pod, number).added();
+        assert_eq!(attached(&pod)["ifindex"], number, "round {round}");
+        call.succeed("CHECK");
+        // No DEL: the pod's netns just goes, as in a crash or a reboot.
+    }
+}
+
+#[test]
+fn every_mode() {
+    for mode in ["bridge", "private", "vepa", "passthru", "source"] {
+        let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+        let call = node.cni(&pod, json!({"deviceID": device_id_in(mode, number)}));
+        call.clone().added().succeed("CHECK");
+        let link = attached(&pod);
+        assert_eq!(link["linkinfo"]["info_data"]["mode"], mode);
+        call.succeed("DEL");
+    }
+}
+
+#[test]
+fn mtu_promiscuous_and_owner_as_configured() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let call = node.promised(&pod, number).with("mtu", 1000);
+    let call = call.with("promiscMode", true).with("allMulticast", false);
+    let call = call.with("owner", 1234).with("group", 0).added();
+    let link = attached(&pod);
+    assert_eq!(link["mtu"], 1000);
+    // The original's own test: the count of those who want all frames is one.
+    assert_eq!(link["promiscuity"], 1);
+    assert!(has_flag(&link, "PROMISC") && !has_flag(&link, "ALLMULTI"));
+    assert_eq!(owner(&tap(number)), (1234, 0, 0o660));
+    call.succeed("CHECK");
+}
+
+#[test]
+fn the_mtu_is_the_lower_devices_unless_configured() {
+    let (node, pod) = (Node::new(), Host::new());
+    node.host.ip(&format!("link set {LOWER} mtu 1400"));
+    let result = node.promised(&pod, tap_number()).with("mtu", 0).add();
+    assert_eq!(attached(&pod)["mtu"], 1400);
+    assert_eq!(result["interfaces"][0]["mtu"], 1400);
+}
+
+#[test]
+fn a_lower_device_without_queue_does_not_make_the_taps_ring_empty() {
+    let (node, pod) = (Node::new(), Host::new());
+    node.host.ip(&format!("link set {LOWER} txqueuelen 0"));
+    node.promised(&pod, tap_number()).add();
+    assert_eq!(attached(&pod)["txqlen"], 1000);
+    let (node, pod) = (Node::new(), Host::new());
+    node.host.ip(&format!("link set {LOWER} txqueuelen 77"));
+    node.promised(&pod, tap_number()).add();
+    assert_eq!(attached(&pod)["txqlen"], 77);
+}
+
+#[test]
+fn the_mac_from_each_place() {
+    let mac = "02:00:00:00:00:aa";
+    let multus = format!("IgnoreUnknown=true;K8S_POD_NAME=vm;K8S_POD_UID=1;MAC={mac}");
+    for (args, key, value) in [
+        (multus.as_str(), "type", json!("macvtap")),
+        ("MAC=02-00-00-00-00-AA", "type", json!("macvtap")),
+        ("", "mac", json!("0200.0000.00aa")),
+        (
+            "MAC=02:00:00:00:00:bb",
+            "runtimeConfig",
+            json!({"mac": mac}),
+        ),
+        ("MAC=nonsense", "args", json!({"cni": {"mac": mac}})),
+    ] {
+        let (node, pod) = (Node::new(), Host::new());
+        let call = node.promised(&pod, tap_number()).with(key, value);
+        let result = call.env("CNI_ARGS", args).add();
+        assert_eq!(result["interfaces"][0]["mac"], mac, "{args} {key}");
+        assert_eq!(attached(&pod)["address"], mac, "{args} {key}");
+    }
+}
+
+#[test]
+fn without_a_mac_it_is_a_random_local_one() {
+    let (node, pod) = (Node::new(), Host::new());
+    let result = node.promised(&pod, tap_number()).add();
+    let mac: macvtap::mac::MacAddr = result["interfaces"][0]["mac"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(mac.is_assignable());
+    assert_eq!(mac.0[0] & 2, 2, "{mac} is not locally administered");
+}
+
+#[test]
+fn a_passthru_macvtap_passes_its_mac_on() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let id = device_id_in("passthru", number);
+    let before = node.host.link(LOWER).unwrap()["address"].clone();
+    let call = node.cni(&pod, json!({"deviceID": id, "mac": "02:00:00:00:00:ab"}));
+    call.clone().added().succeed("CHECK");
+    assert_eq!(
+        node.host.link(LOWER).unwrap()["address"],
+        "02:00:00:00:00:ab"
+    );
+    call.succeed("DEL");
+    assert_eq!(node.host.link(LOWER).unwrap()["address"], before);
+}
+
+#[test]
+fn device_id_in_the_runtime_config() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let runtime = json!({"deviceID": device_id(number)});
+    let capabilities = json!({"deviceID": true, "mac": true});
+    let call = node.cni(
+        &pod,
+        json!({"runtimeConfig": runtime, "capabilities": capabilities}),
+    );
+    call.add();
+    assert_eq!(attached(&pod)["ifindex"], number);
+    call.succeed("DEL");
+}
+
+#[test]
+fn without_device_plugin_the_configuration_names_the_lower_device() {
+    for key in ["lowerDevice", "master"] {
+        let (node, pod) = (Node::new(), Host::new());
+        let call = node.cni(&pod, json!({key: LOWER, "mode": "vepa"}));
+        let call = call.env("CNI_CONTAINERID", key).added();
+        let link = attached(&pod);
+        assert_eq!(link["linkinfo"]["info_data"]["mode"], "vepa");
+        let number = u32::try_from(link["ifindex"].as_u64().unwrap()).unwrap();
+        // Neither the kernel's low numbers nor those that device plugins promise.
+        assert!(number >= 1 << 25);
+        assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+        call.succeed("CHECK");
+        call.succeed("DEL");
+        assert!(!tap_exists(number));
+        // The same container and interface get the same tap again.
+        call.add();
+        assert_eq!(attached(&pod)["ifindex"], number);
+    }
+}
+
+#[test]
+fn two_attachments_in_one_pod_and_two_pods_at_once() {
+    let (node, one, two) = (Node::new(), Host::new(), Host::new());
+    let first = node.promised(&one, tap_number());
+    let second = node.promised(&one, tap_number()).env("CNI_IFNAME", "net2");
+    let third = node.promised(&two, tap_number());
+    for call in [&first, &second, &third] {
+        call.add();
+    }
+    assert_eq!(one.links().len(), 2);
+    for call in [&first, &second, &third] {
+        call.clone().succeed("DEL");
+    }
+    assert!(one.links().is_empty() && two.links().is_empty());
+}
+
+#[test]
+fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let words = format!("link add old index {number} link {LOWER} type macvtap");
+    node.host.ip(&words);
+    assert!(tap_exists(number));
+    node.promised(&pod, number).add();
+    assert_eq!(node.host.links(), [LOWER]);
+    assert_eq!(attached(&pod)["ifindex"], number);
+}
+
+#[test]
+fn keys_that_others_put_there_are_tolerated() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.promised(&pod, tap_number());
+    let call = call.with("cni.dev/attachments", json!([]));
+    let call = call.with("capabilities", json!({"mac": true}));
+    let call = call.with("dns", json!({})).with("ipam", json!({}));
+    let call = call.with("pciBusID", "x").with("unknown", 1);
+    call.add();
+}

@@ -1,0 +1,231 @@
+//! Whatever is wrong: one JSON error with the right code, exit status 1, and
+//! nothing left behind in host or pod.
+
+use serde_json::json;
+
+use crate::netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, device_id_in, tap_exists, tap_number};
+
+struct Case {
+    node: Node,
+    pod: Host,
+    number: u32,
+}
+
+impl Case {
+    fn new() -> Self {
+        Self {
+            node: Node::new(),
+            pod: Host::new(),
+            number: tap_number(),
+        }
+    }
+
+    fn call(&self) -> Cni<'_> {
+        self.node.promised(&self.pod, self.number)
+    }
+
+    /// ADD of `call` fails with `code`, says all `parts`, and leaves nothing.
+    fn refuses(&self, call: &Cni<'_>, code: u64, parts: &[&str]) {
+        let (pod, host) = (self.pod.links(), self.node.host.links());
+        let (found, msg) = call.fail("ADD");
+        assert_eq!(found, code, "{msg}");
+        for part in parts {
+            assert!(msg.contains(part), "{part:?} is not in {msg:?}");
+        }
+        assert_eq!(self.pod.links(), pod, "left in the pod");
+        assert_eq!(self.node.host.links(), host, "left on the host");
+        assert!(!tap_exists(self.number), "a tap is left");
+    }
+}
+
+#[test]
+fn netns_paths() {
+    let case = Case::new();
+    let at = |path: &str| case.call().env("CNI_NETNS", path);
+    case.refuses(
+        &at("/run/netns/none"),
+        8,
+        &["/run/netns/none", "does not exist"],
+    );
+    case.refuses(
+        &at("/etc/passwd"),
+        8,
+        &["/etc/passwd", "not a network namespace"],
+    );
+    case.refuses(&at("/dev/zero"), 8, &["not a network namespace"]);
+    case.refuses(&at("/"), 8, &["not a network namespace"]);
+    case.refuses(&at("/proc/self/ns/mnt"), 8, &["not a network namespace"]);
+}
+
+#[test]
+fn lower_devices() {
+    let case = Case::new();
+    let on = |lower: &str| {
+        let id = format!("xMvp0@{lower}:bridge:{}", case.number);
+        case.call().with("deviceID", id)
+    };
+    case.refuses(&on("eth9"), 999, &["eth9", "does not exist"]);
+    case.node.host.ip("link add br0 type bridge");
+    case.node.host.ip(&format!("link set {LOWER} master br0"));
+    case.refuses(&case.call(), 999, &[LOWER, "EBUSY", "port of br0"]);
+    case.node.host.ip(&format!("link set {LOWER} nomaster"));
+    case.node.host.ip("link set lo up");
+    case.refuses(&on("lo"), 7, &["lo", "not an Ethernet device"]);
+    case.node.host.ip(&format!("link set {LOWER} down"));
+    case.refuses(&case.call(), 11, &[LOWER, "down", "ip link set"]);
+}
+
+#[test]
+fn mtus() {
+    let case = Case::new();
+    let with = |mtu: i64| case.call().with("mtu", mtu);
+    case.refuses(&with(9000), 7, &["9000", "1500", LOWER]);
+    case.refuses(&with(-1), 7, &["mtu", "-1"]);
+    case.refuses(&with(67), 7, &["mtu", "67", "68"]);
+    case.refuses(&with(1 << 40), 7, &["mtu"]);
+}
+
+#[test]
+fn macs() {
+    let case = Case::new();
+    let with = |mac: &str| case.call().env("CNI_ARGS", &format!("MAC={mac}"));
+    case.refuses(&with("01:00:5e:00:00:01"), 7, &["CNI_ARGS", "multicast"]);
+    case.refuses(&with("00:00:00:00:00:00"), 7, &["zero"]);
+    case.refuses(&with("02:00:00"), 7, &["02:00:00"]);
+    case.refuses(&with("02:00:00:00:00:00:00:01"), 7, &["6 octets"]);
+    // In use on the lower device, by itself and by a sibling.
+    let own = case.node.host.link(LOWER).unwrap()["address"].clone();
+    case.refuses(
+        &with(own.as_str().unwrap()),
+        11,
+        &[own.as_str().unwrap(), "in use"],
+    );
+    let sibling = Host::new();
+    let mac = "02:00:00:00:00:01";
+    let other = case.node.promised(&sibling, tap_number());
+    other.with("mac", mac).add();
+    case.refuses(&with(mac), 11, &[mac, "in use"]);
+}
+
+#[test]
+fn a_mac_becomes_free_while_add_waits() {
+    let case = Case::new();
+    let mac = "02:00:00:00:00:02";
+    let sibling = Host::new();
+    let other = case.node.promised(&sibling, tap_number()).with("mac", mac);
+    other.add();
+    let waiting = case.call().with("mac", mac);
+    std::thread::scope(|scope| {
+        let add = scope.spawn(|| waiting.add());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        other.succeed("DEL");
+        assert_eq!(add.join().unwrap()["interfaces"][0]["mac"], mac);
+    });
+}
+
+#[test]
+fn an_interface_of_that_name_in_the_pod() {
+    let case = Case::new();
+    case.pod.ip(&format!("link add {IFNAME} type bridge"));
+    case.refuses(&case.call(), 4, &["CNI_IFNAME", IFNAME, "exists", "bridge"]);
+    case.pod.ip(&format!("link delete {IFNAME}"));
+    case.call().add();
+    let again = case.call().fail("ADD");
+    assert_eq!(again.0, 4, "{}", again.1);
+    assert_eq!(case.pod.links(), [IFNAME], "the attachment of before");
+}
+
+#[test]
+fn device_ids() {
+    let case = Case::new();
+    let with = |id: &str| case.call().with("deviceID", id);
+    let n = case.number;
+    case.refuses(
+        &with(""),
+        7,
+        &["resourceName", "limits", "network-resources-injector"],
+    );
+    case.refuses(
+        &with(&format!("xMvp0@{LOWER}:{n}")),
+        7,
+        &["malformed device ID"],
+    );
+    case.refuses(
+        &with(&format!("xMvp0@{LOWER}:hub:{n}")),
+        7,
+        &["unknown mode", "hub"],
+    );
+    case.refuses(&with(&format!("xMvp0@{LOWER}:bridge:5")), 7, &["tap 5"]);
+    case.refuses(&with("@"), 7, &["malformed"]);
+    case.refuses(
+        &with("eth0Mvp12345"),
+        7,
+        &["eth0Mvp12345", "delete the pod"],
+    );
+    case.refuses(&with(&"x".repeat(3000)), 7, &["xxx"]);
+    let foreign = case.call().with("mode", "vepa");
+    case.refuses(&foreign, 7, &["mode", "vepa", "bridge"]);
+    let foreign = case.call().with("lowerDevice", "eth1");
+    case.refuses(&foreign, 7, &["lowerDevice", "eth1", LOWER]);
+}
+
+#[test]
+fn an_interface_index_that_is_taken_in_the_pod() {
+    let case = Case::new();
+    case.pod
+        .ip(&format!("link add other index {} type bridge", case.number));
+    case.refuses(
+        &case.call(),
+        999,
+        &["taken", "other", &case.number.to_string()],
+    );
+}
+
+#[test]
+fn a_second_port_beside_passthru() {
+    let case = Case::new();
+    let first = Host::new();
+    let id = device_id_in("passthru", tap_number());
+    case.node.cni(&first, json!({"deviceID": id})).add();
+    case.refuses(&case.call(), 999, &[LOWER, "passthru"]);
+}
+
+#[test]
+fn owners() {
+    let case = Case::new();
+    case.refuses(&case.call().with("owner", -1), 7, &["owner", "-1"]);
+    case.refuses(&case.call().with("group", "qemu"), 7, &["group", "qemu"]);
+    case.refuses(&case.call().with("owner", u32::MAX), 7, &["owner"]);
+}
+
+#[test]
+fn a_tap_that_cannot_be_given_to_its_owner() {
+    let case = Case::new();
+    let words = ["setpriv", "--bounding-set=-chown", "--inh-caps=-chown"];
+    let call = case.call().by(&words);
+    let path = format!("/dev/tap{}", case.number);
+    case.refuses(&call, 999, &["giving", &path, "107:107"]);
+}
+
+#[test]
+fn without_the_capabilities() {
+    let case = Case::new();
+    let without = |capability: &str| {
+        let bounding = format!("--bounding-set=-{capability}");
+        let inheritable = format!("--inh-caps=-{capability}");
+        case.call().by(&["setpriv", &bounding, &inheritable])
+    };
+    case.refuses(&without("sys_admin"), 999, &["CAP_SYS_ADMIN"]);
+    case.refuses(&without("net_admin"), 999, &["CAP_NET_ADMIN"]);
+}
+
+#[test]
+fn a_lower_device_in_another_netns_only() {
+    let case = Case::new();
+    let id = format!("xMvp0@{FAR_END}:bridge:{}", case.number);
+    case.refuses(
+        &case.call().with("deviceID", id),
+        999,
+        &[FAR_END, "does not exist"],
+    );
+}

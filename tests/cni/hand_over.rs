@@ -1,0 +1,166 @@
+//! Device IDs of kubevirt/macvtap-cni, and macvtaps that exist on the host: moved into the pod.
+
+use macvtap::device_id::original_link_name;
+use serde_json::json;
+
+use crate::netns::{Cni, Host, IFNAME, LOWER, Node, owner, tap, tap_exists, tap_number};
+
+/// A node on which the macvtap `name` waits, as the original's device plugin makes it: up.
+fn waiting(name: &str, number: u32) -> Node {
+    let node = Node::new();
+    node.host.ip(&format!(
+        "link add {name} index {number} link {LOWER} type macvtap"
+    ));
+    node.host.ip(&format!("link set {name} up"));
+    node
+}
+
+fn call<'a>(node: &'a Node, pod: &Host, id: &str) -> Cni<'a> {
+    node.cni(pod, json!({"cniVersion": "0.4.0", "deviceID": id}))
+}
+
+#[test]
+fn of_an_id_of_the_original() {
+    let number = tap_number();
+    let node = waiting(&original_link_name("eth0Mvp3"), number);
+    let pod = Host::new();
+    let call = call(&node, &pod, "eth0Mvp3").with("mtu", 1400);
+    let call = call.with("promiscMode", true);
+    let call = call
+        .env("CNI_ARGS", "IgnoreUnknown=1;MAC=02:00:00:00:00:10")
+        .added();
+    assert_eq!(node.host.links(), [LOWER]);
+    let link = pod.link(IFNAME).unwrap();
+    assert_eq!(link["ifindex"], number);
+    assert_eq!(link["address"], "02:00:00:00:00:10");
+    assert_eq!(link["mtu"], 1400);
+    assert_eq!(link["promiscuity"], 1);
+    assert_eq!(link["operstate"], "UP");
+    assert_eq!(link["inet6_addr_gen_mode"], "none");
+    let addresses = pod.ip(&format!("-j -6 address show dev {IFNAME}"));
+    assert!(!addresses.contains("fe80"), "{addresses}");
+    assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert!(pod.links().is_empty() && !tap_exists(number));
+}
+
+#[test]
+fn of_a_macvtap_by_its_name() {
+    let number = tap_number();
+    let node = waiting("dev500", number);
+    let pod = Host::new();
+    let call = call(&node, &pod, "dev500").with("mode", "vepa");
+    call.add(); // vepa is the kernel's default
+    call.succeed("DEL");
+    node.host.ip(&format!(
+        "link add dev500 index {number} link {LOWER} type macvtap"
+    ));
+    let (code, msg) = call.clone().with("mode", "bridge").fail("ADD");
+    assert_eq!(code, 7);
+    assert!(msg.contains("contradicts"), "{msg}");
+    let call = call.with("mode", "").with("lowerDevice", LOWER);
+    call.add();
+    assert_eq!(pod.link(IFNAME).unwrap()["ifindex"], number);
+}
+
+#[test]
+fn the_hashed_name_comes_before_the_plain_one() {
+    let (hashed, plain) = (tap_number(), tap_number());
+    let node = waiting(&original_link_name("dev500"), hashed);
+    node.host.ip(&format!(
+        "link add dev500 index {plain} link {LOWER} type macvtap"
+    ));
+    let pod = Host::new();
+    call(&node, &pod, "dev500").add();
+    assert_eq!(pod.link(IFNAME).unwrap()["ifindex"], hashed);
+}
+
+#[test]
+fn never_of_anything_but_a_macvtap() {
+    let (node, pod) = (Node::new(), Host::new());
+    let (code, msg) = call(&node, &pod, LOWER).fail("ADD");
+    assert_eq!(code, 7);
+    assert!(msg.contains("no macvtap"), "{msg}");
+    assert_eq!(node.host.links(), [LOWER]);
+    let name = original_link_name("x");
+    node.host
+        .ip(&format!("link add {name} link {LOWER} type macvlan"));
+    assert_eq!(call(&node, &pod, "x").fail("ADD").0, 7);
+    assert!(node.host.link(&name).is_some());
+}
+
+#[test]
+fn what_fails_puts_it_back() {
+    let number = tap_number();
+    let node = waiting("dev500", number);
+    let before = node.host.link("dev500").unwrap();
+    let pod = Host::new();
+    let sibling = Host::new();
+    let mac = "02:00:00:00:00:11";
+    node.promised(&sibling, tap_number()).with("mac", mac).add();
+    for (key, value) in [
+        ("mtu", json!(9000)),
+        ("mac", json!(mac)),
+        ("lowerDevice", json!("x")),
+    ] {
+        call(&node, &pod, "dev500").with(key, value).fail("ADD");
+        assert!(pod.links().is_empty(), "{key}: left in the pod");
+        let after = node.host.link("dev500").expect("it is lost");
+        assert_eq!(after["address"], before["address"], "{key}");
+        assert_eq!(after["mtu"], before["mtu"], "{key}");
+        assert_eq!(after["ifindex"], number, "{key}");
+    }
+    // And then it works.
+    call(&node, &pod, "dev500").add();
+    assert_eq!(pod.links(), [IFNAME]);
+}
+
+#[test]
+fn a_promised_tap_would_change_its_name() {
+    let number = tap_number();
+    let name = original_link_name("eth0Mvp4");
+    let node = waiting(&name, number);
+    let pod = Host::new();
+    pod.ip(&format!("link add other index {number} type bridge"));
+    let (_, msg) = call(&node, &pod, "eth0Mvp4").fail("ADD");
+    assert!(msg.contains("taken in the pod by \"other\""), "{msg}");
+    assert!(node.host.link(&name).is_some());
+}
+
+#[test]
+fn a_half_done_one_is_removed_by_del() {
+    let number = tap_number();
+    let name = original_link_name("eth0Mvp5");
+    let node = waiting(&name, number);
+    let pod = Host::new();
+    // As ADD leaves it if it is killed between the move and the new name.
+    let process = pid_in(&pod);
+    node.host
+        .ip(&format!("link set {name} netns {}", process.id()));
+    assert_eq!(pod.links(), [name.as_str()]);
+    call(&node, &pod, "eth0Mvp5").succeed("DEL");
+    assert!(pod.links().is_empty());
+}
+
+/// A process in the pod: `ip` knows namespaces by processes and mounted names only.
+fn pid_in(pod: &Host) -> Killed {
+    let mut command = std::process::Command::new("sleep");
+    let child = pod.0.run(|| Ok(command.arg("60").spawn()?)).unwrap();
+    Killed(child)
+}
+
+struct Killed(std::process::Child);
+
+impl Killed {
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

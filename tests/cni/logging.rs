@@ -1,0 +1,65 @@
+//! `logFile` and `logLevel`.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use crate::netns::{Host, Node, device_id, tap_number};
+
+#[test]
+fn a_line_names_the_attachment() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("macvtap.log");
+    let call = node.promised(&pod, number).with("logFile", path.to_str());
+    let call = call.env(
+        "CNI_ARGS",
+        "IgnoreUnknown=1;K8S_POD_NAME=vm-x;K8S_POD_NAMESPACE=demo",
+    );
+    let answer = call.call("ADD");
+    assert_eq!(
+        (answer.status, answer.stderr.as_str()),
+        (0, ""),
+        "{answer:?}"
+    );
+    call.fail("ADD");
+    call.succeed("DEL");
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    for line in text.lines() {
+        for part in [
+            "containerID=c",
+            "ifName=net1",
+            "pod=vm-x",
+            "namespace=demo",
+            &format!("deviceID={}", device_id(number)),
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+    assert!(
+        text.contains("level=ERROR") && text.contains("code=4"),
+        "{text}"
+    );
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o007, 0, "the log is open to the world");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_costs_no_pod_its_network() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.promised(&pod, tap_number());
+    let answer = call.with("logFile", "/nowhere/at/all.log").call("ADD");
+    assert_eq!(answer.status, 0, "{answer:?}");
+    assert!(answer.stderr.contains("/nowhere/at/all.log"), "{answer:?}");
+}
+
+#[test]
+fn the_level_decides_and_a_wrong_one_is_refused() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.promised(&pod, tap_number());
+    assert_eq!(call.call("DEL").stderr, "");
+    let verbose = call.clone().with("logLevel", "debug").call("DEL");
+    assert!(verbose.stderr.contains("level=DEBUG"), "{verbose:?}");
+    let (code, msg) = call.with("logLevel", "loud").fail("ADD");
+    assert_eq!(code, 7);
+    assert!(msg.contains("logLevel") && msg.contains("loud"), "{msg}");
+}

@@ -1,0 +1,47 @@
+//! STATUS and GC.
+
+use serde_json::json;
+
+use crate::netns::{Host, IFNAME, LOWER, Node, tap, tap_number};
+
+#[test]
+fn status_says_whether_add_could_work() {
+    let (node, pod) = (Node::new(), Host::new());
+    node.cni(&pod, json!({})).succeed("STATUS");
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER}));
+    call.succeed("STATUS");
+    node.host.ip(&format!("link set {LOWER} down"));
+    assert_eq!(call.fail("STATUS").0, 51);
+    node.host.ip(&format!("link delete {LOWER}"));
+    let (code, msg) = call.fail("STATUS");
+    assert_eq!(code, 50);
+    assert!(msg.contains(LOWER), "{msg}");
+    assert!(node.host.links().is_empty(), "STATUS made something");
+}
+
+#[test]
+fn status_without_the_capability_says_which() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.cni(&pod, json!({}));
+    let call = call.by(&[
+        "setpriv",
+        "--bounding-set=-net_admin",
+        "--inh-caps=-net_admin",
+    ]);
+    let (code, msg) = call.fail("STATUS");
+    assert_eq!(code, 50);
+    assert!(msg.contains("CAP_NET_ADMIN"), "{msg}");
+}
+
+#[test]
+fn gc_leaves_attachments_alone() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let call = node.promised(&pod, number).added();
+    call.succeed("GC");
+    for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+        call.clone().with(key, json!([])).succeed("GC");
+        assert_eq!(pod.links(), [IFNAME]);
+        assert!(tap(number).exists());
+    }
+    call.succeed("CHECK");
+}

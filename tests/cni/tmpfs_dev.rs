@@ -1,0 +1,137 @@
+//! A node whose /dev is a tmpfs, as in `KinD`: nobody makes the taps' nodes but we.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::json;
+
+use crate::netns::{Cni, Host, Node, owner, tap_exists, tap_number, wait_until};
+
+/// A mount namespace of its own, held by a process in it.
+struct Dev(Child);
+
+impl Dev {
+    fn new() -> Self {
+        let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && echo && read x";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.as_mut().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        assert_eq!(line, "\n", "no tmpfs could be mounted");
+        Self(child)
+    }
+
+    /// Calls the plugin in it.
+    fn enter<'a>(&self, call: &Cni<'a>) -> Cni<'a> {
+        let mount = format!("--mount=/proc/{}/ns/mnt", self.0.id());
+        call.clone().by(&["nsenter", &mount])
+    }
+
+    /// A file of its /dev, seen from outside.
+    fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/dev/{name}", self.0.id()))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("")).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name != "null").collect()
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn add_makes_the_node_and_del_removes_it() {
+    let (node, pod, number, dev) = (Node::new(), Host::new(), tap_number(), Dev::new());
+    let call = dev.enter(&node.promised(&pod, number)).added();
+    let path = dev.path(&format!("tap{number}"));
+    assert_eq!(owner(&path), (107, 107, 0o660));
+    let real = fs::metadata(format!("/dev/tap{number}")).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().rdev(), real.rdev());
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert!(dev.names().is_empty(), "{:?}", dev.names());
+    assert!(!tap_exists(number));
+}
+
+#[test]
+fn a_node_of_a_pod_that_died_is_replaced_by_add() {
+    let (node, number, dev) = (Node::new(), tap_number(), Dev::new());
+    let pod = Host::new();
+    dev.enter(&node.promised(&pod, number)).add();
+    let name = format!("tap{number}");
+    drop(pod);
+    wait_until("the tap is gone", || !tap_exists(number));
+    assert_eq!(dev.names(), [name.as_str()], "the stale node");
+    // Another pod gets the device number that the stale node has.
+    let (other, pod) = (Host::new(), Host::new());
+    dev.enter(&node.promised(&other, tap_number())).add();
+    let call = dev.enter(&node.promised(&pod, number)).added();
+    call.succeed("CHECK");
+    let real = fs::metadata(format!("/dev/tap{number}")).unwrap();
+    assert_eq!(fs::metadata(dev.path(&name)).unwrap().rdev(), real.rdev());
+}
+
+#[test]
+fn del_and_gc_remove_the_stale_nodes_of_dead_pods() {
+    for verb in ["DEL", "GC"] {
+        let (node, number, dev) = (Node::new(), tap_number(), Dev::new());
+        let (alive, pod) = (Host::new(), Host::new());
+        let living = tap_number();
+        dev.enter(&node.promised(&alive, living)).add();
+        let call = dev.enter(&node.promised(&pod, number)).added();
+        drop(pod);
+        wait_until("the tap is gone", || !tap_exists(number));
+        let call = call.env("CNI_NETNS", "/run/netns/gone");
+        let call = call.with("cni.dev/valid-attachments", json!([]));
+        call.succeed(verb);
+        assert_eq!(dev.names(), [format!("tap{living}")], "{verb}");
+    }
+}
+
+#[test]
+fn foreign_files_are_left_alone() {
+    let (node, pod, dev) = (Node::new(), Host::new(), Dev::new());
+    let number = tap_number();
+    for name in ["tapestry", "tap", "tap12x"] {
+        fs::write(dev.path(name), "").unwrap();
+    }
+    fs::write(dev.path("tap1"), "").unwrap();
+    let call = dev.enter(&node.promised(&pod, number)).added();
+    call.clone()
+        .with("cni.dev/valid-attachments", json!([]))
+        .succeed("GC");
+    call.succeed("DEL");
+    let mut names = dev.names();
+    names.sort();
+    assert_eq!(names, ["tap", "tap1", "tap12x", "tapestry"]);
+}
+
+#[test]
+fn the_selftest_passes_there() {
+    let dev = Dev::new();
+    let mount = format!("--mount=/proc/{}/ns/mnt", dev.0.id());
+    let mut command = Command::new("nsenter");
+    command
+        .arg(mount)
+        .arg(crate::netns::binary())
+        .arg("selftest");
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(dev.names().is_empty(), "{:?}", dev.names());
+}

@@ -1,0 +1,310 @@
+//! Nodes, pods and wires in network namespaces that descriptors hold: nothing is
+//! mounted, nothing is named, nothing is left behind whatever happens to the test.
+
+#![allow(
+    dead_code,
+    clippy::must_use_candidate,
+    clippy::needless_pass_by_value,
+    reason = "each test uses another part of this"
+)]
+
+use std::{
+    fs,
+    io::Write,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio, id},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use macvtap::netns::Netns;
+use serde_json::{Value, json};
+
+/// The name of every node's lower device.
+pub const LOWER: &str = "eth0";
+/// The interface at the far end of a node's wire.
+pub const FAR_END: &str = "wire0";
+/// The interface that tests attach.
+pub const IFNAME: &str = "net1";
+
+/// The binary under test: what `scripts/test` built for shipping, or else cargo's.
+pub fn binary() -> PathBuf {
+    std::env::var_os("MACVTAP_BINARY").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_macvtap")),
+        PathBuf::from,
+    )
+}
+
+/// A tap number that no other test of this machine uses, neither now nor in another run.
+pub fn tap_number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let counter = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(counter < 1 << 12);
+    1 << 24 | (id() & 0xfff) << 12 | counter
+}
+
+/// A device ID for the tap `number` on [`LOWER`].
+pub fn device_id(number: u32) -> String {
+    device_id_in("bridge", number)
+}
+
+/// A device ID for the tap `number` on [`LOWER`] in a mode.
+pub fn device_id_in(mode: &str, number: u32) -> String {
+    format!("dataplaneMvp7@{LOWER}:{mode}:{number}")
+}
+
+/// A netns, held by a descriptor.
+pub struct Host(pub Netns);
+
+impl Host {
+    /// A fresh one.
+    pub fn new() -> Self {
+        Self(Netns::create().expect("the tests make network namespaces: run them as root"))
+    }
+
+    /// A path to it, for whoever is to open it.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", id(), self.0.as_fd().as_raw_fd())
+    }
+
+    /// Runs a command in it.
+    pub fn output(&self, command: &mut Command) -> Output {
+        self.0
+            .run(|| Ok(command.output()?))
+            .unwrap_or_else(|error| panic!("{command:?}: {error:#}"))
+    }
+
+    /// Runs `ip` with these words; it has to succeed.
+    pub fn ip(&self, words: &str) -> String {
+        let output = self.try_ip(words);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip {words}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs `ip` with these words.
+    pub fn try_ip(&self, words: &str) -> Output {
+        self.output(Command::new("ip").args(words.split_whitespace()))
+    }
+
+    /// What `ip` says of a link, if it exists.
+    pub fn link(&self, name: &str) -> Option<Value> {
+        let output = self.try_ip(&format!("-j -d link show dev {name}"));
+        output.status.success().then(|| {
+            let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+            list[0].clone()
+        })
+    }
+
+    /// The names of its links but loopback.
+    pub fn links(&self) -> Vec<String> {
+        let list: Value = serde_json::from_str(&self.ip("-j link show")).unwrap();
+        let names = list.as_array().unwrap().iter();
+        let names = names.map(|link| link["ifname"].as_str().unwrap().to_owned());
+        names.filter(|name| name != "lo").collect()
+    }
+}
+
+/// A node with its lower device, up, and what is at the other end of the wire.
+pub struct Node {
+    /// The node's own netns.
+    pub host: Host,
+    /// The netns at the other end.
+    pub wire: Host,
+}
+
+impl Node {
+    /// A node whose lower device [`LOWER`] is a veth, wired to [`FAR_END`].
+    pub fn new() -> Self {
+        let (host, wire) = (Host::new(), Host::new());
+        let mut socket = host.0.socket().unwrap();
+        socket.create_veth(LOWER, FAR_END, wire.0.as_fd()).unwrap();
+        host.ip(&format!("link set {LOWER} up"));
+        wire.ip(&format!("link set {FAR_END} up"));
+        Self { host, wire }
+    }
+
+    /// A call of the plugin on this node for `pod`.
+    pub fn cni<'a>(&'a self, pod: &Host, config: Value) -> Cni<'a> {
+        let mut defaults = json!({"cniVersion": "1.1.0", "name": "test", "type": "macvtap"});
+        let extra = config.as_object().expect("a configuration").clone();
+        defaults.as_object_mut().unwrap().extend(extra);
+        Cni {
+            node: self,
+            stdin: defaults.to_string().into_bytes(),
+            config: defaults,
+            environment: vec![
+                ("CNI_CONTAINERID".into(), format!("c{}", id())),
+                ("CNI_NETNS".into(), pod.path()),
+                ("CNI_IFNAME".into(), IFNAME.into()),
+                ("CNI_PATH".into(), "/opt/cni/bin".into()),
+            ],
+            wrapper: Vec::new(),
+        }
+    }
+
+    /// A call for `pod`, which was promised the tap `number`.
+    pub fn promised(&self, pod: &Host, number: u32) -> Cni<'_> {
+        self.cni(pod, json!({"deviceID": device_id(number)}))
+    }
+}
+
+/// A call of the plugin that can be repeated and varied.
+#[derive(Clone)]
+pub struct Cni<'a> {
+    node: &'a Node,
+    config: Value,
+    stdin: Vec<u8>,
+    environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
+}
+
+/// What the plugin answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Cni<'_> {
+    /// Sets a key of the configuration.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.config[key] = value.into();
+        self.stdin = self.config.to_string().into_bytes();
+        self
+    }
+
+    /// Gives another configuration altogether.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<Vec<u8>>) -> Self {
+        self.stdin = stdin.into();
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Calls by these words before the binary, `nsenter` for one.
+    #[must_use]
+    pub fn by(mut self, words: &[&str]) -> Self {
+        self.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// The command, for who runs it himself; its standard input has to be [`Self::input`].
+    pub fn command(&self, verb: &str) -> Command {
+        let mut words = self.wrapper.iter().map(PathBuf::from).chain([binary()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
+        command.env_clear().env("CNI_COMMAND", verb);
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped());
+        command
+    }
+
+    /// What the runtime writes to the plugin.
+    pub fn input(&self) -> &[u8] {
+        &self.stdin
+    }
+
+    /// Calls a verb.
+    pub fn call(&self, verb: &str) -> Answer {
+        let mut command = self.command(verb);
+        let mut child = self.node.host.0.run(|| Ok(command.spawn()?)).unwrap();
+        // A plugin that does not read what it was given is not wrong.
+        let _ = child.stdin.take().unwrap().write_all(&self.stdin);
+        let output = child.wait_with_output().unwrap();
+        Answer {
+            status: output.status.code().expect("killed by a signal"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Calls ADD, which has to succeed; the result.
+    pub fn add(&self) -> Value {
+        let answer = self.call("ADD");
+        assert_eq!(answer.status, 0, "{answer:?}");
+        serde_json::from_str(&answer.stdout).unwrap()
+    }
+
+    /// Calls ADD with the previous result then set for CHECK, as runtimes do.
+    #[must_use]
+    pub fn added(self) -> Self {
+        let result = self.add();
+        self.with("prevResult", result)
+    }
+
+    /// Calls a verb that prints nothing when it succeeds, which it has to.
+    pub fn succeed(&self, verb: &str) {
+        let answer = self.call(verb);
+        assert_eq!(
+            (answer.status, answer.stdout.as_str()),
+            (0, ""),
+            "{answer:?}"
+        );
+    }
+
+    /// Calls a verb that has to fail; code and message.
+    pub fn fail(&self, verb: &str) -> (u64, String) {
+        let error = self.call(verb).error();
+        let msg = error["msg"].as_str().unwrap().to_owned();
+        (error["code"].as_u64().unwrap(), msg)
+    }
+}
+
+impl Answer {
+    /// The error object; there has to be one.
+    pub fn error(&self) -> Value {
+        assert_eq!(self.status, 1, "{self:?}");
+        let error: Value = serde_json::from_str(&self.stdout).expect("one JSON document");
+        assert!(error["cniVersion"].is_string(), "{error}");
+        error
+    }
+}
+
+/// The node of tap `number`.
+pub fn tap(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/tap{number}"))
+}
+
+/// Whether the kernel has a tap of this name, in whatever netns.
+pub fn tap_exists(number: u32) -> bool {
+    let suffix = format!("/tap{number}");
+    let entries = fs::read_dir("/sys/dev/char").unwrap().flatten();
+    entries
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| target.to_string_lossy().ends_with(&suffix))
+}
+
+/// User, group and permission bits of a node.
+pub fn owner(path: &Path) -> (u32, u32, u32) {
+    let metadata =
+        fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
+}
+
+/// Waits until `done`, for at most 5 s.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "not in 5 s: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
