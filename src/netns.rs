@@ -70,8 +70,9 @@ impl Netns {
 
     /// The namespace of the calling thread.
     pub fn current() -> Result<Self> {
-        let netns = Self::open(Path::new(CURRENT))?;
-        netns.with_context(|| format!("{CURRENT} does not exist; is /proc mounted?"))
+        let file = File::open(CURRENT);
+        let file = file.with_context(|| format!("opening {CURRENT}; is /proc mounted?"))?;
+        Ok(Self { file })
     }
 
     /// Makes a namespace of its own, which nobody else has.

@@ -24,7 +24,7 @@ use crate::{
     mode::Mode,
     netlink::{Change, Create, Link, Refused, Socket},
     netns::Netns,
-    tap::{self, Device},
+    tap::{self, Device, Node},
 };
 
 /// How long ADD waits for a tap or a MAC that the previous holder still has. A netns takes
@@ -80,7 +80,6 @@ pub fn add<'a>(call: &'a Call<'a>, config: &'a Config, netns: &'a Netns) -> Resu
         pod: netns.socket()?,
         deadline: Instant::now() + PATIENCE,
     };
-    work.check_name_free()?;
     let (link, device, undo) = match &config.source {
         Source::Promised(id) => work.create_promised(id)?,
         Source::Configured { lower, mode } => work.create_unpromised(lower, *mode)?,
@@ -142,12 +141,17 @@ impl Work<'_> {
             mode: id.mode,
             number: id.tap,
         };
-        loop {
+        // A glance: the node of a holder that lives or is just going.
+        if tap::node(&tap::path(id.tap))? != Node::Missing {
+            self.check_name_free()?;
             self.wait_until_free(id.tap)?;
+        }
+        loop {
             if let Some(made) = self.try_create(&plan)? {
                 return Ok(made);
             }
             self.pause(|| tap_held(id.tap))?;
+            self.wait_until_free(id.tap)?;
         }
     }
 
@@ -281,14 +285,13 @@ impl Work<'_> {
                 }
                 None => "it is in use by something else (a bridge, ipvlan, or passthru)".into(),
             },
-            Some(Errno::EEXIST) => match self.pod.link(*number) {
-                Ok(Some(link)) => {
-                    format!(
-                        "interface index {number} is taken in the pod by {:?}",
-                        link.name
-                    )
+            Some(Errno::EEXIST) => match (self.check_name_free(), self.pod.link(*number)) {
+                (Err(taken), _) => return taken,
+                (_, Ok(Some(link))) => {
+                    let name = link.name;
+                    format!("interface index {number} is taken in the pod by {name:?}")
                 }
-                _ => format!("the pod has an interface {:?} by now", self.ifname()),
+                _ => "the pod had such an interface a moment ago".into(),
             },
             Some(Errno::EINVAL) => format!(
                 "in {mode} mode it may not be possible: passthru must be the \
@@ -307,6 +310,7 @@ impl Work<'_> {
     /// Moves a macvtap that waits on the host into the pod.
     fn hand_over(&mut self, existing: &Existing) -> Result<(Link, Device, Undo)> {
         let link = self.existing(&existing.id)?;
+        self.check_name_free()?;
         self.check_configured(&link, existing)?;
         if link.name != existing.id {
             self.check_index_free(&link)?;

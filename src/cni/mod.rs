@@ -254,3 +254,34 @@ impl Call<'_> {
         CniError::new(code::NETNS, text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Not a test: what [`a_panic_still_prints_an_error_object`] runs in a process of its own.
+    #[test]
+    #[ignore = "it panics, and ends the process"]
+    fn panic_in_a_process_of_its_own() {
+        print_panics();
+        panic!("of a test");
+    }
+
+    #[test]
+    fn a_panic_still_prints_an_error_object() {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--ignored", "--nocapture", "panic_in_a_process_of_its_own"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let object = &text[text.find('{').unwrap()..];
+        let error: Value = serde_json::from_str(object).unwrap();
+        assert_eq!(error["code"], code::INTERNAL);
+        assert!(
+            error["msg"].as_str().unwrap().contains("of a test"),
+            "{error}"
+        );
+    }
+}

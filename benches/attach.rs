@@ -1,0 +1,162 @@
+//! How long a runtime waits for the plugin, from exec to exit, interleaved in one run with the
+//! least that a program can do (`floor.c`, `hello.c`) and with Debian's macvlan plugin.
+//!
+//! Called by `scripts/bench`, which compiles the C programs.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot measure has nothing else to do"
+)]
+
+#[path = "../tests/netns/mod.rs"]
+mod netns;
+
+use std::{
+    io::{Seek, Write},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use netns::{Host, IFNAME, LOWER, Node, binary, device_id, tap_number};
+use serde_json::json;
+use tempfile::NamedTempFile;
+
+const ROUNDS: usize = 200;
+const MACVLAN: &str = "/usr/lib/cni/macvlan";
+
+/// A program whose calls are timed.
+struct Program {
+    name: &'static str,
+    path: PathBuf,
+    /// What it is called with, if it is no plugin.
+    arguments: Vec<String>,
+    /// Its standard input.
+    config: NamedTempFile,
+}
+
+struct Bench {
+    node: Node,
+    pod: Host,
+}
+
+impl Bench {
+    /// The time from starting the program to its end.
+    fn time(&self, program: &Program, verb: &str) -> Duration {
+        let mut command = Command::new(&program.path);
+        command.args(&program.arguments).env_clear();
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", "bench");
+        command
+            .env("CNI_NETNS", self.pod.path())
+            .env("CNI_IFNAME", IFNAME);
+        command.env("CNI_PATH", "/usr/lib/cni");
+        // Files, not pipes: what is measured is the program, not who waits for it.
+        let config = program.config.as_file();
+        config.try_clone().unwrap().rewind().unwrap();
+        command.stdin(config.try_clone().unwrap());
+        command.stdout(Stdio::null());
+        self.node
+            .host
+            .0
+            .run(|| {
+                let start = Instant::now();
+                let status = command.status()?;
+                let took = start.elapsed();
+                assert!(status.success(), "{}: {status}", program.name);
+                Ok(took)
+            })
+            .unwrap()
+    }
+}
+
+fn main() {
+    // cargo bench adds an option of its own.
+    let mut given = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"));
+    let (Some(floor), Some(hello)) = (given.next(), given.next()) else {
+        println!("run scripts/bench");
+        return;
+    };
+    let bench = Bench {
+        node: Node::new(),
+        pod: Host::new(),
+    };
+    let number = tap_number();
+    let ours = plugin("macvtap", binary(), &json!({"deviceID": device_id(number)}));
+    let macvlan = plugin(
+        "Debian's macvlan",
+        MACVLAN.into(),
+        &json!({"master": LOWER}),
+    );
+    let arguments = [&bench.pod.path(), LOWER, IFNAME, &number.to_string()];
+    let floor = program("floor.c: the message alone", &floor, &arguments);
+    let hello = program("hello.c", &hello, &[]);
+    println!("| call | program | median ms | p10 to p90 | against the first |");
+    println!("| --- | --- | --- | --- | --- |");
+    interleave(&bench, "VERSION", [&hello, &ours]);
+    interleave(&bench, "VERSION", [&hello, &macvlan]);
+    interleave(&bench, "ADD", [&floor, &ours, &macvlan]);
+    interleave(&bench, "DEL", [&ours, &macvlan]);
+}
+
+fn plugin(name: &'static str, path: PathBuf, extra: &serde_json::Value) -> Program {
+    let mut config = json!({"cniVersion": "1.0.0", "name": "bench", "type": name, "ipam": {}});
+    let extra = extra.as_object().unwrap().clone();
+    config.as_object_mut().unwrap().extend(extra);
+    Program {
+        name,
+        path,
+        arguments: Vec::new(),
+        config: file(&config.to_string()),
+    }
+}
+
+fn program(name: &'static str, path: &str, arguments: &[&str]) -> Program {
+    Program {
+        name,
+        path: path.into(),
+        arguments: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        config: file(""),
+    }
+}
+
+fn file(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn interleave<const N: usize>(bench: &Bench, verb: &str, programs: [&Program; N]) {
+    let mut times = [const { Vec::new() }; N];
+    for _ in 0..ROUNDS {
+        for (program, times) in programs.iter().zip(&mut times) {
+            if verb == "DEL" {
+                bench.time(program, "ADD");
+            }
+            times.push(bench.time(program, verb));
+            if verb == "ADD" {
+                bench.pod.ip(&format!("link delete {IFNAME}"));
+            }
+        }
+    }
+    let mut first = None;
+    for (program, times) in programs.iter().zip(&mut times) {
+        times.sort();
+        let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e3;
+        let median = at(50);
+        let first = *first.get_or_insert(median);
+        println!(
+            "| {verb} | {} | {median:.2} | {:.2} to {:.2} | {:+.2} ms, {:.2} x |",
+            program.name,
+            at(10),
+            at(90),
+            median - first,
+            median / first,
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! The binary as such: static, small, and polite on the command line.
+
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "in a test a panic is how to fail"
+)]
+
+#[path = "netns/mod.rs"]
+mod netns;
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use netns::binary;
+use serde_json::Value;
+
+fn run(words: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command
+        .args(words)
+        .env_remove("CNI_COMMAND")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The types of the ELF file's program headers.
+fn program_headers(elf: &[u8]) -> Vec<u32> {
+    let number = |at: usize, length: usize| {
+        let bytes = elf[at..at + length].iter().rev();
+        bytes.fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte))
+    };
+    let (start, size, count) = (number(32, 8), number(54, 2), number(56, 2));
+    let types = (0..count).map(|index| number(start + index * size, 4));
+    types.map(|number| u32::try_from(number).unwrap()).collect()
+}
+
+#[test]
+fn is_static_and_position_independent() {
+    let elf = fs::read(binary()).unwrap();
+    assert_eq!(&elf[..6], b"\x7fELF\x02\x01", "64 bits, little endian");
+    assert_eq!(elf[16], 3, "ET_DYN: position independent");
+    let headers = program_headers(&elf);
+    assert!(headers.contains(&1), "PT_LOAD");
+    assert!(!headers.contains(&3), "PT_INTERP: it needs a loader");
+}
+
+#[test]
+fn is_small() {
+    // What cargo builds for tests is not what is shipped.
+    if std::env::var_os("MACVTAP_BINARY").is_some() {
+        let size = fs::metadata(binary()).unwrap().len();
+        assert!(size < 3_000_000, "{size} bytes");
+    }
+}
+
+#[test]
+fn helps() {
+    let output = run(&["--help"]);
+    assert!(output.status.success());
+    let help = text(&output.stdout);
+    for applet in macvtap::call::APPLETS {
+        assert!(help.contains(applet), "{applet} is not in {help}");
+    }
+    let output = run(&["--version"]);
+    let expected = format!("macvtap {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(text(&output.stdout), expected);
+    let output = run(&["nonsense"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("nonsense"));
+}
+
+#[test]
+fn completes_for_the_shells() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success());
+        assert!(text(&output.stdout).contains("selftest"), "{shell}");
+    }
+}
+
+#[test]
+fn the_selftest_passes_and_prints_json() {
+    let output = run(&["selftest", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success(), "{report:#}");
+    assert_eq!(report["ok"], true);
+    let steps = report["steps"].as_array().unwrap();
+    assert!(steps.len() >= 10);
+    for step in steps {
+        assert_eq!(step["ok"], true);
+        assert!(step["milliseconds"].is_number() && step["seen"].is_string());
+    }
+}
+
+#[test]
+fn the_selftest_prints_each_step_for_people() {
+    let output = run(&["selftest"]);
+    let text = text(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    for step in ["ADD", "frame out", "frame in", "CHECK", "pod lost", "DEL"] {
+        let line = text.lines().find(|line| line.contains(step));
+        let line = line.unwrap_or_else(|| panic!("{step} is not in {text}"));
+        assert!(line.starts_with("  ok ") && line.contains(" ms "), "{line}");
+    }
+    assert!(text.lines().last().unwrap().starts_with("All "), "{text}");
+}
+
+#[test]
+fn the_selftest_says_that_it_needs_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let copy = directory.path().join("macvtap");
+    fs::copy(binary(), &copy).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory.path(), open).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--clear-groups"]);
+    let output = command.arg(copy).arg("selftest").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = text(&output.stderr);
+    assert!(text.contains("root"), "{text}");
+}
+
+#[test]
+fn the_selftest_without_capabilities_says_which() {
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]);
+    let output = command.arg(binary()).arg("selftest").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = text(&output.stdout);
+    assert!(text.contains("CAP_SYS_ADMIN"), "{text}");
+    assert!(text.contains("FAILED"), "{text}");
+}
