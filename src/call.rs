@@ -5,7 +5,11 @@ use std::{ffi::OsString, path::Path};
 /// The name of the binary, and of its CNI plugin.
 pub const NAME: &str = "macvtap";
 /// The parts of the program that a link named `macvtap-<applet>` calls.
-pub const APPLETS: [&str; 2] = ["cni", "selftest"];
+pub const APPLETS: [&str; 3] = ["cni", "deviceplugin", "selftest"];
+/// Flags of glog that take a value and have no meaning here; existing manifests give them.
+const GLOG_VALUES: [&str; 4] = ["log_backtrace_at", "log_dir", "stderrthreshold", "vmodule"];
+/// Flags of glog that are on or off, and have no meaning here.
+const GLOG_SWITCHES: [&str; 2] = ["alsologtostderr", "logtostderr"];
 
 /// What a call means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +40,40 @@ pub fn read(args: &[OsString], cni_command: bool) -> Call {
             }
         }
         _ if line.len() == 1 => Call::About,
+        _ if line[1] == "deviceplugin" => Call::CommandLine(without_glog(line)),
         _ => Call::CommandLine(line),
     }
+}
+
+/// Turns glog's flags into ours: with one dash or two, with `=value` or the value as next word.
+fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut words = line.into_iter();
+    while let Some(word) = words.next() {
+        let text = word.to_string_lossy().into_owned();
+        let flag = text.strip_prefix('-').unwrap_or_default();
+        let flag = flag.strip_prefix('-').unwrap_or(flag);
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (flag, None),
+        };
+        if GLOG_SWITCHES.contains(&name) {
+            continue;
+        }
+        if GLOG_VALUES.contains(&name) {
+            if value.is_none() {
+                words.next();
+            }
+            continue;
+        }
+        if name == "v" {
+            kept.push("-v".into());
+            kept.extend(value.map(OsString::from));
+            continue;
+        }
+        kept.push(word);
+    }
+    kept
 }
 
 fn applet(file: Option<&OsString>) -> Option<&'static str> {
@@ -100,6 +136,49 @@ mod tests {
         assert_eq!(
             read(&["macvtap", "--help"], true),
             line(&["macvtap", "--help"])
+        );
+    }
+
+    #[test]
+    fn glogs_flags_are_understood() {
+        let plain = line(&["macvtap", "deviceplugin", "-v", "3"]);
+        for words in [
+            &["/macvtap-deviceplugin", "-v", "3", "-logtostderr"][..],
+            &["/macvtap-deviceplugin", "-v=3", "--logtostderr=true"],
+            &["macvtap", "deviceplugin", "--v", "3", "-alsologtostderr"],
+            &[
+                "macvtap",
+                "deviceplugin",
+                "--v=3",
+                "-log_dir",
+                "/tmp",
+                "-vmodule=a=1",
+            ],
+            &[
+                "macvtap",
+                "deviceplugin",
+                "-stderrthreshold",
+                "ERROR",
+                "-v",
+                "3",
+            ],
+            &[
+                "macvtap",
+                "deviceplugin",
+                "--log_backtrace_at",
+                "a:1",
+                "-v",
+                "3",
+            ],
+        ] {
+            assert_eq!(read(words, false), plain, "{words:?}");
+        }
+        let ours = line(&["macvtap", "deviceplugin", "--kubelet-dir", "/k"]);
+        let words = ["macvtap-deviceplugin", "--kubelet-dir", "/k"];
+        assert_eq!(read(&words, false), ours);
+        assert_eq!(
+            read(&["macvtap-deviceplugin"], false),
+            line(&["macvtap", "deviceplugin"])
         );
     }
 

@@ -1,6 +1,8 @@
 //! The command line, for clap.
 
-use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 /// macvtap networking for virtual machines on Kubernetes
@@ -19,6 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Be the CNI plugin: environment and stdin in, JSON out
     Cni,
+    /// Offer the node's macvtaps to the kubelet (`DP_MACVTAP_CONF` says which)
+    Deviceplugin(Deviceplugin),
     /// Try everything on this machine, in throw-away network namespaces (needs root)
     Selftest {
         /// Print JSON
@@ -30,4 +34,22 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+}
+
+/// The options of the device plugin.
+#[derive(Args, Clone, Debug)]
+pub struct Deviceplugin {
+    /// The directory of the kubelet's device plugin socket
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/device-plugins"
+    )]
+    pub kubelet_dir: PathBuf,
+    /// Read the configuration from a file instead of the environment, and again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How much to log: from 4 on also why links are not offered; `RUST_LOG` comes before it
+    #[arg(short, value_name = "LEVEL", default_value_t = 0)]
+    pub verbosity: u8,
 }

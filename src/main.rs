@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser};
 use macvtap::{
     call::{self, Call},
     cli::{Cli, Command},
-    cni, selftest,
+    cni, deviceplugin, selftest,
 };
 
 fn main() -> ExitCode {
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Cni => Ok(cni::main()),
+        Command::Deviceplugin(options) => deviceplugin::main(&options.into()),
         Command::Selftest { json } => selftest::main(*json),
         Command::Completions { shell } => {
             let mut command = Cli::command();

@@ -6,6 +6,7 @@
 //! its device number was compared with what sysfs says about tap N.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     fs::{self, File, Permissions},
     io::ErrorKind,
@@ -23,6 +24,10 @@ use nix::{
     unistd::{Gid, Uid, fchownat},
 };
 
+use crate::netlink::Link;
+
+/// Frames in a macvtap's queue where its lower device has none.
+const QUEUE_LENGTH: u32 = 1000;
 /// Who may open a tap beside root: everybody else is kept out.
 const MODE: u32 = 0o660;
 
@@ -59,6 +64,16 @@ pub enum Node {
     Foreign,
 }
 
+/// Frames in the queue of a macvtap on `lower`: as many as there. The tap's ring is as long,
+/// so it must not be none.
+#[must_use]
+pub fn queue_length(lower: &Link) -> u32 {
+    match lower.queue_length {
+        0 => QUEUE_LENGTH,
+        length => length,
+    }
+}
+
 /// The path of the node of tap `number`.
 #[must_use]
 pub fn path(number: u32) -> PathBuf {
@@ -93,6 +108,27 @@ pub fn devices(number: u32) -> Result<Vec<Device>> {
         }
     }
     Ok(devices)
+}
+
+/// The numbers of all taps of the machine, in whatever network namespace.
+pub fn numbers() -> Result<BTreeSet<u32>> {
+    let mut numbers = BTreeSet::new();
+    let Some(major) = major()? else {
+        return Ok(numbers);
+    };
+    let prefix = format!("{major}:");
+    for entry in fs::read_dir("/sys/dev/char").context("listing /sys/dev/char")? {
+        let entry = entry.context("listing /sys/dev/char")?;
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        // One that is gone meanwhile is no tap any more.
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        let name = target.file_name().and_then(|name| name.to_str());
+        let digits = name.and_then(|name| name.strip_prefix("tap"));
+        numbers.extend(digits.and_then(|digits| digits.parse::<u32>().ok()));
+    }
+    Ok(numbers)
 }
 
 /// Whether sysfs calls this device tap `number`.

@@ -31,8 +31,6 @@ use crate::{
 /// up to 0.1 s to be destroyed, a kubelet asks again after seconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
-/// Queue length where the lower device has none, and the tap's ring would have no room.
-const QUEUE_LENGTH: u32 = 1000;
 /// How many numbers are tried for a tap that nobody promised.
 const UNPROMISED_ATTEMPTS: u32 = 16;
 
@@ -231,10 +229,6 @@ impl Work<'_> {
             number,
         } = plan;
         let (mode, number) = (*mode, *number);
-        let queue_length = match lower.queue_length {
-            0 => QUEUE_LENGTH,
-            length => length,
-        };
         let create = Create {
             name: &self.call.environment.ifname,
             index: Some(number),
@@ -242,7 +236,7 @@ impl Work<'_> {
             mode,
             mac: self.config.mac,
             mtu: self.config.mtu,
-            queue_length,
+            queue_length: tap::queue_length(lower),
             netns: Some(self.netns.as_fd()),
         };
         if let Err(error) = self.host.create(&create) {

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use anyhow::{Context, Result};
 use log::LevelFilter;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     error::{CniError, code},
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     device_id::{self, DeviceId},
+    fields::{Fields, Invalid},
     mac::MacAddr,
     mode::Mode,
     tap::Owner,
@@ -82,13 +83,10 @@ pub struct Logging {
     pub file: Option<PathBuf>,
 }
 
-/// A JSON object whose keys are found as Go finds them: exactly, or else in any case.
-struct Fields<'a>(&'a Map<String, Value>);
-
 impl Config {
     /// Reads the configuration `json`, with `args` being `CNI_ARGS`.
     pub fn read(json: &Value, args: &str, version: Version) -> Result<Self> {
-        let fields = Fields::of(json)?;
+        let fields = fields(json)?;
         let args = Args::parse(args)?;
         Ok(Self {
             version,
@@ -107,7 +105,7 @@ impl Config {
 /// The device ID of a configuration, if it has one, without judging it.
 #[must_use]
 pub fn device_id(json: &Value) -> Option<&str> {
-    let fields = Fields::of(json).ok()?;
+    let fields = Fields::of(json)?;
     let runtime = fields.object("runtimeConfig").ok().flatten();
     let runtime = runtime.and_then(|runtime| runtime.text("deviceID").ok().flatten());
     runtime.or_else(|| fields.text("deviceID").ok().flatten())
@@ -116,12 +114,12 @@ pub fn device_id(json: &Value) -> Option<&str> {
 /// The lower device of a configuration without device ID, without judging it.
 #[must_use]
 pub fn lower_device(json: &Value) -> Option<&str> {
-    lower(&Fields::of(json).ok()?).ok().flatten()
+    lower(&Fields::of(json)?).ok().flatten()
 }
 
 /// `logLevel` and `logFile`; none if the configuration has neither.
 pub fn logging(json: &Value) -> Result<Option<Logging>> {
-    let fields = Fields::of(json)?;
+    let fields = fields(json)?;
     let file = fields.text("logFile")?.map(PathBuf::from);
     let level = match fields.text("logLevel")? {
         None if file.is_none() => return Ok(None),
@@ -140,10 +138,15 @@ fn level(word: &str) -> Result<LevelFilter> {
         "verbose" | "debug" => LevelFilter::Debug,
         _ => {
             let wanted = "error, warning, info or debug";
-            return Err(wrong("logLevel", &word.into(), wanted));
+            return Err(Invalid::new("logLevel", &word.into(), wanted).into());
         }
     };
     Ok(level)
+}
+
+fn fields(json: &Value) -> Result<Fields<'_>> {
+    let text = "error unmarshall network config: it is not a JSON object";
+    Ok(Fields::of(json).ok_or_else(|| CniError::new(code::DECODING, text))?)
 }
 
 fn source(fields: &Fields<'_>) -> Result<Source> {
@@ -275,66 +278,6 @@ fn read_mac(key: &str, text: &str) -> Result<MacAddr> {
     }
     let why = "is a multicast or zero address, which no interface can have";
     Err(refuse(format!("{mac} {why}")).into())
-}
-
-impl<'a> Fields<'a> {
-    fn of(json: &'a Value) -> Result<Self> {
-        let object = json.as_object();
-        let text = "error unmarshall network config: it is not a JSON object";
-        Ok(Self(
-            object.ok_or_else(|| CniError::new(code::DECODING, text))?,
-        ))
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        let any_case = || {
-            let same = |(name, _): &(&String, _)| name.eq_ignore_ascii_case(key);
-            self.0.iter().find(same).map(|(_, value)| value)
-        };
-        let value = self.0.get(key).or_else(any_case);
-        value.filter(|value| !value.is_null())
-    }
-
-    fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
-        let value = self.get(key);
-        let object = value.map(|value| {
-            value
-                .as_object()
-                .ok_or_else(|| wrong(key, value, "an object"))
-        });
-        Ok(object.transpose()?.map(Fields))
-    }
-
-    /// A text; none if it is empty.
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        let value = self.get(key);
-        let text = value.map(|value| value.as_str().ok_or_else(|| wrong(key, value, "a text")));
-        Ok(text.transpose()?.filter(|text| !text.is_empty()))
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        let value = self.get(key);
-        let flag = value.map(|value| {
-            value
-                .as_bool()
-                .ok_or_else(|| wrong(key, value, "true or false"))
-        });
-        flag.transpose()
-    }
-
-    fn number(&self, key: &str, highest: u64) -> Result<Option<u64>> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        let number = value.as_u64().filter(|number| *number <= highest);
-        let wanted = format!("a whole number from 0 to {highest}");
-        number.map(Some).ok_or_else(|| wrong(key, value, &wanted))
-    }
-}
-
-fn wrong(key: &str, value: &Value, wanted: &str) -> anyhow::Error {
-    let text = format!("invalid {key} {value}: it must be {wanted}");
-    CniError::new(code::CONFIG, text).into()
 }
 
 /// `CNI_ARGS`, by the rules of the reference implementation.

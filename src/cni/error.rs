@@ -6,7 +6,7 @@ use anyhow::Error;
 use serde_json::{Map, Value};
 
 use super::{result::to_text, version};
-use crate::netns::NotANetns;
+use crate::{fields::Invalid, netns::NotANetns};
 
 /// The codes of the CNI specification 1.1.0, section "Error".
 pub mod code {
@@ -72,6 +72,7 @@ impl CniError {
         let code = match coded {
             Some(coded) => coded.code,
             None if error.is::<NotANetns>() => code::NETNS,
+            None if error.is::<Invalid>() => code::CONFIG,
             None => code::INTERNAL,
         };
         Self {

@@ -10,7 +10,6 @@ mod del;
 mod environment;
 mod error;
 mod gc;
-mod logging;
 mod result;
 mod status;
 mod version;
@@ -33,7 +32,7 @@ use self::{
     error::{CniError, code},
     version::Version,
 };
-use crate::netns::Netns;
+use crate::{logging, netns::Netns};
 
 /// The longest configuration that is read, in bytes. GC lists every attachment of a node.
 const LONGEST_INPUT: u64 = 4 << 20;
@@ -205,7 +204,7 @@ fn start_logging(environment: &Environment, json: &Value) -> Result<()> {
     if let Some(id) = config::device_id(json) {
         context.extend([" deviceID=", id]);
     }
-    logging::start(&logging, context);
+    logging::start_for_call(logging.level, logging.file.as_deref(), &context);
     debug!("called");
     Ok(())
 }

@@ -4,7 +4,9 @@
 mod link;
 mod request;
 mod socket;
+mod watch;
 
 pub use link::Link;
 pub use request::{Change, Create};
 pub use socket::{Refused, Socket};
+pub use watch::LinkWatch;

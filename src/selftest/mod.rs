@@ -1,6 +1,7 @@
 //! The whole way on this machine, in throw-away network namespaces: from nothing to
 //! a frame, through the destruction of the pod, to nothing.
 
+pub mod kubelet;
 mod report;
 mod runtime;
 mod wire;

@@ -1,0 +1,294 @@
+//! `DP_MACVTAP_CONF`: which resources a node is to offer. Pure.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use jsonc_parser::{ParseOptions, parse_to_serde_value};
+use serde_json::Value;
+
+use crate::{device_id::check_link_name, fields::Fields, mode::Mode};
+
+/// How many devices a resource has unless it says otherwise, as in the original.
+pub const DEFAULT_CAPACITY: usize = 100;
+/// The most devices of a resource. The kubelet takes lists of up to 4 MiB, a device needs
+/// about 100 bytes, and writes each list into its checkpoint.
+pub const HIGHEST_CAPACITY: usize = 16_384;
+
+/// What a configuration asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Configuration {
+    /// The list is empty: offer every usable link of the node.
+    Discover,
+    /// Offer these.
+    Listed(Vec<Resource>),
+}
+
+/// Macvtaps of one kind, offered under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The name, without `macvtap.network.kubevirt.io/`.
+    pub name: String,
+    /// The name of the interface that the macvtaps stand on.
+    pub lower: String,
+    /// The mode of the macvtaps.
+    pub mode: Mode,
+    /// How many there are.
+    pub capacity: usize,
+}
+
+/// Reads a configuration. Beside it comes what is wrong with single entries, which are left out.
+///
+/// JSON, tolerant of comments and trailing commas: the original's own guide has one. An error
+/// names line and column.
+pub fn parse(text: &str) -> Result<(Configuration, Vec<String>)> {
+    let json = parse_json(text)?;
+    let entries = match &json {
+        Value::Null => return Ok((Configuration::Discover, Vec::new())),
+        Value::Array(entries) if entries.is_empty() => {
+            return Ok((Configuration::Discover, Vec::new()));
+        }
+        Value::Array(entries) => entries,
+        _ => bail!("line 1, column 1: it is not a list of resources, such as [] for every NIC"),
+    };
+    let (mut resources, mut complaints) = (Vec::new(), Vec::new());
+    let mut names = BTreeSet::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let resource = resource(entry, &mut complaints).and_then(|resource| {
+            let new = names.insert(resource.name.clone());
+            ensure!(new, "the name {:?} is used before", resource.name);
+            Ok(resource)
+        });
+        match resource {
+            Ok(resource) => resources.push(resource),
+            Err(error) => complaints.push(format!(
+                "entry {} is left out: {error:#} (it is {entry})",
+                index + 1
+            )),
+        }
+    }
+    Ok((Configuration::Listed(resources), complaints))
+}
+
+fn parse_json(text: &str) -> Result<Value> {
+    ensure!(
+        !text.trim().is_empty(),
+        "line 1, column 1: it is empty; write [] for every NIC"
+    );
+    let options = ParseOptions {
+        allow_comments: true,
+        allow_trailing_commas: true,
+        allow_loose_object_property_names: false,
+        allow_missing_commas: false,
+        allow_single_quoted_strings: false,
+        allow_hexadecimal_numbers: false,
+        allow_unary_plus_numbers: false,
+        allow_bare_decimal_point_numbers: false,
+        allow_non_finite_numbers: false,
+        allow_extended_string_escapes: false,
+    };
+    parse_to_serde_value(text, &options).map_err(|error| {
+        let (line, column) = (error.line_display(), error.column_display());
+        anyhow!("line {line}, column {column}: {}", error.kind())
+    })
+}
+
+fn resource(entry: &Value, complaints: &mut Vec<String>) -> Result<Resource> {
+    let fields = Fields::of(entry).context("it is not an object")?;
+    let name = fields.text("name")?.context("it has no name")?;
+    check_name(name)?;
+    let lower = match fields.text("lowerDevice")? {
+        Some(lower) => lower,
+        None => fields.text("master")?.context("it has no lowerDevice")?,
+    };
+    check_link_name(lower).context("lowerDevice")?;
+    let mode = match fields.text("mode")? {
+        Some(word) => word.parse()?,
+        None => Mode::default(),
+    };
+    let capacity = match fields.integer("capacity")? {
+        None | Some(..=0) => DEFAULT_CAPACITY,
+        Some(capacity) => usize::try_from(capacity)?,
+    };
+    ensure!(
+        capacity <= HIGHEST_CAPACITY,
+        "capacity {capacity} is above {HIGHEST_CAPACITY}"
+    );
+    if mode == Mode::Passthru && fields.integer("capacity")?.is_some_and(|asked| asked > 1) {
+        complaints.push(format!(
+            "resource {name:?}: capacity is 1, not {capacity}: \
+             a passthru macvtap has its lower device to itself"
+        ));
+    }
+    Ok(Resource {
+        name: name.to_owned(),
+        lower: lower.to_owned(),
+        mode,
+        capacity: if mode == Mode::Passthru { 1 } else { capacity },
+    })
+}
+
+/// Whether the kubelet takes `name` as the second part of a resource's name
+/// (`IsQualifiedName` in `k8s.io/apimachinery`).
+pub fn check_name(name: &str) -> Result<()> {
+    let ends = [name.bytes().next(), name.bytes().last()];
+    let proper_ends = ends
+        .iter()
+        .all(|byte| byte.is_some_and(|byte| byte.is_ascii_alphanumeric()));
+    let proper = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    ensure!(
+        proper && proper_ends && name.len() <= 63,
+        "the kubelet refuses the name {name:?}: it takes 1 to 63 letters, digits, \
+         '-', '_' and '.', of which the first and the last are a letter or digit"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(text: &str) -> (Vec<Resource>, Vec<String>) {
+        match parse(text).unwrap() {
+            (Configuration::Listed(resources), complaints) => (resources, complaints),
+            (Configuration::Discover, _) => panic!("{text} means discovery"),
+        }
+    }
+
+    fn one(text: &str) -> Resource {
+        let (mut resources, complaints) = listed(text);
+        assert!(complaints.is_empty(), "{complaints:?}");
+        assert_eq!(resources.len(), 1);
+        resources.remove(0)
+    }
+
+    #[test]
+    fn nothing_listed_means_discovery() {
+        for text in ["[]", "null", " [ ] \n", "[ /* all */ ]"] {
+            let discovered = (Configuration::Discover, Vec::new());
+            assert_eq!(parse(text).unwrap(), discovered, "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_the_guides_example_with_its_trailing_comma() {
+        let text = r#"[ {
+            "name"     : "dataplane",
+            "lowerDevice" : "eth0",
+            "mode"     : "bridge",
+            "capacity" : 50,
+        } ]"#;
+        let expected = Resource {
+            name: "dataplane".into(),
+            lower: "eth0".into(),
+            mode: Mode::Bridge,
+            capacity: 50,
+        };
+        assert_eq!(one(text), expected);
+        let text = r#"// all of them
+            [{"NAME": "dataplane", "Master": "eth0", "Mode": "", "capacity": 50}, /* end */]"#;
+        assert_eq!(one(text), expected);
+    }
+
+    #[test]
+    fn defaults_are_the_originals() {
+        for capacity in [
+            "",
+            r#", "capacity": 0"#,
+            r#", "capacity": -7"#,
+            r#", "capacity": null"#,
+        ] {
+            let text = format!(r#"[{{"name": "a", "lowerDevice": "eth0"{capacity}}}]"#);
+            let resource = one(&text);
+            assert_eq!((resource.mode, resource.capacity), (Mode::Bridge, 100));
+        }
+    }
+
+    #[test]
+    fn passthru_has_its_lower_device_to_itself() {
+        let text = r#"[{"name": "a", "lowerDevice": "eth0", "mode": "passthru"}]"#;
+        assert_eq!(one(text).capacity, 1);
+        let text = r#"[{"name": "a", "lowerDevice": "eth0", "mode": "passthru", "capacity": 9}]"#;
+        let (resources, complaints) = listed(text);
+        assert_eq!(resources[0].capacity, 1);
+        assert!(complaints[0].contains("not 9"), "{complaints:?}");
+    }
+
+    #[test]
+    fn a_bad_entry_is_left_out_and_the_others_work() {
+        for (entry, part) in [
+            (r#"{"lowerDevice": "eth0"}"#, "no name"),
+            (r#"{"name": "good", "lowerDevice": "eth1"}"#, "used before"),
+            (r#"{"name": "x@y", "lowerDevice": "eth0"}"#, "x@y"),
+            (r#"{"name": "x.", "lowerDevice": "eth0"}"#, "x."),
+            (
+                r#"{"name": "x", "lowerDevice": "eth0", "mode": "hub"}"#,
+                "hub",
+            ),
+            (
+                r#"{"name": "x", "lowerDevice": "eth0", "capacity": 99999}"#,
+                "99999",
+            ),
+            (
+                r#"{"name": "x", "lowerDevice": "eth0", "capacity": "9"}"#,
+                "capacity",
+            ),
+            (r#"{"name": "x"}"#, "no lowerDevice"),
+            (r#"{"name": "x", "lowerDevice": "a/b"}"#, "a/b"),
+            (r#"{"name": 7, "lowerDevice": "eth0"}"#, "name 7"),
+            ("7", "not an object"),
+        ] {
+            let text = format!(r#"[{{"name": "good", "lowerDevice": "eth0"}}, {entry}]"#);
+            let (resources, complaints) = listed(&text);
+            assert_eq!(resources.len(), 1, "{entry}");
+            assert_eq!(complaints.len(), 1, "{entry}");
+            assert!(complaints[0].starts_with("entry 2 "), "{complaints:?}");
+            assert!(complaints[0].contains(part), "{complaints:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_parsed_has_line_and_column() {
+        let column = |text: &str| format!("{:#}", parse(text).unwrap_err());
+        assert!(column("[{\n  \"name\": }]").starts_with("line 2, column 11: "));
+        for text in [
+            "",
+            " ",
+            "{}",
+            "\"x\"",
+            "[",
+            "[{]",
+            "[1 2]",
+            "eth0",
+            "[{name: 1}]",
+        ] {
+            assert!(
+                column(text).starts_with("line 1, column "),
+                "{text}: {}",
+                column(text)
+            );
+        }
+        assert!(parse(&"[".repeat(100_000)).is_err());
+    }
+
+    #[test]
+    fn names_by_the_kubelets_rule() {
+        for name in ["eth0", "eth0.100", "br-ex", "a", "A_b", &"x".repeat(63)] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            "-a",
+            "a-",
+            "a.",
+            "a b",
+            "a/b",
+            "a~",
+            "é",
+            &"x".repeat(64),
+        ] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The device plugin: tells the kubelet which macvtaps a node offers, and promises them to pods.
+//!
+//! One thread, one loop that owns all state. What happens comes in as events;
+//! what to do about it is decided in [`config`], [`offer`] and [`registration`].
+
+pub mod api;
+pub mod config;
+mod directory;
+mod endpoint;
+mod file_id;
+pub mod kubelet;
+mod node;
+pub mod offer;
+mod registration;
+mod server;
+mod service;
+mod source;
+mod standby;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use log::{LevelFilter, error, info, warn};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook_tokio::Signals;
+use tokio::{sync::mpsc, time::sleep_until};
+use tokio_stream::StreamExt;
+
+use self::{directory::Directory, node::Node, source::Source};
+use crate::{cli, logging, netlink::LinkWatch};
+
+/// The namespace of the resources' names.
+pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
+/// How long the end may take.
+const FAREWELL: Duration = Duration::from_millis(900);
+
+/// What the loop is told by what it started.
+pub enum Event {
+    /// The kubelet opened or closed a stream.
+    Stream {
+        /// The resource.
+        resource: String,
+        /// Which of the resource's servers it is about.
+        generation: u64,
+        /// Opened, or closed.
+        open: bool,
+    },
+    /// The kubelet answered a registration, or could not be reached.
+    Answered {
+        /// The resource.
+        resource: String,
+        /// Which of the resource's calls it is about.
+        call: u64,
+        /// What it answered.
+        outcome: Result<()>,
+    },
+    /// A server ended.
+    Ended {
+        /// The resource.
+        resource: String,
+        /// Which of the resource's servers it is about.
+        generation: u64,
+        /// How.
+        outcome: Result<()>,
+    },
+}
+
+/// What the device plugin is told when it is started.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The directory of the kubelet's socket, and ours.
+    pub kubelet_dir: PathBuf,
+    /// The file to read the configuration from; the environment if none.
+    pub config: Option<PathBuf>,
+    /// What is logged, unless `RUST_LOG` says otherwise.
+    pub level: LevelFilter,
+}
+
+impl From<&cli::Deviceplugin> for Settings {
+    fn from(options: &cli::Deviceplugin) -> Self {
+        Self {
+            kubelet_dir: options.kubelet_dir.clone(),
+            config: options.config.clone(),
+            // The original's manifest says -v 3, which was the usual there.
+            level: match options.verbosity {
+                0..=3 => LevelFilter::Info,
+                4..=5 => LevelFilter::Debug,
+                _ => LevelFilter::Trace,
+            },
+        }
+    }
+}
+
+/// Runs the device plugin until a signal ends it.
+pub fn main(settings: &Settings) -> Result<ExitCode> {
+    logging::start(settings.level);
+    let source = match &settings.config {
+        Some(path) => Source::File(path.clone()),
+        None => Source::environment()?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the event loop")?;
+    runtime.block_on(run(settings, source))
+}
+
+async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
+    let signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP]);
+    let mut signals = signals.context("listening to signals")?;
+    let links = LinkWatch::open()?;
+    let mut kubelet = Directory::watch(&settings.kubelet_dir);
+    let mut config = source.directory().map(|path| Directory::watch(&path));
+    let (sender, mut events) = mpsc::unbounded_channel();
+    let configuration = source.first()?;
+    let mut node = Node::new(settings.kubelet_dir.clone(), configuration, sender)?;
+    loop {
+        node.act().await;
+        tokio::select! {
+            Some(event) = events.recv() => node.hear(event),
+            changed = links.changed() => {
+                changed?;
+                node.list_links();
+            }
+            () = kubelet.changed() => {
+                if kubelet.is_orphaned() {
+                    bail!(
+                        "{} was deleted; another directory in its place is not the one \
+                         that is mounted here: start again",
+                        settings.kubelet_dir.display()
+                    );
+                }
+                node.look_at_sockets();
+            }
+            () = changed(&mut config) => reload(&mut node, &mut source),
+            signal = signals.next() => match signal {
+                Some(SIGHUP) => reload(&mut node, &mut source),
+                signal => {
+                    info!("ending signal={}", signal.unwrap_or_default());
+                    break;
+                }
+            },
+            () = sleep_until(node.deadline().into()) => {}
+        }
+    }
+    Ok(end(node, signals).await)
+}
+
+async fn changed(directory: &mut Option<Directory>) {
+    match directory {
+        Some(directory) => directory.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A broken configuration leaves the last good one in force.
+fn reload(node: &mut Node, source: &mut Source) {
+    match source.again() {
+        Ok(Some(configuration)) => node.configure(configuration),
+        Ok(None) => {}
+        Err(error) => error!("the former configuration stays in force: {error:#}"),
+    }
+}
+
+/// Ends cleanly, unless a second signal says that there is no time for it.
+async fn end(node: Node, mut signals: Signals) -> ExitCode {
+    let again = async {
+        while let Some(signal) = signals.next().await {
+            if signal != SIGHUP {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = node.stop() => {
+            info!("ended");
+            ExitCode::SUCCESS
+        }
+        () = tokio::time::sleep(FAREWELL) => {
+            warn!("not everything could be closed in {FAREWELL:?}");
+            ExitCode::SUCCESS
+        }
+        () = again => {
+            warn!("a second signal: ending at once");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The state of the device plugin: configuration, links and endpoints of a node.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use futures_util::future::join_all;
+use log::{debug, error, info};
+use nix::unistd::gethostname;
+use tokio::sync::mpsc;
+
+use super::{
+    Event,
+    config::{Configuration, Resource},
+    endpoint::Endpoint,
+    file_id::FileId,
+    kubelet,
+    offer::{self, Offer},
+};
+use crate::netlink::{Link, Socket};
+
+/// How long the loop may sleep when nothing is due.
+const LONG: Duration = Duration::from_hours(1);
+
+/// A node that offers macvtaps.
+pub struct Node {
+    hostname: String,
+    kubelet_dir: PathBuf,
+    configuration: Configuration,
+    events: mpsc::UnboundedSender<Event>,
+    netlink: Socket,
+    links: Vec<Link>,
+    /// The device IDs of each resource, as of the resources that they were made for.
+    device_ids: BTreeMap<String, Vec<String>>,
+    resources: BTreeMap<String, Resource>,
+    endpoints: BTreeMap<String, Endpoint>,
+    leaving: Vec<Endpoint>,
+    kubelet: Option<FileId>,
+    sockets_changed: bool,
+    unfit: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// A node that offers what `configuration` says, as soon as [`Self::act`] is called.
+    pub fn new(
+        kubelet_dir: PathBuf,
+        configuration: Configuration,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Result<Self> {
+        let hostname = gethostname().context("asking for the host's name")?;
+        let mut netlink = Socket::open()?;
+        let kubelet = FileId::of(&kubelet_dir.join(kubelet::SOCKET))?;
+        let mut node = Self {
+            hostname: hostname.to_string_lossy().into_owned(),
+            kubelet_dir,
+            configuration,
+            events,
+            links: netlink.links().context("listing links")?,
+            netlink,
+            device_ids: BTreeMap::new(),
+            resources: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            leaving: Vec::new(),
+            kubelet,
+            sockets_changed: false,
+            unfit: BTreeMap::new(),
+        };
+        node.update();
+        Ok(node)
+    }
+
+    /// Does what is due: serves, registers, ends what is offered no more.
+    pub async fn act(&mut self) {
+        join_all(self.leaving.drain(..).map(Endpoint::stop)).await;
+        let kubelet_changed = self.kubelet_changed();
+        let sockets_changed = std::mem::take(&mut self.sockets_changed);
+        // Side by side: a kubelet that hangs must not make each of them wait in turn.
+        let acts = self.endpoints.values_mut().map(async |endpoint| {
+            if kubelet_changed || (sockets_changed && endpoint.lost_socket()) {
+                endpoint.restart().await;
+            }
+            endpoint.act().await;
+        });
+        join_all(acts).await;
+    }
+
+    /// When [`Self::act`] has to be called again, if nothing happens before.
+    pub fn deadline(&self) -> Instant {
+        let deadlines = self.endpoints.values().filter_map(Endpoint::deadline);
+        deadlines.min().unwrap_or_else(|| Instant::now() + LONG)
+    }
+
+    /// Takes in what happened.
+    pub fn hear(&mut self, event: Event) {
+        let (Event::Stream { resource, .. }
+        | Event::Answered { resource, .. }
+        | Event::Ended { resource, .. }) = &event;
+        let Some(endpoint) = self.endpoints.get_mut(resource) else {
+            return;
+        };
+        match event {
+            Event::Stream {
+                generation, open, ..
+            } => endpoint.streams(generation, open),
+            Event::Answered { call, outcome, .. } => endpoint.answered(call, &outcome),
+            Event::Ended {
+                generation,
+                outcome,
+                ..
+            } => endpoint.ended(generation, &outcome),
+        }
+    }
+
+    /// Something changed in the kubelet's directory.
+    pub fn look_at_sockets(&mut self) {
+        self.sockets_changed = true;
+    }
+
+    fn kubelet_changed(&mut self) -> bool {
+        if !self.sockets_changed {
+            return false;
+        }
+        let found = FileId::of(&self.kubelet_dir.join(kubelet::SOCKET));
+        let found = found.unwrap_or_default();
+        let changed = found.is_some() && found != self.kubelet;
+        if changed {
+            info!("there is a new kubelet");
+        }
+        self.kubelet = found;
+        changed
+    }
+
+    /// Lists the links again.
+    pub fn list_links(&mut self) {
+        match self.netlink.links() {
+            Ok(links) => {
+                self.links = links;
+                self.update();
+            }
+            Err(error) => error!("listing links, what was known of them stays: {error:#}"),
+        }
+    }
+
+    /// Offers what another configuration says. What it does not change stays as it is.
+    pub fn configure(&mut self, configuration: Configuration) {
+        self.configuration = configuration;
+        self.resources.clear();
+        self.update();
+    }
+
+    /// Brings the endpoints in line with configuration and links.
+    fn update(&mut self) {
+        self.tell_unfit();
+        let wanted = offer::resources(&self.configuration, &self.links, &self.resources);
+        let wanted: BTreeMap<String, Resource> = wanted
+            .into_iter()
+            .map(|resource| (resource.name.clone(), resource))
+            .collect();
+        if wanted != self.resources {
+            let list: Vec<Resource> = wanted.values().cloned().collect();
+            self.device_ids = offer::device_ids(&self.hostname, &list);
+            self.resources = wanted;
+        }
+        let names: Vec<String> = self.endpoints.keys().cloned().collect();
+        for name in names {
+            if !self.resources.contains_key(&name) {
+                info!("resource={name} is offered no more");
+                self.leaving.extend(self.endpoints.remove(&name));
+            }
+        }
+        for resource in self.resources.clone().into_values() {
+            self.offer(resource);
+        }
+    }
+
+    fn offer(&mut self, resource: Resource) {
+        let trouble = offer::trouble(&self.configuration, &resource, &self.links);
+        let ids = self.device_ids.get(&resource.name);
+        let ids = ids.map(Vec::as_slice).unwrap_or_default();
+        let node = numa_node(&resource.lower);
+        let list = Arc::new(offer::list(ids, trouble.is_none(), node));
+        let name = resource.name.clone();
+        let offer = Offer {
+            resource,
+            trouble,
+            list,
+        };
+        match self.endpoints.get_mut(&name) {
+            Some(endpoint) if *endpoint.offer() == offer => {}
+            Some(endpoint) => {
+                tell(&offer);
+                endpoint.change(offer);
+            }
+            None => {
+                tell(&offer);
+                let endpoint = Endpoint::new(offer, self.kubelet_dir.clone(), self.events.clone());
+                self.endpoints.insert(name, endpoint);
+            }
+        }
+    }
+
+    /// Says why links are not offered by discovery, once for each reason.
+    fn tell_unfit(&mut self) {
+        if self.configuration != Configuration::Discover {
+            return;
+        }
+        let unfit = self.links.iter().filter_map(|link| {
+            let why = offer::unfit(link)?;
+            Some((link.name.clone(), why))
+        });
+        let unfit: BTreeMap<String, String> = unfit.collect();
+        for (link, why) in &unfit {
+            if self.unfit.get(link) != Some(why) {
+                debug!("link={link} is not offered: {why}");
+            }
+        }
+        self.unfit = unfit;
+    }
+
+    /// Ends serving everything.
+    pub async fn stop(self) {
+        let endpoints = self.endpoints.into_values().chain(self.leaving);
+        join_all(endpoints.map(Endpoint::stop)).await;
+    }
+}
+
+fn tell(offer: &Offer) {
+    let Resource {
+        name,
+        lower,
+        mode,
+        capacity,
+    } = &offer.resource;
+    let health = match &offer.trouble {
+        None => "healthy".to_owned(),
+        Some(why) => format!("unhealthy: {why}"),
+    };
+    info!("resource={name} lower={lower} mode={mode} devices={capacity} {health}");
+}
+
+/// The NUMA node that a NIC is attached to, if the machine has more than one.
+fn numa_node(lower: &str) -> Option<i64> {
+    let path = format!("/sys/class/net/{lower}/device/numa_node");
+    let text = fs::read_to_string(path).ok()?;
+    text.trim().parse().ok().filter(|node| *node >= 0)
+}

@@ -1,0 +1,119 @@
+//! The fields of a JSON object, found and checked as users know it from the original. Pure.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+/// A value that a key cannot have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid(String);
+
+impl Invalid {
+    /// Says which key has which value, and what it must be.
+    #[must_use]
+    pub fn new(key: &str, value: &Value, wanted: &str) -> Self {
+        Self(format!("invalid {key} {value}: it must be {wanted}"))
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// A JSON object whose keys are found as Go finds them: exactly, or else in any
+/// case. Null is as good as absent.
+pub struct Fields<'a>(&'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    /// The fields of `json`, if it is an object.
+    #[must_use]
+    pub fn of(json: &'a Value) -> Option<Self> {
+        json.as_object().map(Self)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        let any_case = || {
+            let same = |(name, _): &(&String, _)| name.eq_ignore_ascii_case(key);
+            self.0.iter().find(same).map(|(_, value)| value)
+        };
+        let value = self.0.get(key).or_else(any_case);
+        value.filter(|value| !value.is_null())
+    }
+
+    fn read<T>(
+        &self,
+        key: &str,
+        wanted: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, Invalid> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let read = read(value).ok_or_else(|| Invalid::new(key, value, wanted));
+        read.map(Some)
+    }
+
+    /// An object.
+    pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>, Invalid> {
+        self.read(key, "an object", Fields::of)
+    }
+
+    /// A text; none if it is empty.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>, Invalid> {
+        let text = self.read(key, "a text", Value::as_str)?;
+        Ok(text.filter(|text| !text.is_empty()))
+    }
+
+    /// True or false.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, Invalid> {
+        self.read(key, "true or false", Value::as_bool)
+    }
+
+    /// A whole number from 0 to `highest`.
+    pub fn number(&self, key: &str, highest: u64) -> Result<Option<u64>, Invalid> {
+        let wanted = format!("a whole number from 0 to {highest}");
+        let within = |value: &Value| value.as_u64().filter(|number| *number <= highest);
+        self.read(key, &wanted, within)
+    }
+
+    /// A whole number, which may be negative.
+    pub fn integer(&self, key: &str) -> Result<Option<i64>, Invalid> {
+        self.read(key, "a whole number", Value::as_i64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn finds_keys_exactly_or_in_any_case() {
+        let json = json!({"MTU": 1, "mtu": 2, "Name": "x", "none": null, "empty": ""});
+        let fields = Fields::of(&json).unwrap();
+        assert_eq!(fields.number("mtu", 9).unwrap(), Some(2));
+        assert_eq!(fields.number("MTU", 9).unwrap(), Some(1));
+        assert_eq!(fields.text("name").unwrap(), Some("x"));
+        assert_eq!(fields.flag("none").unwrap(), None);
+        assert_eq!(fields.text("empty").unwrap(), None);
+        assert!(Fields::of(&json!([])).is_none());
+    }
+
+    #[test]
+    fn names_key_and_value_of_what_is_wrong() {
+        let json = json!({"a": -1, "b": "x", "c": 1.5});
+        let fields = Fields::of(&json).unwrap();
+        let error = fields.number("a", 7).unwrap_err().to_string();
+        assert_eq!(error, "invalid a -1: it must be a whole number from 0 to 7");
+        assert_eq!(fields.integer("a").unwrap(), Some(-1));
+        assert!(fields.flag("b").unwrap_err().to_string().contains("\"x\""));
+        assert!(fields.integer("c").is_err());
+        assert!(fields.object("b").is_err());
+        assert!(fields.text("a").is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! Changes of links, as the kernel tells them.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    },
+};
+use tokio::io::unix::AsyncFd;
+
+/// `RTMGRP_LINK` of `linux/rtnetlink.h`.
+const LINK_GROUP: u32 = 1;
+/// Changes that come within this are one. A flapping link tells thousands.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// A subscription to the links of the network namespace that it was opened in.
+pub struct LinkWatch {
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl LinkWatch {
+    /// Subscribes.
+    pub fn open() -> Result<Self> {
+        let socket = subscribe().context("subscribing to link events")?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; what that asks of the caller, an OwnedFd keeps"
+        )]
+        let socket = AsyncFd::new(socket).context("subscribing to link events")?;
+        Ok(Self { socket })
+    }
+
+    /// Returns when links changed since the last call: list them again.
+    ///
+    /// What the events say does not matter, so it is no loss when the kernel drops some of them.
+    pub async fn changed(&self) -> Result<()> {
+        let ready = self.socket.readable().await;
+        drop(ready.context("waiting for link events")?);
+        tokio::time::sleep(SETTLE).await;
+        let ready = self.socket.readable().await;
+        let mut ready = ready.context("waiting for link events")?;
+        let mut start = [0; 16];
+        loop {
+            match recv(self.socket.as_raw_fd(), &mut start, MsgFlags::empty()) {
+                // ENOBUFS: the kernel had more to tell than there was room for.
+                Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error).context("reading link events"),
+            }
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+}
+
+fn subscribe() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkRoute;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINK_GROUP))?;
+    Ok(socket)
+}

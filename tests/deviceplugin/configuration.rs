@@ -1,0 +1,271 @@
+//! `DP_MACVTAP_CONF`, `--config`, discovery.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process::Command};
+
+use macvtap::{netns::Netns, selftest::kubelet::Kubelet};
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::{
+    kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
+    netns::{Host, LOWER, Node, binary},
+};
+
+fn resource(name: &str) -> String {
+    format!("macvtap.network.kubevirt.io/{name}")
+}
+
+fn entry(name: &str, capacity: u32) -> String {
+    format!(r#"{{"name": "{name}", "lowerDevice": "{LOWER}", "capacity": {capacity}}}"#)
+}
+
+/// Waits until a resource has this many healthy devices.
+fn expect(kubelet: &Kubelet, name: &str, count: usize) {
+    let wanted = |resource: &macvtap::selftest::kubelet::Resource| {
+        resource.connected && resource.healthy().len() == count
+    };
+    kubelet.wait_for(&resource(name), PATIENCE, wanted).unwrap();
+}
+
+fn run(configuration: Option<&str>) -> (Option<i32>, String) {
+    let dir = tempdir().unwrap();
+    let mut command = Command::new(binary());
+    command
+        .arg("deviceplugin")
+        .arg("--kubelet-dir")
+        .arg(dir.path());
+    command.env_remove("DP_MACVTAP_CONF");
+    command.envs(configuration.map(|text| ("DP_MACVTAP_CONF", text)));
+    let output = command.output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn without_the_variable_it_names_it() {
+    let (status, text) = run(None);
+    assert_eq!(status, Some(1));
+    assert!(
+        text.contains("DP_MACVTAP_CONF environment variable must be set"),
+        "{text}"
+    );
+}
+
+#[test]
+fn text_that_cannot_be_parsed_ends_it_with_line_and_column() {
+    for (text, place) in [
+        ("[\n  {\"name\": }\n]", "line 2, column 12"),
+        ("", "line 1"),
+        ("{}", "list"),
+    ] {
+        let (status, message) = run(Some(text));
+        assert_eq!(status, Some(1), "{text}");
+        assert!(message.contains(place), "{message}");
+        assert!(message.contains("DP_MACVTAP_CONF"), "{message}");
+    }
+}
+
+#[test]
+fn a_bad_entry_does_not_cost_the_others() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    // With the trailing commas and the comment that people write.
+    let text = format!(
+        "[ // the node's networks\n {}, {{\"name\": \"bad\", \"lowerDevice\": \"{LOWER}\", \
+         \"mode\": \"hub\"}}, {}, ]",
+        entry("one", 3),
+        entry("two", 0)
+    );
+    let plugin = Plugin::configured(&node.host, dir.path(), &text);
+    expect(&kubelet, "one", 3);
+    expect(&kubelet, "two", 100);
+    assert_eq!(kubelet.resources(), [resource("one"), resource("two")]);
+    plugin.wait_for_log("entry 2 is left out: unknown mode \"hub\"");
+}
+
+#[test]
+fn discovery_offers_what_ip_says_is_a_nic() {
+    // The machine's own netns: only there are physical interfaces. Nothing is changed in it.
+    let host = Host(Netns::current().unwrap());
+    let links: Value = serde_json::from_str(&host.ip("-j -d link show")).unwrap();
+    let fit = links.as_array().unwrap().iter().filter(|link| {
+        let kind = link["linkinfo"]["info_kind"].as_str();
+        link["link_type"] == "ether"
+            && kind.is_none_or(|kind| kind == "bond")
+            && link.get("master").is_none()
+    });
+    let fit: BTreeSet<String> = fit
+        .map(|link| resource(link["ifname"].as_str().unwrap()))
+        .collect();
+    let dir = tempdir().unwrap();
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let plugin = Plugin::configured(&host, dir.path(), "[]");
+    for name in &fit {
+        let wanted = |resource: &macvtap::selftest::kubelet::Resource| {
+            resource.connected && resource.healthy().len() == 100
+        };
+        kubelet.wait_for(name, PATIENCE, wanted).unwrap();
+    }
+    plugin.wait_for_log("link=lo is not offered: it is the loopback interface");
+    let found: BTreeSet<String> = kubelet.resources().into_iter().collect();
+    assert_eq!(found, fit);
+}
+
+#[test]
+fn discovery_offers_no_virtual_links() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let plugin = Plugin::configured(&node.host, dir.path(), "null");
+    plugin.wait_for_log(&format!(
+        "link={LOWER} is not offered: it is a veth interface"
+    ));
+    node.host.ip("link add br0 type bridge");
+    plugin.wait_for_log("link=br0 is not offered: it is a bridge interface");
+    assert!(kubelet.resources().is_empty());
+    assert_eq!(plugin.log().matches("link=lo is not offered").count(), 1);
+}
+
+#[test]
+fn discovery_finds_a_bond_when_it_comes() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    if !node
+        .host
+        .try_ip("link add bond0 type bond")
+        .status
+        .success()
+    {
+        eprintln!("SKIPPED: this kernel has no bonding");
+        return;
+    }
+    node.host.ip("link delete bond0");
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let _plugin = Plugin::configured(&node.host, dir.path(), "[]");
+    node.host.ip("link add bond0 type bond");
+    expect(&kubelet, "bond0", 100);
+    node.host.ip("link delete bond0");
+    expect(&kubelet, "bond0", 0);
+}
+
+#[test]
+fn a_file_is_read_again_when_it_changes() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let config = tempdir().unwrap();
+    let file = config.path().join("DP_MACVTAP_CONF");
+    let write = |text: String| fs::write(&file, text).unwrap();
+    write(format!("[{}, {}]", entry("stays", 5), entry("goes", 5)));
+    let mut plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    expect(&kubelet, "stays", 5);
+    expect(&kubelet, "goes", 5);
+    write(format!("[{}, {}]", entry("stays", 5), entry("comes", 7)));
+    expect(&kubelet, "comes", 7);
+    kubelet
+        .wait_for(&resource("goes"), PATIENCE, |resource| !resource.connected)
+        .unwrap();
+    assert!(!dir.path().join("macvtap.network.kubevirt.io_goes").exists());
+    write(format!("[{}, {}]", entry("stays", 5), entry("comes", 9)));
+    expect(&kubelet, "comes", 9);
+    write("[ broken".into());
+    plugin.wait_for_log("the former configuration stays in force");
+    plugin.wait_for_log("line 1, column");
+    fs::remove_file(&file).unwrap();
+    expect(&kubelet, "comes", 9);
+    // What did not change was not touched.
+    let stays = kubelet.resource(&resource("stays")).unwrap();
+    assert_eq!((stays.registrations, stays.lists), (1, 1));
+    assert!(stays.connected && plugin.is_alive());
+}
+
+#[test]
+fn a_mounted_config_map_swaps_a_symbolic_link() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let config = tempdir().unwrap();
+    let swap = |version: &str, text: String| {
+        let data = config.path().join(version);
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("DP_MACVTAP_CONF"), text).unwrap();
+        symlink(version, config.path().join("..data_tmp")).unwrap();
+        fs::rename(
+            config.path().join("..data_tmp"),
+            config.path().join("..data"),
+        )
+        .unwrap();
+    };
+    swap("..1", format!("[{}]", entry("one", 3)));
+    let file = config.path().join("DP_MACVTAP_CONF");
+    symlink(Path::new("..data/DP_MACVTAP_CONF"), &file).unwrap();
+    let _plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    expect(&kubelet, "one", 3);
+    swap("..2", format!("[{}]", entry("two", 4)));
+    expect(&kubelet, "two", 4);
+}
+
+#[test]
+fn devices_of_a_resource_keep_their_identity_when_it_grows() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let config = tempdir().unwrap();
+    let file = config.path().join("macvtap.json");
+    fs::write(&file, format!("[{}]", entry("one", 10))).unwrap();
+    let plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    expect(&kubelet, "one", 10);
+    let before = kubelet.resource(&resource("one")).unwrap().healthy();
+    fs::write(&file, format!("[{}]", entry("one", 20))).unwrap();
+    plugin.signal("HUP");
+    expect(&kubelet, "one", 20);
+    let after = kubelet.resource(&resource("one")).unwrap();
+    assert_eq!(after.healthy()[..10], before);
+    assert_eq!(after.registrations, 1, "a new list is enough");
+}
+
+#[test]
+fn a_file_that_is_broken_or_missing_at_the_start_ends_it() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("macvtap.json");
+    for text in [None, Some("[ broken")] {
+        if let Some(text) = text {
+            fs::write(&file, text).unwrap();
+        }
+        let mut command = Command::new(binary());
+        command.arg("deviceplugin").arg("--config").arg(&file);
+        let output = command
+            .arg("--kubelet-dir")
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("macvtap.json"), "{text}");
+    }
+}
+
+#[test]
+fn devices_differ_between_two_nodes_on_one_kernel() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut lists = Vec::new();
+    for hostname in ["kind-worker", "kind-worker2"] {
+        let mut command = Command::new("unshare");
+        let script = format!("hostname {hostname} && exec \"$@\"");
+        command
+            .args(["--uts", "sh", "-c", &script, "sh"])
+            .arg(binary());
+        command
+            .arg("deviceplugin")
+            .arg("--kubelet-dir")
+            .arg(dir.path());
+        command.env("DP_MACVTAP_CONF", configuration());
+        let plugin = Plugin::spawn(&node.host, command);
+        let wanted = |resource: &macvtap::selftest::kubelet::Resource| resource.connected;
+        let resource = kubelet.wait_for(RESOURCE, PATIENCE, wanted).unwrap();
+        lists.push(resource.healthy());
+        drop(plugin);
+        kubelet
+            .wait_for(RESOURCE, PATIENCE, |resource| !resource.connected)
+            .unwrap();
+    }
+    assert!(lists[0].iter().all(|id| !lists[1].contains(id)));
+}

@@ -1,0 +1,257 @@
+//! Lists, allocations, and the tap that a container finds.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use macvtap::{device_id::DeviceId, selftest::kubelet::Kubelet};
+use tempfile::{TempDir, tempdir};
+
+use crate::{
+    kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
+    netns::{Host, IFNAME, LOWER, Node, tap_exists},
+};
+
+struct Case {
+    node: Node,
+    kubelet: Kubelet,
+    _plugin: Plugin,
+    _dir: TempDir,
+}
+
+impl Case {
+    fn new() -> Self {
+        let (node, dir) = (Node::new(), tempdir().unwrap());
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        // Each test has devices of its own: taps are machine-wide.
+        node.host.ip(&format!("link set {LOWER} down"));
+        node.host.ip(&format!("link set {LOWER} up"));
+        let plugin = Plugin::start(&node.host, dir.path());
+        Self {
+            node,
+            kubelet,
+            _plugin: plugin,
+            _dir: dir,
+        }
+    }
+
+    fn healthy(&self, count: usize) -> Vec<String> {
+        let wanted = |resource: &macvtap::selftest::kubelet::Resource| {
+            resource.connected && resource.healthy().len() == count
+        };
+        let resource = self.kubelet.wait_for(RESOURCE, PATIENCE, wanted).unwrap();
+        assert_eq!(resource.devices.len(), 100, "devices are never absent");
+        resource.healthy()
+    }
+}
+
+fn parse(id: &str) -> DeviceId {
+    id.parse().unwrap()
+}
+
+#[test]
+fn are_unhealthy_while_the_lower_device_is_missing() {
+    let case = Case::new();
+    let ids = case.healthy(100);
+    let host = &case.node.host;
+    host.ip(&format!("link set {LOWER} down"));
+    host.ip(&format!("link set {LOWER} name away"));
+    case.healthy(0);
+    host.ip(&format!("link set away name {LOWER}"));
+    assert_eq!(case.healthy(100), ids);
+    host.ip(&format!("link delete {LOWER}"));
+    case.healthy(0);
+    host.ip(&format!("link add {LOWER} type veth peer name other"));
+    assert_eq!(case.healthy(100), ids);
+    // One list for each change, and none besides.
+    assert_eq!(case.kubelet.resource(RESOURCE).unwrap().lists, 5);
+}
+
+#[test]
+fn start_unhealthy_without_the_lower_device() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    node.host.ip(&format!("link delete {LOWER}"));
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let _plugin = Plugin::start(&node.host, dir.path());
+    let resource = kubelet.wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0);
+    let resource = resource.unwrap();
+    assert_eq!((resource.devices.len(), resource.healthy().len()), (100, 0));
+}
+
+#[test]
+fn thousands_of_link_events_change_nothing() {
+    let case = Case::new();
+    case.healthy(100);
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let host = &case.node.host;
+            scope.spawn(move || {
+                let lines = format!("link add b{number} type bridge\nlink delete b{number}\n");
+                let batch = tempdir().unwrap();
+                let path = batch.path().join("batch");
+                std::fs::write(&path, lines.repeat(100)).unwrap();
+                host.ip(&format!("-batch {}", path.display()));
+            });
+        }
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(case.kubelet.resource(RESOURCE).unwrap().lists, 1);
+    case.node.host.ip(&format!("link delete {LOWER}"));
+    case.healthy(0);
+}
+
+#[test]
+fn allocate_promises_the_taps() {
+    let case = Case::new();
+    let ids = case.healthy(100);
+    let answer = case.kubelet.allocate(RESOURCE, &ids[..2]).unwrap();
+    assert_eq!(answer.container_responses.len(), 1);
+    let response = &answer.container_responses[0];
+    assert!(response.envs.is_empty() && response.mounts.is_empty());
+    for (device, id) in response.devices.iter().zip(&ids) {
+        let path = format!("/dev/tap{}", parse(id).tap);
+        assert_eq!(device.container_path, path);
+        assert_eq!(device.host_path, path);
+        assert_eq!(device.permissions, "rw");
+        assert!(!tap_exists(parse(id).tap), "nothing exists before ADD");
+    }
+    assert_eq!(case.node.host.links(), [LOWER]);
+    // Of an earlier configuration: another lower device, mode and number.
+    let earlier = "dataplaneMvp9@eth7:vepa:17000000".to_owned();
+    let answer = case.kubelet.allocate(RESOURCE, &[earlier]).unwrap();
+    let device = &answer.container_responses[0].devices[0];
+    assert_eq!(device.host_path, "/dev/tap17000000");
+}
+
+#[test]
+fn unknown_ids_are_refused_by_name() {
+    let case = Case::new();
+    case.healthy(100);
+    for id in [
+        "eth0Mvp3",
+        "",
+        "otherMvp9@eth7:vepa:17000000",
+        "dataplaneMvp1@eth0:bridge:5",
+    ] {
+        let error = case
+            .kubelet
+            .allocate(RESOURCE, &[id.to_owned()])
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("InvalidArgument") && text.contains(id),
+            "{text}"
+        );
+        assert!(case.kubelet.pre_start(RESOURCE, &[id.to_owned()]).is_err());
+    }
+}
+
+#[test]
+fn those_whose_tap_exists_nowhere_are_preferred() {
+    let case = Case::new();
+    let ids = case.healthy(100);
+    let pod = Host::new();
+    let held = parse(&ids[0]).tap;
+    let call = case.node.cni(&pod, serde_json::json!({"deviceID": ids[0]}));
+    call.add();
+    let available = &ids[..3];
+    let preferred = case.kubelet.prefer(RESOURCE, available, 2).unwrap();
+    let preferred: BTreeSet<u32> = preferred.iter().map(|id| parse(id).tap).collect();
+    assert_eq!(preferred.len(), 2);
+    assert!(!preferred.contains(&held));
+    assert_eq!(
+        case.kubelet.prefer(RESOURCE, available, 3).unwrap().len(),
+        3
+    );
+}
+
+#[test]
+fn pre_start_is_content_with_what_add_made() {
+    let case = Case::new();
+    let id = case.healthy(100).pop().unwrap();
+    let pod = Host::new();
+    let call = case
+        .node
+        .cni(&pod, serde_json::json!({"deviceID": id}))
+        .added();
+    case.kubelet.pre_start(RESOURCE, &[id]).unwrap();
+    assert_eq!(case.node.host.links(), [LOWER]);
+    assert_eq!(pod.links(), [IFNAME]);
+    call.succeed("CHECK");
+}
+
+#[test]
+fn a_pod_that_wants_the_tap_alone_gets_it_from_pre_start() {
+    let case = Case::new();
+    let id = case.healthy(100)[50].clone();
+    let tap = parse(&id).tap;
+    case.kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    let names = case.node.host.links();
+    assert_eq!(names.len(), 2);
+    let name = names.iter().find(|name| name.starts_with("mvt")).unwrap();
+    let link = case.node.host.link(name).unwrap();
+    assert_eq!(link["ifindex"], tap);
+    assert_eq!(link["operstate"], "UP");
+    assert_eq!(link["inet6_addr_gen_mode"], "none");
+    assert_eq!(link["linkinfo"]["info_data"]["mode"], "bridge");
+    assert!(tap_exists(tap));
+    // Again before the container's next start: the same one.
+    case.kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    assert_eq!(
+        case.node.host.link(name).unwrap()["address"],
+        link["address"]
+    );
+    // The device goes to another pod.
+    case.kubelet.allocate(RESOURCE, &[id]).unwrap();
+    assert_eq!(case.node.host.links(), [LOWER]);
+    assert!(!tap_exists(tap));
+}
+
+#[test]
+fn pre_start_without_the_lower_device_says_so() {
+    let case = Case::new();
+    let id = case.healthy(100)[51].clone();
+    case.node.host.ip(&format!("link delete {LOWER}"));
+    let error = case
+        .kubelet
+        .pre_start(RESOURCE, &[id])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("FailedPrecondition") && error.contains(LOWER),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_way_of_a_device_from_allocation_to_frame_and_back() {
+    let case = Case::new();
+    let id = case.healthy(100)[52].clone();
+    let answer = case
+        .kubelet
+        .allocate(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    let promised = answer.container_responses[0].devices[0].host_path.clone();
+    for _ in 0..3 {
+        // The sandbox is lost and made again; nobody calls Allocate.
+        let pod = Host::new();
+        let call = case.node.cni(&pod, serde_json::json!({"deviceID": id}));
+        call.added().succeed("CHECK");
+        case.kubelet
+            .pre_start(RESOURCE, std::slice::from_ref(&id))
+            .unwrap();
+        assert!(std::path::Path::new(&promised).exists());
+    }
+}
+
+#[test]
+fn passthru_offers_one() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let text = configuration().replace("bridge", "passthru");
+    let _plugin = Plugin::configured(&node.host, dir.path(), &text);
+    let resource = kubelet.wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0);
+    assert_eq!(resource.unwrap().healthy().len(), 1);
+}

@@ -1,0 +1,221 @@
+//! Registered at once, and again whenever it is needed.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use macvtap::selftest::kubelet::Kubelet;
+use tempfile::tempdir;
+
+use crate::{
+    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, configuration},
+    netns::{Node, binary, wait_until},
+};
+
+#[test]
+fn the_first_list_comes_at_once() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let plugin = Plugin::start(&node.host, dir.path());
+    let resource = kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0)
+        .unwrap();
+    assert_eq!(resource.endpoint, SOCKET);
+    assert_eq!(resource.healthy().len(), 100);
+    assert_eq!(resource.registrations, 1);
+    assert!(resource.options.pre_start_required);
+    assert!(resource.options.get_preferred_allocation_available);
+    let mode = fs::metadata(dir.path().join(SOCKET)).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    plugin.wait_for_log("registered, devices=100");
+}
+
+#[test]
+fn a_killed_plugin_comes_back_with_the_same_devices() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut lists = Vec::new();
+    for round in 0..3 {
+        let plugin = Plugin::start(&node.host, dir.path());
+        let registered = |resource: &macvtap::selftest::kubelet::Resource| {
+            resource.connected && resource.registrations == round + 1
+        };
+        let resource = kubelet.wait_for(RESOURCE, PATIENCE, registered).unwrap();
+        lists.push(resource.healthy());
+        drop(plugin); // SIGKILL: its socket stays
+        assert!(dir.path().join(SOCKET).exists());
+        kubelet
+            .wait_for(RESOURCE, PATIENCE, |resource| !resource.connected)
+            .unwrap();
+    }
+    assert!(
+        lists
+            .iter()
+            .all(|list| *list == lists[0] && list.len() == 100)
+    );
+}
+
+#[test]
+fn fifty_restarts_of_the_kubelet() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let plugin = Plugin::start(&node.host, dir.path());
+    let mut descriptors = Vec::new();
+    for _ in 0..51 {
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        kubelet
+            .wait_for(RESOURCE, PATIENCE, |resource| {
+                resource.healthy().len() == 100
+            })
+            .unwrap();
+        descriptors.push(plugin.descriptors());
+        drop(kubelet);
+    }
+    assert_eq!(descriptors[0], descriptors[50], "{descriptors:?}");
+}
+
+#[test]
+fn the_kubelet_may_come_later() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("kubelet.sock");
+    std::thread::sleep(Duration::from_millis(1500)); // into the back-off
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let start = Instant::now();
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(900), "it waited: {took:?}");
+    // Said once, not at each attempt.
+    assert_eq!(
+        plugin.log().matches("trying on").count(),
+        1,
+        "{}",
+        plugin.log()
+    );
+}
+
+#[test]
+fn a_removed_socket_is_made_again() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let _plugin = Plugin::start(&node.host, dir.path());
+    for round in 1..4 {
+        let registered = |resource: &macvtap::selftest::kubelet::Resource| {
+            resource.connected && resource.registrations == round
+        };
+        kubelet.wait_for(RESOURCE, PATIENCE, registered).unwrap();
+        fs::remove_file(dir.path().join(SOCKET)).unwrap();
+    }
+    wait_until("the socket is there again", || {
+        dir.path().join(SOCKET).exists()
+    });
+}
+
+#[test]
+fn the_directory_may_be_missing_and_be_replaced() {
+    let (node, outer) = (Node::new(), tempdir().unwrap());
+    let dir = outer.path().join("device-plugins");
+    let mut plugin = Plugin::start(&node.host, &dir);
+    plugin.wait_for_log("device-plugins");
+    for round in 0..3 {
+        fs::create_dir(&dir).unwrap();
+        let kubelet = Kubelet::start(&dir).unwrap();
+        kubelet
+            .wait_for(RESOURCE, PATIENCE, |resource| {
+                resource.healthy().len() == 100
+            })
+            .unwrap();
+        drop(kubelet);
+        if round % 2 == 0 {
+            fs::rename(&dir, outer.path().join(format!("old{round}"))).unwrap();
+        } else {
+            fs::remove_dir_all(&dir).unwrap();
+        }
+    }
+    assert!(plugin.is_alive());
+}
+
+#[test]
+fn without_inotify_it_polls() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    // The machine's limit is everybody's; so only this process sees it reached.
+    let mut command = Command::new("strace");
+    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=inotify_init1"]);
+    command.args(["-e", "inject=inotify_init1:error=EMFILE"]);
+    command
+        .arg(binary())
+        .arg("deviceplugin")
+        .arg("--kubelet-dir");
+    command
+        .arg(dir.path())
+        .env("DP_MACVTAP_CONF", configuration());
+    let plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("cannot be watched, so it is polled");
+    for _ in 0..3 {
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        kubelet
+            .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+            .unwrap();
+    }
+}
+
+#[test]
+fn existing_manifests_call_it_with_glogs_flags() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let link = dir.path().join("macvtap-deviceplugin");
+    std::os::unix::fs::symlink(binary(), &link).unwrap();
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut command = Command::new(link);
+    command.args(["-v", "3", "-logtostderr", "--kubelet-dir"]);
+    command
+        .arg(dir.path())
+        .env("DP_MACVTAP_CONF", configuration());
+    let _plugin = Plugin::spawn(&node.host, command);
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+}
+
+#[test]
+fn net_admin_is_all_the_power_it_needs() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-all,+net_admin", "--inh-caps=-all"]);
+    command
+        .arg("--no-new-privs")
+        .arg(binary())
+        .arg("deviceplugin");
+    command.arg("--kubelet-dir").arg(dir.path());
+    command.env("DP_MACVTAP_CONF", configuration());
+    let _plugin = Plugin::spawn(&node.host, command);
+    let resource = kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+    let id = &resource.healthy()[..1];
+    kubelet.allocate(RESOURCE, id).unwrap();
+    kubelet.pre_start(RESOURCE, id).unwrap();
+}
+
+#[test]
+fn a_name_that_is_too_long_for_a_socket_is_hashed() {
+    let (node, outer) = (Node::new(), tempdir().unwrap());
+    let dir = outer.path().join("d".repeat(30));
+    fs::create_dir(&dir).unwrap();
+    let kubelet = Kubelet::start(&dir).unwrap();
+    let name = "n".repeat(63);
+    let text = configuration().replace("dataplane", &name);
+    let _plugin = Plugin::configured(&node.host, &dir, &text);
+    let resource = format!("macvtap.network.kubevirt.io/{name}");
+    let resource = kubelet.wait_for(&resource, PATIENCE, |resource| resource.connected);
+    let endpoint = resource.unwrap().endpoint;
+    assert!(
+        endpoint.starts_with("macvtap.network.kubevirt.io_"),
+        "{endpoint}"
+    );
+    assert!(endpoint.len() < 45, "{endpoint}");
+}

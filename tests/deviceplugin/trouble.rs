@@ -1,0 +1,220 @@
+//! Kubelets that do not behave, directories that cannot be used, a second device plugin.
+
+use std::{fs, os::unix::net::UnixListener, process::Command, time::Duration};
+
+use macvtap::selftest::kubelet::Kubelet;
+use tempfile::tempdir;
+
+use crate::{
+    kubelet::{Fault, Faulty, PATIENCE, Plugin, RESOURCE, SOCKET, configuration},
+    netns::{Node, binary, wait_until},
+};
+
+#[test]
+fn a_kubelet_that_refuses_or_hangs_is_outlived() {
+    for (fault, complaint) in [(Fault::Refuse, Some("not today")), (Fault::Hang, None)] {
+        let (node, dir) = (Node::new(), tempdir().unwrap());
+        let faulty = Faulty::start(dir.path(), fault);
+        let plugin = Plugin::start(&node.host, dir.path());
+        match complaint {
+            Some(complaint) => plugin.wait_for_log(complaint),
+            None => std::thread::sleep(Duration::from_millis(300)),
+        }
+        let descriptors = plugin.descriptors();
+        drop(faulty);
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        kubelet
+            .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+            .unwrap();
+        assert!(plugin.descriptors() <= descriptors + 2, "{fault:?}");
+    }
+}
+
+#[test]
+fn a_kubelet_that_dies_in_the_middle_of_a_registration_is_outlived() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let listener = UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
+    let plugin = Plugin::start(&node.host, dir.path());
+    // It takes the call, and is gone.
+    for _ in 0..2 {
+        drop(listener.accept().unwrap());
+    }
+    drop(listener);
+    plugin.wait_for_log("trying on");
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+}
+
+#[test]
+fn a_kubelet_that_answers_nonsense_is_outlived() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let listener = UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
+    let plugin = Plugin::start(&node.host, dir.path());
+    let (mut stream, _) = listener.accept().unwrap();
+    std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    drop(stream);
+    plugin.wait_for_log("trying on");
+    drop(listener);
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+}
+
+#[test]
+fn a_socket_that_nobody_listens_on_is_told_and_tried_again() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    drop(UnixListener::bind(dir.path().join("kubelet.sock")).unwrap());
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("Connection refused");
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+}
+
+#[test]
+fn a_kubelet_that_drops_every_stream_does_not_make_it_spin() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let plugin = Plugin::start(&node.host, dir.path());
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+    for _ in 0..20 {
+        kubelet.drop_streams();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let resource = kubelet.resource(RESOURCE).unwrap();
+    assert!(resource.registrations <= 4, "{}", resource.registrations);
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+    assert!(plugin.processor_time() < Duration::from_millis(500));
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_told_and_tried_again() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    // A mount namespace of its own, in which the directory is full; then it is not.
+    let script = format!(
+        "mount -t tmpfs -o size=64k,nr_inodes=2 full {0} && touch {0}/x && exec \"$@\"",
+        dir.path().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+    ]);
+    command
+        .arg(binary())
+        .arg("deviceplugin")
+        .arg("--kubelet-dir");
+    command
+        .arg(dir.path())
+        .env("DP_MACVTAP_CONF", configuration());
+    let plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("No space left on device");
+    let inside = format!("/proc/{}/root{}", plugin.id(), dir.path().display());
+    fs::remove_file(format!("{inside}/x")).unwrap();
+    let socket = format!("{inside}/{SOCKET}");
+    wait_until("there is room, so it serves", || {
+        fs::exists(&socket).unwrap()
+    });
+}
+
+#[test]
+fn a_read_only_directory_is_told_and_tried_again() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let path = dir.path().display();
+    let script =
+        format!("mount --bind {path} {path} && mount -o remount,bind,ro {path} && exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+    ]);
+    command
+        .arg(binary())
+        .arg("deviceplugin")
+        .arg("--kubelet-dir");
+    command
+        .arg(dir.path())
+        .env("DP_MACVTAP_CONF", configuration());
+    let mut plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("Read-only file system");
+    assert!(plugin.is_alive());
+    assert_eq!(plugin.log().matches("trying on").count(), 1);
+}
+
+#[test]
+fn a_second_device_plugin_leaves_the_first_alone_and_takes_over_from_it() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut first = Plugin::start(&node.host, dir.path());
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
+        .unwrap();
+    let mut second = Plugin::start(&node.host, dir.path());
+    second.wait_for_log("another device plugin serves");
+    std::thread::sleep(Duration::from_millis(1500));
+    let resource = kubelet.resource(RESOURCE).unwrap();
+    assert!(resource.connected);
+    assert_eq!(resource.registrations, 1);
+    first.signal("TERM");
+    assert_eq!(first.end().0, Some(0));
+    kubelet
+        .wait_for(RESOURCE, PATIENCE, |resource| {
+            resource.connected && resource.registrations == 2
+        })
+        .unwrap();
+    assert!(second.is_alive());
+}
+
+#[test]
+fn an_orphaned_mount_ends_it() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let real = dir.path().join("real");
+    let seen = dir.path().join("seen");
+    fs::create_dir(&real).unwrap();
+    fs::create_dir(&seen).unwrap();
+    let script = format!(
+        "mount --bind {} {} && exec \"$@\"",
+        real.display(),
+        seen.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+    ]);
+    command
+        .arg(binary())
+        .arg("deviceplugin")
+        .arg("--kubelet-dir");
+    command.arg(&seen).env("DP_MACVTAP_CONF", configuration());
+    let mut plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("trying on");
+    fs::remove_dir_all(&real).unwrap();
+    fs::create_dir(&real).unwrap();
+    let (status, _) = plugin.end();
+    assert_eq!(status, Some(1));
+    assert!(plugin.log().contains("was deleted"), "{}", plugin.log());
+}
