@@ -1,27 +1,22 @@
-//! The whole way on this machine, in throw-away network namespaces: from nothing to
-//! a frame, through the destruction of the pod, to nothing.
+//! The whole way on this machine, in throw-away network namespaces: from discovery to
+//! a frame, through the loss of kubelet and pod, to nothing.
 
 pub mod kubelet;
+mod plugin;
 mod report;
 mod runtime;
 mod wire;
 
 use std::{
-    collections::BTreeSet,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::unistd::{Uid, gethostname};
+use anyhow::{Context, Result, ensure};
+use nix::unistd::Uid;
 
-use self::{report::Report, runtime::Runtime, wire::Wire};
-use crate::{
-    device_id::{self, DeviceId},
-    mode::Mode,
-    netns::Netns,
-    tap,
-};
+use self::{plugin::Plugin, report::Report, runtime::Runtime, wire::Wire};
+use crate::{device_id::DeviceId, deviceplugin::offer, netlink::Link, netns::Netns, tap};
 
 /// How long the kernel may take to destroy a network namespace.
 const DESTRUCTION: Duration = Duration::from_secs(5);
@@ -42,6 +37,7 @@ pub fn main(json: bool) -> Result<ExitCode> {
 }
 
 fn run(report: &mut Report) -> Result<()> {
+    report.step("discovery", discovery)?;
     let wire = report.step("lower device", || {
         let wire = Wire::lay()?;
         let seen = format!(
@@ -50,21 +46,66 @@ fn run(report: &mut Report) -> Result<()> {
         );
         Ok((wire, seen))
     })?;
-    let id = device_id()?;
-    let outcome = attach_and_detach(report, &wire, &id);
+    let mut taps = vec![wire.tap_number];
+    let outcome = Plugin::start(&wire)
+        .and_then(|mut plugin| allocate_and_attach(report, &wire, &mut plugin, &mut taps));
     // The namespaces are gone with their last descriptor, whatever happened.
-    let wire_tap = wire.tap_number;
     drop(wire);
-    report.step("clean-up", || {
-        for number in [id.tap, wire_tap] {
+    let cleaned = report.step("clean-up", || {
+        for number in taps {
             wait_until_gone(number)?;
         }
-        Ok(((), "no netns, link, tap or node left".to_owned()))
-    })?;
-    outcome
+        Ok(((), "no process, netns, link, tap or node left".to_owned()))
+    });
+    outcome.and(cleaned)
 }
 
-fn attach_and_detach(report: &mut Report, wire: &Wire, id: &DeviceId) -> Result<()> {
+/// What the device plugin would offer on this machine if its configuration were empty.
+fn discovery() -> Result<((), String)> {
+    let links = Netns::current()?.socket()?.links()?;
+    let (unfit, fit): (Vec<&Link>, Vec<&Link>) =
+        links.iter().partition(|link| offer::unfit(link).is_some());
+    let names: Vec<&str> = fit.iter().map(|link| link.name.as_str()).collect();
+    let names = match names.as_slice() {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    let others = unfit.len();
+    Ok((
+        (),
+        format!("NICs and bonds of this machine: {names} ({others} other links)"),
+    ))
+}
+
+fn allocate_and_attach(
+    report: &mut Report,
+    wire: &Wire,
+    plugin: &mut Plugin,
+    taps: &mut Vec<u32>,
+) -> Result<()> {
+    report.step("registration", || {
+        let count = plugin.devices()?.len();
+        Ok(((), format!("the kubelet knows {count} devices")))
+    })?;
+    let id = report.step("Allocate", || {
+        let id = plugin.allocate()?;
+        let seen = format!("{id} promises {}", tap::path(id.tap).display());
+        Ok((id, seen))
+    })?;
+    taps.push(id.tap);
+    attach_and_detach(report, wire, plugin, &id)?;
+    report.step("SIGTERM", || {
+        plugin.stop()?;
+        Ok(((), "the device plugin ended cleanly".to_owned()))
+    })
+}
+
+fn attach_and_detach(
+    report: &mut Report,
+    wire: &Wire,
+    plugin: &mut Plugin,
+    id: &DeviceId,
+) -> Result<()> {
     let path = tap::path(id.tap);
     let path = path.display();
     let mut runtime = Runtime::new(wire, id)?;
@@ -72,15 +113,17 @@ fn attach_and_detach(report: &mut Report, wire: &Wire, id: &DeviceId) -> Result<
         runtime.call("STATUS")?;
         Ok(((), "ADD could work here".to_owned()))
     })?;
-    report.step("ADD", || {
-        let mac = runtime.add()?;
-        let seen = format!("{} {mac}, tap {path}", runtime::IFNAME);
-        Ok(((), seen))
-    })?;
+    add(report, &mut runtime, plugin, id)?;
     frames(report, wire, &runtime, id)?;
     report.step("CHECK", || {
         runtime.call("CHECK")?;
         Ok(((), "all as ADD left it".to_owned()))
+    })?;
+    report.step("kubelet", || {
+        let before = plugin.devices()?;
+        plugin.restart_kubelet()?;
+        ensure!(plugin.devices()? == before, "the devices are others now");
+        Ok(((), "restarted, and knows the same devices".to_owned()))
     })?;
     report.step("pod lost", || {
         runtime.lose_pod()?;
@@ -89,16 +132,32 @@ fn attach_and_detach(report: &mut Report, wire: &Wire, id: &DeviceId) -> Result<
             "its netns destroyed without DEL, a new one made".to_owned(),
         ))
     })?;
-    report.step("ADD again", || {
-        runtime.add()?;
-        Ok(((), format!("the same device ID, the same {path}")))
-    })?;
+    add(report, &mut runtime, plugin, id)?;
     frames(report, wire, &runtime, id)?;
     report.step("DEL", || {
         runtime.call("DEL")?;
         runtime.check_empty()?;
         ensure!(tap::devices(id.tap)?.is_empty(), "{path} is still there");
         Ok(((), "no interface in the pod, no tap".to_owned()))
+    })
+}
+
+/// ADD, and what the kubelet does next.
+fn add(
+    report: &mut Report,
+    runtime: &mut Runtime<'_>,
+    plugin: &Plugin,
+    id: &DeviceId,
+) -> Result<()> {
+    report.step("ADD", || {
+        let mac = runtime.add()?;
+        let path = tap::path(id.tap);
+        let seen = format!("{} {mac}, tap {}", runtime::IFNAME, path.display());
+        Ok(((), seen))
+    })?;
+    report.step("PreStart", || {
+        plugin.pre_start(id)?;
+        Ok(((), "the tap is there, as promised".to_owned()))
     })
 }
 
@@ -111,25 +170,6 @@ fn frames(report: &mut Report, wire: &Wire, runtime: &Runtime<'_>, id: &DeviceId
         wire.frame_in(id.tap, runtime.mac)?;
         Ok(((), "sent on the wire, read from the tap".to_owned()))
     })
-}
-
-/// A device ID whose tap exists nowhere on this machine.
-fn device_id() -> Result<DeviceId> {
-    let hostname = gethostname().context("asking for the host's name")?;
-    let seed = format!("{} {}", hostname.display(), std::process::id());
-    let slots = device_id::slots(&seed, "selftest", 16, &mut BTreeSet::new());
-    for (slot, tap) in slots {
-        if tap::devices(tap)?.is_empty() {
-            return Ok(DeviceId {
-                resource: "selftest".to_owned(),
-                slot,
-                lower: wire::LOWER.to_owned(),
-                mode: Mode::Bridge,
-                tap,
-            });
-        }
-    }
-    bail!("16 tap numbers drawn at random are all in use")
 }
 
 /// The kernel destroys a network namespace some time after its last user is gone.

@@ -23,7 +23,8 @@ impl Report {
             start: Instant::now(),
             steps: Vec::new(),
         };
-        report.say("macvtap selftest: from nothing to a frame, in throw-away network namespaces\n");
+        report
+            .say("macvtap selftest: from discovery to a frame, in throw-away network namespaces\n");
         report
     }
 
