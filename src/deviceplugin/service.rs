@@ -106,11 +106,14 @@ impl DevicePlugin for Service {
         let mut container_responses = Vec::new();
         for request in request.into_inner().container_requests {
             let devices = self.read(&request.device_ids)?;
-            for device in &devices {
-                info!("allocated device={device} tap={}", device.tap);
-                standby::clear(device);
-            }
             container_responses.push(promise(&devices));
+            // Afterwards: the kubelet waits, and has much to do before the pod's ADD.
+            tokio::spawn(async move {
+                for device in &devices {
+                    info!("allocated device={device} tap={}", device.tap);
+                    standby::clear(device);
+                }
+            });
         }
         Ok(Response::new(AllocateResponse {
             container_responses,

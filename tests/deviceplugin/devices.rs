@@ -7,7 +7,7 @@ use tempfile::{TempDir, tempdir};
 
 use crate::{
     kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
-    netns::{Host, IFNAME, LOWER, Node, tap_exists},
+    netns::{Host, IFNAME, LOWER, Node, tap_exists, wait_until},
 };
 
 struct Case {
@@ -205,7 +205,9 @@ fn a_pod_that_wants_the_tap_alone_gets_it_from_pre_start() {
     );
     // The device goes to another pod.
     case.kubelet.allocate(RESOURCE, &[id]).unwrap();
-    assert_eq!(case.node.host.links(), [LOWER]);
+    wait_until("the macvtap is deleted", || {
+        case.node.host.links() == [LOWER]
+    });
     assert!(!tap_exists(tap));
 }
 
