@@ -1,7 +1,7 @@
 //! The device plugin: tells the kubelet which macvtaps a node offers, and promises them to pods.
 //!
 //! One thread, one loop that owns all state. What happens comes in as events;
-//! what to do about it is decided in [`config`], [`offer`] and [`registration`].
+//! what to do about it is decided in `config`, `offer` and `registration`.
 
 pub mod api;
 pub mod config;

@@ -36,7 +36,7 @@ pub struct Node {
     netlink: Socket,
     links: Vec<Link>,
     /// The device IDs of each resource, as of the resources that they were made for.
-    device_ids: BTreeMap<String, Vec<String>>,
+    device_ids: BTreeMap<String, Arc<Vec<String>>>,
     resources: BTreeMap<String, Resource>,
     endpoints: BTreeMap<String, Endpoint>,
     leaving: Vec<Endpoint>,
@@ -178,29 +178,43 @@ impl Node {
         }
     }
 
+    /// Offers a resource, unless it is offered like that already. Links change often and
+    /// lists are long, so that comes first.
     fn offer(&mut self, resource: Resource) {
         let trouble = offer::trouble(&self.configuration, &resource, &self.links);
-        let ids = self.device_ids.get(&resource.name);
-        let ids = ids.map(Vec::as_slice).unwrap_or_default();
-        let node = numa_node(&resource.lower);
-        let list = Arc::new(offer::list(ids, trouble.is_none(), node));
+        let numa_node = numa_node(&resource.lower);
+        let ids = self
+            .device_ids
+            .get(&resource.name)
+            .cloned()
+            .unwrap_or_default();
+        let former = self.endpoints.get(&resource.name).map(Endpoint::offer);
+        let told =
+            former.is_some_and(|former| former.resource == resource && former.trouble == trouble);
+        let same = told
+            && former.is_some_and(|former| {
+                former.numa_node == numa_node && Arc::ptr_eq(&former.ids, &ids)
+            });
+        if same {
+            return;
+        }
+        let list = Arc::new(offer::list(&ids, trouble.is_none(), numa_node));
         let name = resource.name.clone();
         let offer = Offer {
             resource,
             trouble,
+            numa_node,
+            ids,
             list,
         };
-        match self.endpoints.get_mut(&name) {
-            Some(endpoint) if *endpoint.offer() == offer => {}
-            Some(endpoint) => {
-                tell(&offer);
-                endpoint.change(offer);
-            }
-            None => {
-                tell(&offer);
-                let endpoint = Endpoint::new(offer, self.kubelet_dir.clone(), self.events.clone());
-                self.endpoints.insert(name, endpoint);
-            }
+        if !told {
+            tell(&offer);
+        }
+        if let Some(endpoint) = self.endpoints.get_mut(&name) {
+            endpoint.change(offer);
+        } else {
+            let endpoint = Endpoint::new(offer, self.kubelet_dir.clone(), self.events.clone());
+            self.endpoints.insert(name, endpoint);
         }
     }
 

@@ -16,12 +16,16 @@ use crate::{
 };
 
 /// A resource's devices, and whether pods can have them now.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Offer {
     /// The resource.
     pub resource: Resource,
     /// Why not; none if they can.
     pub trouble: Option<String>,
+    /// The NUMA node of the lower device, if it has one.
+    pub numa_node: Option<i64>,
+    /// The IDs of the devices.
+    pub ids: Arc<Vec<String>>,
     /// What the kubelet is told.
     pub list: Arc<ListAndWatchResponse>,
 }
@@ -97,7 +101,7 @@ pub fn trouble(
 /// No two have the same tap. Where two resources would, the one whose name comes later in
 /// the alphabet skips the slot, whatever their order in the configuration.
 #[must_use]
-pub fn device_ids(hostname: &str, resources: &[Resource]) -> BTreeMap<String, Vec<String>> {
+pub fn device_ids(hostname: &str, resources: &[Resource]) -> BTreeMap<String, Arc<Vec<String>>> {
     let mut by_name: Vec<&Resource> = resources.iter().collect();
     by_name.sort_by(|one, other| one.name.cmp(&other.name));
     let mut taken = BTreeSet::new();
@@ -113,7 +117,7 @@ pub fn device_ids(hostname: &str, resources: &[Resource]) -> BTreeMap<String, Ve
             };
             id.to_string()
         });
-        (resource.name.clone(), ids.collect())
+        (resource.name.clone(), Arc::new(ids.collect()))
     });
     ids.collect()
 }
@@ -249,7 +253,7 @@ mod tests {
         let ids = device_ids("node1", &resources);
         let taps: BTreeSet<u32> = ids
             .values()
-            .flatten()
+            .flat_map(|ids| ids.iter())
             .map(|id| id.parse::<DeviceId>().unwrap().tap)
             .collect();
         assert_eq!(taps.len(), 20_000);
