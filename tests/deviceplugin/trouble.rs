@@ -1,6 +1,6 @@
 //! Kubelets that do not behave, directories that cannot be used, a second device plugin.
 
-use std::{fs, os::unix::net::UnixListener, process::Command, time::Duration};
+use std::{fs, io::Write, os::unix::net::UnixListener, process::Command, time::Duration};
 
 use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
@@ -51,11 +51,14 @@ fn a_kubelet_that_dies_in_the_middle_of_a_registration_is_outlived() {
 fn a_kubelet_that_answers_nonsense_is_outlived() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let listener = UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
+    listener.set_nonblocking(true).unwrap();
     let plugin = Plugin::start(&node.host, dir.path());
-    let (mut stream, _) = listener.accept().unwrap();
-    std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
-    drop(stream);
-    plugin.wait_for_log("trying on");
+    wait_until("it complains", || {
+        if let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+        plugin.log().contains("trying on")
+    });
     drop(listener);
     let kubelet = Kubelet::start(dir.path()).unwrap();
     kubelet
