@@ -11,7 +11,7 @@ use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
 
 use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, configuration},
+    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, configuration, connected},
     netns::{Node, binary, wait_until},
 };
 
@@ -84,9 +84,7 @@ fn the_kubelet_may_come_later() {
     std::thread::sleep(Duration::from_millis(1500)); // into the back-off
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let start = Instant::now();
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
     let took = start.elapsed();
     assert!(took < Duration::from_millis(900), "it waited: {took:?}");
     // Said once, not at each attempt.
@@ -157,9 +155,7 @@ fn without_inotify_it_polls() {
     plugin.wait_for_log("cannot be watched, so it is polled");
     for _ in 0..3 {
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-            .unwrap();
+        connected(&kubelet);
     }
 }
 
@@ -175,9 +171,7 @@ fn existing_manifests_call_it_with_glogs_flags() {
         .arg(dir.path())
         .env("DP_MACVTAP_CONF", configuration());
     let _plugin = Plugin::spawn(&node.host, command);
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
 }
 
 #[test]
@@ -193,9 +187,7 @@ fn net_admin_is_all_the_power_it_needs() {
     command.arg("--kubelet-dir").arg(dir.path());
     command.env("DP_MACVTAP_CONF", configuration());
     let _plugin = Plugin::spawn(&node.host, command);
-    let resource = kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    let resource = connected(&kubelet);
     let id = &resource.healthy()[..1];
     kubelet.allocate(RESOURCE, id).unwrap();
     kubelet.pre_start(RESOURCE, id).unwrap();

@@ -6,7 +6,7 @@ use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
 
 use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET},
+    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, connected},
     netns::Node,
 };
 
@@ -16,9 +16,7 @@ fn each_ends_it_cleanly_within_a_second() {
         let (node, dir) = (Node::new(), tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let mut plugin = Plugin::start(&node.host, dir.path());
-        kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-            .unwrap();
+        connected(&kubelet);
         plugin.signal(signal);
         let (status, took) = plugin.end();
         assert_eq!(status, Some(0), "{signal}: {}", plugin.log());
@@ -36,9 +34,7 @@ fn it_ends_in_time_when_the_kubelet_hangs_and_at_once_when_told_twice() {
         let (node, dir) = (Node::new(), tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let mut plugin = Plugin::start(&node.host, dir.path());
-        kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-            .unwrap();
+        connected(&kubelet);
         kubelet.freeze(Duration::from_secs(2));
         plugin.signal("TERM");
         if twice {
@@ -63,9 +59,7 @@ fn hangup_does_not_end_it() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let mut plugin = Plugin::start(&node.host, dir.path());
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
     plugin.signal("HUP");
     std::thread::sleep(Duration::from_millis(100));
     assert!(plugin.is_alive());

@@ -1,13 +1,13 @@
 //! Kubelets that do not behave, directories that cannot be used, a second device plugin.
 
-use std::{fs, io::Write, os::unix::net::UnixListener, process::Command, time::Duration};
+use std::{fs, io::Write, os::unix::net::UnixListener, time::Duration};
 
 use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
 
 use crate::{
-    kubelet::{Fault, Faulty, PATIENCE, Plugin, RESOURCE, SOCKET, configuration},
-    netns::{Node, binary, wait_until},
+    kubelet::{Fault, Faulty, PATIENCE, Plugin, RESOURCE, SOCKET, connected},
+    netns::{Node, wait_until},
 };
 
 #[test]
@@ -23,9 +23,7 @@ fn a_kubelet_that_refuses_or_hangs_is_outlived() {
         let descriptors = plugin.descriptors();
         drop(faulty);
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-            .unwrap();
+        connected(&kubelet);
         assert!(plugin.descriptors() <= descriptors + 2, "{fault:?}");
     }
 }
@@ -42,9 +40,7 @@ fn a_kubelet_that_dies_in_the_middle_of_a_registration_is_outlived() {
     drop(listener);
     plugin.wait_for_log("trying on");
     let kubelet = Kubelet::start(dir.path()).unwrap();
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
 }
 
 #[test]
@@ -61,9 +57,7 @@ fn a_kubelet_that_answers_nonsense_is_outlived() {
     });
     drop(listener);
     let kubelet = Kubelet::start(dir.path()).unwrap();
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
 }
 
 #[test]
@@ -73,9 +67,7 @@ fn a_socket_that_nobody_listens_on_is_told_and_tried_again() {
     let plugin = Plugin::start(&node.host, dir.path());
     plugin.wait_for_log("Connection refused");
     let kubelet = Kubelet::start(dir.path()).unwrap();
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
 }
 
 #[test]
@@ -83,18 +75,14 @@ fn a_kubelet_that_drops_every_stream_does_not_make_it_spin() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let plugin = Plugin::start(&node.host, dir.path());
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
     for _ in 0..20 {
         kubelet.drop_streams();
         std::thread::sleep(Duration::from_millis(100));
     }
     let resource = kubelet.resource(RESOURCE).unwrap();
     assert!(resource.registrations <= 4, "{}", resource.registrations);
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
     assert!(plugin.processor_time() < Duration::from_millis(500));
 }
 
@@ -103,27 +91,10 @@ fn a_directory_that_cannot_be_written_is_told_and_tried_again() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     // A mount namespace of its own, in which the directory is full; then it is not.
     let script = format!(
-        "mount -t tmpfs -o size=64k,nr_inodes=2 full {0} && touch {0}/x && exec \"$@\"",
+        "mount -t tmpfs -o size=64k,nr_inodes=2 full {0} && touch {0}/x",
         dir.path().display()
     );
-    let mut command = Command::new("unshare");
-    command.args([
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-    ]);
-    command
-        .arg(binary())
-        .arg("deviceplugin")
-        .arg("--kubelet-dir");
-    command
-        .arg(dir.path())
-        .env("DP_MACVTAP_CONF", configuration());
-    let plugin = Plugin::spawn(&node.host, command);
+    let plugin = Plugin::mounted(&node.host, dir.path(), &script);
     plugin.wait_for_log("No space left on device");
     let inside = format!("/proc/{}/root{}", plugin.id(), dir.path().display());
     fs::remove_file(format!("{inside}/x")).unwrap();
@@ -137,26 +108,8 @@ fn a_directory_that_cannot_be_written_is_told_and_tried_again() {
 fn a_read_only_directory_is_told_and_tried_again() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let path = dir.path().display();
-    let script =
-        format!("mount --bind {path} {path} && mount -o remount,bind,ro {path} && exec \"$@\"");
-    let mut command = Command::new("unshare");
-    command.args([
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-    ]);
-    command
-        .arg(binary())
-        .arg("deviceplugin")
-        .arg("--kubelet-dir");
-    command
-        .arg(dir.path())
-        .env("DP_MACVTAP_CONF", configuration());
-    let mut plugin = Plugin::spawn(&node.host, command);
+    let script = format!("mount --bind {path} {path} && mount -o remount,bind,ro {path}");
+    let mut plugin = Plugin::mounted(&node.host, dir.path(), &script);
     plugin.wait_for_log("Read-only file system");
     assert!(plugin.is_alive());
     assert_eq!(plugin.log().matches("trying on").count(), 1);
@@ -167,9 +120,7 @@ fn a_second_device_plugin_leaves_the_first_alone_and_takes_over_from_it() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let mut first = Plugin::start(&node.host, dir.path());
-    kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.connected)
-        .unwrap();
+    connected(&kubelet);
     let mut second = Plugin::start(&node.host, dir.path());
     second.wait_for_log("another device plugin serves");
     std::thread::sleep(Duration::from_millis(1500));
@@ -193,27 +144,8 @@ fn an_orphaned_mount_ends_it() {
     let seen = dir.path().join("seen");
     fs::create_dir(&real).unwrap();
     fs::create_dir(&seen).unwrap();
-    let script = format!(
-        "mount --bind {} {} && exec \"$@\"",
-        real.display(),
-        seen.display()
-    );
-    let mut command = Command::new("unshare");
-    command.args([
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-    ]);
-    command
-        .arg(binary())
-        .arg("deviceplugin")
-        .arg("--kubelet-dir");
-    command.arg(&seen).env("DP_MACVTAP_CONF", configuration());
-    let mut plugin = Plugin::spawn(&node.host, command);
+    let script = format!("mount --bind {} {}", real.display(), seen.display());
+    let mut plugin = Plugin::mounted(&node.host, &seen, &script);
     plugin.wait_for_log("trying on");
     fs::remove_dir_all(&real).unwrap();
     fs::create_dir(&real).unwrap();

@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::deviceplugin::api::{
-    Empty, RegisterRequest,
-    registration_server::{Registration, RegistrationServer},
+use macvtap::{
+    deviceplugin::api::{
+        Empty, RegisterRequest,
+        registration_server::{Registration, RegistrationServer},
+    },
+    selftest::kubelet::{Kubelet, Resource},
 };
 use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -32,6 +35,12 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A configuration that lists one resource on [`LOWER`].
 pub fn configuration() -> String {
     format!(r#"[{{"name": "dataplane", "lowerDevice": "{LOWER}", "mode": "bridge"}}]"#)
+}
+
+/// Waits until the kubelet has a stream of [`RESOURCE`].
+pub fn connected(kubelet: &Kubelet) -> Resource {
+    let connected = |resource: &Resource| resource.connected;
+    kubelet.wait_for(RESOURCE, PATIENCE, connected).unwrap()
 }
 
 /// A device plugin that runs; killed at the end unless it ended before.
@@ -61,6 +70,29 @@ impl Plugin {
         let mut command = Command::new(binary());
         command.arg("deviceplugin").arg("--config").arg(file);
         command.arg("--kubelet-dir").arg(kubelet_dir);
+        Self::spawn(host, command)
+    }
+
+    /// Starts one in a mount namespace of its own, after what `mounts` does there.
+    pub fn mounted(host: &Host, kubelet_dir: &Path, mounts: &str) -> Self {
+        let script = format!("{mounts} && exec \"$@\"");
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ]);
+        command
+            .arg(binary())
+            .arg("deviceplugin")
+            .arg("--kubelet-dir");
+        command
+            .arg(kubelet_dir)
+            .env("DP_MACVTAP_CONF", configuration());
         Self::spawn(host, command)
     }
 
