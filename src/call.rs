@@ -5,7 +5,14 @@ use std::{ffi::OsString, path::Path};
 /// The name of the binary, and of its CNI plugin.
 pub const NAME: &str = "macvtap";
 /// The parts of the program that a link named `macvtap-<applet>` calls.
-pub const APPLETS: [&str; 3] = ["cni", "deviceplugin", "selftest"];
+pub const APPLETS: [&str; 6] = [
+    "cni",
+    "deviceplugin",
+    "install",
+    "probe",
+    "selftest",
+    "uninstall",
+];
 /// Flags of glog that take a value and have no meaning here; existing manifests give them.
 const GLOG_VALUES: [&str; 4] = ["log_backtrace_at", "log_dir", "stderrthreshold", "vmodule"];
 /// Flags of glog that are on or off, and have no meaning here.
@@ -18,6 +25,8 @@ pub enum Call {
     Cni,
     /// Somebody calls the CNI plugin by hand: say what it is.
     About,
+    /// Somebody wants a shell, which this is not.
+    NoShell,
     /// A command line for clap.
     CommandLine(Vec<OsString>),
 }
@@ -27,7 +36,11 @@ pub enum Call {
 pub fn read(args: &[OsString], cni_command: bool) -> Call {
     let arguments = args.get(1..).unwrap_or_default();
     let mut line = vec![OsString::from(NAME)];
-    line.extend(applet(args.first()).map(OsString::from));
+    match file_name(args.first()) {
+        Some("cp") => line.extend(["cp", "--"].map(OsString::from)),
+        Some("sh") => return shell(arguments),
+        name => line.extend(applet(name).map(OsString::from)),
+    }
     line.extend_from_slice(arguments);
     match (arguments, cni_command) {
         // A runtime finds the plugin by whatever name the configuration's `type` says.
@@ -76,10 +89,29 @@ fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
     kept
 }
 
-fn applet(file: Option<&OsString>) -> Option<&'static str> {
-    let name = Path::new(file?).file_name()?.to_str()?;
-    let applet = name.strip_prefix(NAME)?.strip_prefix('-')?;
+fn file_name(file: Option<&OsString>) -> Option<&str> {
+    Path::new(file?).file_name()?.to_str()
+}
+
+fn applet(name: Option<&str>) -> Option<&'static str> {
+    let applet = name?.strip_prefix(NAME)?.strip_prefix('-')?;
     APPLETS.into_iter().find(|known| *known == applet)
+}
+
+/// There is no shell in the image, but existing manifests probe the device plugin by
+/// `sh -c 'ls DIR/macvtap.network.kubevirt.io* ...'`. That question has a better answer.
+fn shell(arguments: &[OsString]) -> Call {
+    let script = match arguments {
+        [option, script] if option == "-c" => script.to_string_lossy(),
+        _ => "".into(),
+    };
+    let socket = script.split_whitespace().nth(1).unwrap_or_default();
+    let (dir, name) = socket.rsplit_once('/').unwrap_or_default();
+    if script.trim_start().starts_with("ls ") && name.starts_with("macvtap.network.kubevirt.io") {
+        let words = [NAME, "probe", "--kubelet-dir", dir];
+        return Call::CommandLine(words.map(OsString::from).to_vec());
+    }
+    Call::NoShell
 }
 
 #[cfg(test)]
@@ -180,6 +212,25 @@ mod tests {
             read(&["macvtap-deviceplugin"], false),
             line(&["macvtap", "deviceplugin"])
         );
+    }
+
+    #[test]
+    fn existing_manifests_copy_and_probe() {
+        let cp = ["cp", "/macvtap-cni", "/host/opt/cni/bin/macvtap"];
+        let expected = line(&["macvtap", "cp", "--", cp[1], cp[2]]);
+        assert_eq!(read(&cp, false), expected);
+        let dir = "/var/lib/kubelet/device-plugins";
+        let probe = line(&["macvtap", "probe", "--kubelet-dir", dir]);
+        let script = format!("ls {dir}/macvtap.network.kubevirt.io* >/dev/null 2>&1");
+        assert_eq!(read(&["/bin/sh", "-c", &script], false), probe);
+        for script in ["", "ls", "ls /", "rm -rf /x/macvtap.network.kubevirt.io*"] {
+            assert_eq!(
+                read(&["sh", "-c", script], false),
+                Call::NoShell,
+                "{script}"
+            );
+        }
+        assert_eq!(read(&["sh"], false), Call::NoShell);
     }
 
     #[test]

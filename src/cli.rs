@@ -23,6 +23,28 @@ pub enum Command {
     Cni,
     /// Offer the node's macvtaps to the kubelet (`DP_MACVTAP_CONF` says which)
     Deviceplugin(Deviceplugin),
+    /// Tell whether the device plugin is registered with the kubelet, and what is not well
+    Probe {
+        /// The directory of the kubelet's device plugin socket
+        #[arg(
+            long,
+            value_name = "DIR",
+            default_value = "/var/lib/kubelet/device-plugins"
+        )]
+        kubelet_dir: PathBuf,
+    },
+    /// Copy this binary into the CNI directory
+    Install(Install),
+    /// Remove this program from the CNI directory, and nothing else
+    Uninstall(Install),
+    /// Copy as `install` does; existing manifests call it by this name
+    #[command(hide = true)]
+    Cp {
+        /// The file to copy
+        source: PathBuf,
+        /// The file to write, or its directory
+        target: PathBuf,
+    },
     /// Try everything on this machine, in throw-away network namespaces (needs root)
     Selftest {
         /// Print JSON
@@ -52,4 +74,16 @@ pub struct Deviceplugin {
     /// How much to log: from 4 on also why links are not offered; `RUST_LOG` comes before it
     #[arg(short, value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+}
+
+/// The options of the installer.
+#[derive(Args, Clone, Debug)]
+pub struct Install {
+    /// The CNI directory; can be given again [default: /host/opt/cni/bin if it exists, or else
+    /// /opt/cni/bin]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Vec<PathBuf>,
+    /// The name of the file, which is the `type` in configurations
+    #[arg(long, default_value = crate::call::NAME)]
+    pub name: String,
 }

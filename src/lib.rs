@@ -10,6 +10,7 @@ pub mod device_id;
 pub mod deviceplugin;
 pub mod fields;
 pub mod holder;
+pub mod install;
 pub mod logging;
 pub mod mac;
 pub mod mode;

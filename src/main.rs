@@ -4,12 +4,12 @@
 
 use std::{env, ffi::OsString, io, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use clap::{CommandFactory, Parser};
 use macvtap::{
     call::{self, Call},
     cli::{Cli, Command},
-    cni, deviceplugin, selftest,
+    cni, deviceplugin, install, selftest,
 };
 
 fn main() -> ExitCode {
@@ -18,23 +18,34 @@ fn main() -> ExitCode {
     match call::read(&args, cni_command) {
         Call::Cni => cni::main(),
         Call::About => cni::about(&mut io::stderr()),
-        Call::CommandLine(line) => run(&Cli::parse_from(line).command).unwrap_or_else(|error| {
-            #[expect(
-                clippy::print_stderr,
-                reason = "the one place where errors are printed"
-            )]
-            {
-                eprintln!("macvtap: {error:#}");
-            }
-            ExitCode::FAILURE
-        }),
+        Call::NoShell => fail(&anyhow!(
+            "there is no shell in this image; try: macvtap --help"
+        )),
+        Call::CommandLine(line) => {
+            run(&Cli::parse_from(line).command).unwrap_or_else(|error| fail(&error))
+        }
     }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the one place where errors are printed"
+    )]
+    {
+        eprintln!("macvtap: {error:#}");
+    }
+    ExitCode::FAILURE
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Cni => Ok(cni::main()),
         Command::Deviceplugin(options) => deviceplugin::main(&options.into()),
+        Command::Probe { kubelet_dir } => deviceplugin::status::probe(kubelet_dir),
+        Command::Install(options) => install::install(&options.into()),
+        Command::Uninstall(options) => install::uninstall(&options.into()),
+        Command::Cp { source, target } => install::cp(source, target),
         Command::Selftest { json } => selftest::main(*json),
         Command::Completions { shell } => {
             let mut command = Cli::command();

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::{Result, anyhow};
 use log::{debug, info, warn};
+use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
@@ -199,6 +200,17 @@ impl Endpoint {
         } else {
             self.registration.restart(Instant::now());
         }
+    }
+
+    /// How it is, for who asks.
+    pub fn status(&self) -> Value {
+        json!({
+            "name": self.name(),
+            "registered": self.registration.is_registered() && !self.lost_socket(),
+            "devices": self.offer.ids.len(),
+            "trouble": self.offer.trouble,
+            "complaint": self.complaint,
+        })
     }
 
     /// Ends serving.

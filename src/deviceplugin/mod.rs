@@ -16,14 +16,23 @@ mod server;
 mod service;
 mod source;
 mod standby;
+pub mod status;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use log::{LevelFilter, error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_tokio::Signals;
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+    time::sleep_until,
+};
 use tokio_stream::StreamExt;
 
 use self::{directory::Directory, node::Node, source::Source};
@@ -113,6 +122,7 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
     let mut config = source.directory().map(|path| Directory::watch(&path));
     let (sender, mut events) = mpsc::unbounded_channel();
     let configuration = source.first()?;
+    let status = listen(&settings.kubelet_dir);
     let mut node = Node::new(settings.kubelet_dir.clone(), configuration, sender)?;
     loop {
         node.act().await;
@@ -123,15 +133,10 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
                 node.list_links();
             }
             () = kubelet.changed() => {
-                if kubelet.is_orphaned() {
-                    bail!(
-                        "{} was deleted; another directory in its place is not the one \
-                         that is mounted here: start again",
-                        settings.kubelet_dir.display()
-                    );
-                }
+                check_mount(&kubelet, &settings.kubelet_dir)?;
                 node.look_at_sockets();
             }
+            Some(asker) = asked(status.as_ref()) => status::answer(asker, &node.status()),
             () = changed(&mut config) => reload(&mut node, &mut source),
             signal = signals.next() => match signal {
                 Some(SIGHUP) => reload(&mut node, &mut source),
@@ -144,6 +149,31 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
         }
     }
     Ok(end(node, signals).await)
+}
+
+fn check_mount(kubelet: &Directory, path: &Path) -> Result<()> {
+    ensure!(
+        !kubelet.is_orphaned(),
+        "{} was deleted; another directory in its place is not the one that is mounted \
+         here: start again",
+        path.display()
+    );
+    Ok(())
+}
+
+/// A device plugin that cannot be asked still serves.
+fn listen(kubelet_dir: &Path) -> Option<UnixListener> {
+    let listener = status::listen(kubelet_dir);
+    listener
+        .inspect_err(|error| warn!("nobody can ask how it is: {error:#}"))
+        .ok()
+}
+
+async fn asked(listener: Option<&UnixListener>) -> Option<UnixStream> {
+    match listener {
+        Some(listener) => listener.accept().await.ok().map(|(asker, _)| asker),
+        None => std::future::pending().await,
+    }
 }
 
 async fn changed(directory: &mut Option<Directory>) {

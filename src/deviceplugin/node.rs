@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use futures_util::future::join_all;
 use log::{debug, error, info};
 use nix::unistd::gethostname;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{
@@ -234,6 +235,13 @@ impl Node {
             }
         }
         self.unfit = unfit;
+    }
+
+    /// How it is, for who asks.
+    pub fn status(&mut self) -> Value {
+        let netlink = self.netlink.link(1).err().map(|error| format!("{error:#}"));
+        let resources: Vec<Value> = self.endpoints.values().map(Endpoint::status).collect();
+        json!({"netlink": netlink, "resources": resources})
     }
 
     /// Ends serving everything.

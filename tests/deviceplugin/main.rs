@@ -14,6 +14,7 @@ mod netns;
 
 mod configuration;
 mod devices;
+mod probe;
 mod registration;
 mod signals;
 mod trouble;

@@ -1,0 +1,74 @@
+//! `macvtap probe`.
+
+use std::{path::Path, process::Command};
+
+use macvtap::selftest::kubelet::Kubelet;
+use tempfile::tempdir;
+
+use crate::{
+    kubelet::{PATIENCE, Plugin, RESOURCE, connected},
+    netns::{Host, LOWER, Node, binary, wait_until},
+};
+
+fn probe(host: &Host, dir: &Path) -> (bool, String) {
+    let mut command = Command::new(binary());
+    command.arg("probe").arg("--kubelet-dir").arg(dir);
+    let output = host.output(&mut command);
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn is_content_while_registered_and_says_what_is_not_well() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let (well, text) = probe(&node.host, dir.path());
+    assert!(!well && text.contains("does not answer"), "{text}");
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("trying on");
+    let (well, text) = probe(&node.host, dir.path());
+    assert!(
+        !well && text.contains("dataplane is not registered"),
+        "{text}"
+    );
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    connected(&kubelet);
+    wait_until("it is well", || probe(&node.host, dir.path()).0);
+    let (_, text) = probe(&node.host, dir.path());
+    assert!(text.contains("netlink answers"), "{text}");
+    assert!(
+        text.contains("dataplane is registered, 100 devices healthy"),
+        "{text}"
+    );
+    node.host.ip(&format!("link delete {LOWER}"));
+    let gone = |resource: &macvtap::selftest::kubelet::Resource| resource.healthy().is_empty();
+    kubelet.wait_for(RESOURCE, PATIENCE, gone).unwrap();
+    let (well, text) = probe(&node.host, dir.path());
+    assert!(well && text.contains("does not exist"), "{text}");
+    drop(kubelet);
+    wait_until("it is not well", || !probe(&node.host, dir.path()).0);
+}
+
+#[test]
+fn answers_the_shell_probe_of_existing_manifests() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let links = tempdir().unwrap();
+    let shell = links.path().join("sh");
+    std::os::unix::fs::symlink(binary(), &shell).unwrap();
+    let script = format!(
+        "ls {}/macvtap.network.kubevirt.io* >/dev/null 2>&1",
+        dir.path().display()
+    );
+    let probe = || {
+        let mut command = Command::new(&shell);
+        let output = node.host.output(command.args(["-c", &script]));
+        output.status.success()
+    };
+    assert!(!probe());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let _plugin = Plugin::start(&node.host, dir.path());
+    connected(&kubelet);
+    wait_until("it is well", probe);
+    let mut command = Command::new(&shell);
+    let output = command.args(["-c", "echo hello"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
