@@ -1,0 +1,225 @@
+//! The image, and containerd running it.
+
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "in a test a panic is how to fail"
+)]
+
+#[path = "kubelet/mod.rs"]
+mod kubelet;
+#[path = "netns/mod.rs"]
+mod netns;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use kubelet::configuration;
+use macvtap::selftest::kubelet::Kubelet;
+use netns::{Host, LOWER, Node, wait_until};
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+
+const IMAGE: &str = "localhost/macvtap:latest";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Makes the image; its name and digest.
+fn make() -> String {
+    let output = Command::new(root().join("scripts/image")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().next().unwrap().to_owned()
+}
+
+fn archive() -> PathBuf {
+    root().join("target/image.tar")
+}
+
+/// A containerd of the test's own, in a node's network namespace.
+struct Containerd {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Containerd {
+    fn start(host: &Host) -> Self {
+        let dir = tempdir().unwrap();
+        let path = dir.path().display();
+        let config = format!(
+            "version = 2\nroot = \"{path}/root\"\nstate = \"{path}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{path}/sock\"\n"
+        );
+        fs::write(dir.path().join("config.toml"), config).unwrap();
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(dir.path().join("config.toml"));
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = host.0.run(|| Ok(command.spawn()?)).unwrap();
+        let containerd = Self { child, dir };
+        wait_until("containerd answers", || {
+            containerd
+                .ctr(&["version"])
+                .output()
+                .unwrap()
+                .status
+                .success()
+        });
+        containerd
+    }
+
+    fn ctr(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.dir.path().join("sock"));
+        command.args(words).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> String {
+        let output = self.ctr(words).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ctr {words:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn mount(from: &Path, to: &str) -> String {
+    format!("type=bind,src={},dst={to},options=rbind:rw", from.display())
+}
+
+#[test]
+fn is_the_same_each_time_and_runs_in_containerd() {
+    let first = make();
+    let bytes = fs::read(archive()).unwrap();
+    assert_eq!(make(), first);
+    assert_eq!(fs::read(archive()).unwrap(), bytes);
+    check_layout();
+    let node = Node::new();
+    let containerd = Containerd::start(&node.host);
+    containerd.run(&["images", "import", archive().to_str().unwrap()]);
+    let listed = containerd.run(&["images", "list"]);
+    let digest = first.split_whitespace().nth(1).unwrap();
+    assert!(
+        listed.contains(IMAGE) && listed.contains(digest),
+        "{listed}"
+    );
+    install(&containerd);
+    serve(&node, &containerd);
+}
+
+/// What a registry and a runtime look for.
+fn check_layout() {
+    let layout = root().join("target/image/oci");
+    let read = |name: &str| fs::read(layout.join(name)).unwrap();
+    let json = |name: &str| -> Value { serde_json::from_slice(&read(name)).unwrap() };
+    assert_eq!(json("oci-layout")["imageLayoutVersion"], "1.0.0");
+    let blob = |value: &Value| {
+        value["digest"]
+            .as_str()
+            .unwrap()
+            .replace("sha256:", "blobs/sha256/")
+    };
+    let manifest = json(&blob(&json("index.json")["manifests"][0]));
+    let config = json(&blob(&manifest["config"]));
+    assert_eq!(config["os"], "linux");
+    let labels = &config["config"]["Labels"];
+    assert_eq!(
+        labels["org.opencontainers.image.version"],
+        env!("CARGO_PKG_VERSION")
+    );
+    let mut command = Command::new("tar");
+    let layer = layout.join(blob(&manifest["layers"][0]));
+    let output = command.arg("tf").arg(layer).output().unwrap();
+    let names = String::from_utf8(output.stdout).unwrap();
+    let names: Vec<&str> = names.lines().collect();
+    let expected = [
+        "bin/",
+        "macvtap",
+        "macvtap-cni",
+        "macvtap-deviceplugin",
+        "bin/cp",
+        "bin/macvtap",
+        "bin/sh",
+    ];
+    assert_eq!(names, expected);
+}
+
+/// As the init containers of our manifest and of the original's do it.
+fn install(containerd: &Containerd) {
+    let bin = tempdir().unwrap();
+    let mounted = mount(bin.path(), "/host/opt/cni/bin");
+    let run = |id: &str, words: &[&str]| {
+        let start = ["run", "--rm", "--read-only", "--mount", &mounted, IMAGE, id];
+        containerd.run(&[&start, words].concat());
+    };
+    run("install", &["/macvtap", "install"]);
+    run(
+        "copy",
+        &["cp", "/macvtap-cni", "/host/opt/cni/bin/macvtap2"],
+    );
+    for name in ["macvtap", "macvtap2"] {
+        let mut command = Command::new(bin.path().join(name));
+        let output = command.env("CNI_COMMAND", "VERSION").output().unwrap();
+        assert!(output.stdout.starts_with(b"{\"cniVersion\""), "{name}");
+    }
+}
+
+/// As the original's manifest calls it, read-only; probed in both ways.
+fn serve(node: &Node, containerd: &Containerd) {
+    let dir = tempdir().unwrap();
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let inside = "/var/lib/kubelet/device-plugins";
+    let mounted = mount(dir.path(), inside);
+    let variable = format!("DP_MACVTAP_CONF={}", configuration());
+    let start = [
+        "run",
+        "--detach",
+        "--read-only",
+        "--net-host",
+        "--seccomp",
+        "--cap-add",
+        "CAP_NET_ADMIN",
+        "--env",
+        &variable,
+        "--mount",
+        &mounted,
+        IMAGE,
+        "dp",
+        "/macvtap-deviceplugin",
+        "-v",
+        "3",
+        "-logtostderr",
+    ];
+    containerd.run(&start);
+    let resource = kubelet::connected(&kubelet);
+    assert_eq!(resource.healthy().len(), 100);
+    let id = resource.healthy()[99].clone();
+    kubelet.pre_start(kubelet::RESOURCE, &[id]).unwrap();
+    assert_eq!(node.host.links().len(), 2, "{LOWER} and the pod's macvtap");
+    let probe = containerd.run(&["task", "exec", "--exec-id", "a", "dp", "macvtap", "probe"]);
+    assert!(probe.contains("is registered"), "{probe}");
+    let script = format!("ls {inside}/macvtap.network.kubevirt.io* >/dev/null 2>&1");
+    containerd.run(&["task", "exec", "--exec-id", "b", "dp", "sh", "-c", &script]);
+    containerd.run(&["task", "kill", "--signal", "SIGTERM", "dp"]);
+    wait_until("it ends", || {
+        containerd.run(&["task", "list"]).contains("STOPPED")
+    });
+    containerd.run(&["task", "delete", "dp"]);
+    containerd.run(&["container", "delete", "dp"]);
+}
