@@ -239,13 +239,18 @@ impl Work<'_> {
             queue_length: tap::queue_length(lower),
             netns: Some(self.netns.as_fd()),
         };
-        if let Err(error) = self.host.create(&create) {
-            return Err(self.explain_creation(error, plan));
-        }
+        let outcome = self.host.create(&create);
         let link = Link {
             index: number,
             ..Link::default()
         };
+        if let Err(error) = outcome {
+            // Without an answer nobody knows whether the kernel made it.
+            if refusal(&error).is_none() && self.is_there(number) {
+                return Err(self.undone(&link, &Undo::Delete, error));
+            }
+            return Err(self.explain_creation(error, plan));
+        }
         match self.take_tap(number) {
             Ok(Some(device)) => Ok(Some((link, device, Undo::Delete))),
             Ok(None) => {
@@ -254,6 +259,12 @@ impl Work<'_> {
             }
             Err(error) => Err(self.undone(&link, &Undo::Delete, error)),
         }
+    }
+
+    /// Whether what [`Self::try_create`] asked for is in the pod.
+    fn is_there(&mut self, number: u32) -> bool {
+        let found = self.pod.link(number).ok().flatten();
+        found.is_some_and(|link| link.is_macvtap() && link.name == self.ifname())
     }
 
     fn take_tap(&self, number: u32) -> Result<Option<Device>> {

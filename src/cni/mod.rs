@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
             value.to_string_lossy().into_owned()
         },
         &mut io::stdin().lock(),
-        &mut io::stdout().lock(),
+        &mut Stdout,
     );
     let Err(failure) = outcome else {
         return ExitCode::SUCCESS;
@@ -60,8 +60,22 @@ pub fn main() -> ExitCode {
     let failure = CniError::from_chain(&failure);
     error!("failed code={}: {}", failure.code, failure.msg);
     // If standard output is closed, the exit status is all that is left to say.
-    let _ = io::stdout().write_all(failure.to_json().as_bytes());
+    let _ = Stdout.write_all(failure.to_json().as_bytes());
     ExitCode::FAILURE
+}
+
+/// Standard output without the buffer of [`io::Stdout`], which would write a document line by
+/// line: what cannot be written whole must not be written at all.
+struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        nix::unistd::write(io::stdout(), bytes).map_err(io::Error::from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Says what the plugin is, as the reference implementation does when nobody says what to do.
@@ -82,7 +96,7 @@ fn print_panics() {
     panic::set_hook(Box::new(|panic| {
         let text = format!("macvtap has a fault, please report it: {panic}");
         let text = CniError::new(code::INTERNAL, text).to_json();
-        let _ = io::stdout().write_all(text.as_bytes());
+        let _ = Stdout.write_all(text.as_bytes());
         #[expect(clippy::exit, reason = "an abort would hide the exit status")]
         process::exit(1);
     }));

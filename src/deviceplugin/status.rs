@@ -7,7 +7,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener as StdListener, UnixStream as StdStream},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -27,8 +27,9 @@ const LONGEST: u64 = 1 << 20;
 
 /// The address of the device plugin of a kubelet's directory.
 fn address(kubelet_dir: &Path) -> Result<SocketAddr> {
-    let path = kubelet_dir.as_os_str().as_encoded_bytes();
-    let hash = XxHash64::oneshot(0, path);
+    // As a text that a slash at the end does not change.
+    let path: PathBuf = kubelet_dir.components().collect();
+    let hash = XxHash64::oneshot(0, path.as_os_str().as_encoded_bytes());
     let name = format!("macvtap-deviceplugin-{hash:016x}");
     SocketAddr::from_abstract_name(name).context("naming the status socket")
 }

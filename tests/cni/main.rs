@@ -14,6 +14,7 @@ mod add;
 mod bad_input;
 mod check;
 mod del;
+mod faults;
 mod frames;
 mod hand_over;
 mod kill;
