@@ -21,9 +21,6 @@ impl Case {
     fn new() -> Self {
         let (node, dir) = (Node::new(), tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        // Each test has devices of its own: taps are machine-wide.
-        node.host.ip(&format!("link set {LOWER} down"));
-        node.host.ip(&format!("link set {LOWER} up"));
         let plugin = Plugin::start(&node.host, dir.path());
         Self {
             node,
