@@ -2,7 +2,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "in a test a panic is how to fail"
 )]
@@ -28,7 +27,7 @@ use macvtap::{
     deviceplugin::config::{self, Configuration},
     selftest::kubelet::Kubelet,
 };
-use netns::{Host, IFNAME, Node, binary, device_id, tap_number};
+use netns::{Host, IFNAME, Node, binary, device_id, skipped, tap_number};
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -344,7 +343,7 @@ fn the_overlays_build_with_our_image() {
         ("manifests/original", 1),
     ] {
         let Some(built) = kustomize(name) else {
-            eprintln!("SKIPPED: no kubectl with kustomize 5 on this machine");
+            skipped("no kubectl with kustomize 5 on this machine");
             return;
         };
         assert_eq!(built.len(), count, "{name}");
@@ -371,7 +370,7 @@ fn the_overlays_build_with_our_image() {
 fn kubernetes_own_schemas_accept_them() {
     let validator = root().join("target/python/bin/kubernetes-validate");
     if !validator.exists() {
-        eprintln!("SKIPPED: scripts/test could not install kubernetes-validate");
+        skipped("scripts/test could not install kubernetes-validate");
         return;
     }
     for (path, value) in manifests() {

@@ -8,7 +8,7 @@ use tempfile::tempdir;
 
 use crate::{
     kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
-    netns::{Host, LOWER, Node, binary},
+    netns::{Host, LOWER, Node, binary, skipped},
 };
 
 fn resource(name: &str) -> String {
@@ -136,7 +136,7 @@ fn discovery_finds_a_bond_when_it_comes() {
         .status
         .success()
     {
-        eprintln!("SKIPPED: this kernel has no bonding");
+        skipped("this kernel has no bonding");
         return;
     }
     node.host.ip("link delete bond0");

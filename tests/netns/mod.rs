@@ -39,6 +39,11 @@ pub fn binary() -> PathBuf {
     )
 }
 
+/// Says that a test was skipped, past the harness, which shows nothing of tests that pass.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
 /// A tap number that no other test of this machine uses, neither now nor in another run.
 pub fn tap_number() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
