@@ -122,8 +122,14 @@ pub fn check_link_name(name: &str) -> Result<()> {
 /// wait on the host: `mvt` and 12 hexadecimal digits of the ID's hash.
 #[must_use]
 pub fn original_link_name(id: &str) -> String {
-    let hash = XxHash64::oneshot(0, id.as_bytes()) & 0xffff_ffff_ffff;
-    format!("mvt{hash:012x}")
+    format!("mvt{}", short_hash(id))
+}
+
+/// The low 48 bits of a text's XXH64, as 12 hexadecimal digits.
+#[must_use]
+pub fn short_hash(text: &str) -> String {
+    let hash = XxHash64::oneshot(0, text.as_bytes()) & 0xffff_ffff_ffff;
+    format!("{hash:012x}")
 }
 
 /// A tap number for an attachment that no device plugin has promised one: the

@@ -9,11 +9,11 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use nix::{errno::Errno, fcntl::OFlag};
 use sha2::{Digest, Sha256};
 
-use crate::cli;
+use crate::{cli, failures::together, files};
 
 /// Who runs in a container finds the host's directory here.
 const MOUNTED: &str = "/host/opt/cni/bin";
@@ -90,13 +90,11 @@ fn each(target: &Target, work: impl Fn(&Path) -> Result<String>) -> Result<ExitC
     for path in target.paths()? {
         match work(&path) {
             Ok(done) => writeln!(io::stdout(), "{done}")?,
-            Err(error) => failures.push(format!("{error:#}")),
+            Err(error) => failures.push(error),
         }
     }
-    match failures.as_slice() {
-        [] => Ok(ExitCode::SUCCESS),
-        failures => Err(anyhow!("{}", failures.join("; and "))),
-    }
+    together(&failures)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn copy(source: &Path, target: &Path) -> Result<String> {
@@ -238,10 +236,7 @@ fn keep(former: &Former, target: &Path) -> Result<()> {
         return Ok(());
     }
     let kept = kept(target);
-    match fs::remove_file(&kept) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    files::remove(&kept)?;
     // A second name: the first one stays until the new file takes it.
     fs::hard_link(target, &kept).with_context(|| format!("keeping {}", kept.display()))
 }

@@ -24,7 +24,7 @@ use nix::{
     unistd::{Gid, Uid, fchownat},
 };
 
-use crate::netlink::Link;
+use crate::{files, netlink::Link};
 
 /// Frames in a macvtap's queue where its lower device has none.
 const QUEUE_LENGTH: u32 = 1000;
@@ -82,19 +82,33 @@ pub fn path(number: u32) -> PathBuf {
 
 /// The devices that are called tap `number`, in all network namespaces of the
 /// machine. More than one if two namespaces use the same interface index.
+pub fn devices(number: u32) -> Result<Vec<Device>> {
+    let major = match major_by_node(number)? {
+        Some(major) => Some(major),
+        None => major()?,
+    };
+    let taps = all(major)?
+        .into_iter()
+        .filter(|(_, found)| *found == number);
+    Ok(taps.map(|(device, _)| device).collect())
+}
+
+/// The numbers of all taps of the machine, in whatever network namespace.
+pub fn numbers() -> Result<BTreeSet<u32>> {
+    let taps = all(major()?)?;
+    Ok(taps.into_iter().map(|(_, number)| number).collect())
+}
+
+/// Every tap of the machine with its number; `major` is macvtap's.
 ///
 /// `/sys/dev/char` shows the devices of all network namespaces, whereas the
 /// directories that its links point to are visible in one's own only.
-pub fn devices(number: u32) -> Result<Vec<Device>> {
-    let major = match major_by_node(number)? {
-        Some(major) => major,
-        None => match major()? {
-            Some(major) => major,
-            None => return Ok(Vec::new()),
-        },
+fn all(major: Option<u64>) -> Result<Vec<(Device, u32)>> {
+    let mut taps = Vec::new();
+    let Some(major) = major else {
+        return Ok(taps);
     };
     let prefix = format!("{major}:");
-    let mut devices = Vec::new();
     for entry in fs::read_dir("/sys/dev/char").context("listing /sys/dev/char")? {
         let entry = entry.context("listing /sys/dev/char")?;
         let name = entry.file_name();
@@ -103,48 +117,28 @@ pub fn devices(number: u32) -> Result<Vec<Device>> {
             continue;
         };
         let device = Device { major, minor };
-        if is_tap(device, number)? {
-            devices.push(device);
-        }
+        taps.extend(number_of(device)?.map(|number| (device, number)));
     }
-    Ok(devices)
+    Ok(taps)
 }
 
-/// The numbers of all taps of the machine, in whatever network namespace.
-pub fn numbers() -> Result<BTreeSet<u32>> {
-    let mut numbers = BTreeSet::new();
-    let Some(major) = major()? else {
-        return Ok(numbers);
+/// The number of the tap that sysfs says this device is, if it is one.
+fn number_of(device: Device) -> Result<Option<u32>> {
+    let target = match fs::read_link(format!("/sys/dev/char/{device}")) {
+        Ok(target) => target,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None), // gone meanwhile
+        Err(error) => return Err(error).context("reading a link in /sys/dev/char"),
     };
-    let prefix = format!("{major}:");
-    for entry in fs::read_dir("/sys/dev/char").context("listing /sys/dev/char")? {
-        let entry = entry.context("listing /sys/dev/char")?;
-        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
-            continue;
-        }
-        // One that is gone meanwhile is no tap any more.
-        let target = fs::read_link(entry.path()).unwrap_or_default();
-        let name = target.file_name().and_then(|name| name.to_str());
-        let digits = name.and_then(|name| name.strip_prefix("tap"));
-        numbers.extend(digits.and_then(|digits| digits.parse::<u32>().ok()));
-    }
-    Ok(numbers)
-}
-
-/// Whether sysfs calls this device tap `number`.
-fn is_tap(device: Device, number: u32) -> Result<bool> {
-    match fs::read_link(format!("/sys/dev/char/{device}")) {
-        Ok(target) => Ok(target.ends_with(format!("macvtap/tap{number}"))),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false), // gone meanwhile
-        Err(error) => Err(error).context("reading a link in /sys/dev/char"),
-    }
+    let text = target.to_string_lossy();
+    let number = text.rsplit_once("/macvtap/tap").map(|(_, digits)| digits);
+    Ok(number.and_then(|digits| digits.parse().ok()))
 }
 
 /// The major device number of macvtap as the tap's own node has it: the kernel takes 0.1 ms to
 /// print /proc/devices, a fifth of what an ADD costs.
 fn major_by_node(number: u32) -> Result<Option<u64>> {
     match node(&path(number))? {
-        Node::Device(device, ..) if is_tap(device, number)? => Ok(Some(device.major)),
+        Node::Device(device, ..) if number_of(device)? == Some(number) => Ok(Some(device.major)),
         _ => Ok(None),
     }
 }
@@ -201,8 +195,9 @@ pub fn give(number: u32, device: Device, owner: Owner) -> Result<bool> {
 /// Whether the node of tap `number` is as [`give`] leaves it; else what is wrong.
 pub fn verify(number: u32, device: Device, owner: Owner) -> Result<()> {
     let path = path(number);
+    let found = node(&path)?;
     let path = path.display();
-    match node(&self::path(number))? {
+    match found {
         Node::Missing => bail!("{path} does not exist"),
         Node::Foreign => bail!("{path} is not a character device"),
         Node::Device(found, ..) if found != device => {
@@ -234,7 +229,7 @@ pub fn remove_stale(number: u32) -> Result<bool> {
     if dev_is_devtmpfs()? {
         return Ok(false);
     }
-    remove(&unfinished)?;
+    files::remove(&unfinished)?;
     let Node::Device(device, ..) = node(&path)? else {
         return Ok(false);
     };
@@ -242,7 +237,7 @@ pub fn remove_stale(number: u32) -> Result<bool> {
     if devices(number)?.contains(&device) || major()?.is_some_and(|major| major != device.major) {
         return Ok(false);
     }
-    remove(&path)?;
+    files::remove(&path)?;
     Ok(true)
 }
 
@@ -289,7 +284,7 @@ fn own(path: &Path, device: Device, owner: Owner) -> Result<bool> {
 /// Makes the node, whole under another name first: whoever looks sees the right one or none.
 fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
     let (path, unfinished) = (path(number), unfinished(number));
-    remove(&unfinished)?;
+    files::remove(&unfinished)?;
     let rdev = stat::makedev(device.major, device.minor);
     let root_only = stat::Mode::S_IRUSR | stat::Mode::S_IWUSR;
     stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev)
@@ -299,22 +294,13 @@ fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
         fs::rename(&unfinished, &path).with_context(|| format!("making {}", path.display()))
     });
     if made.is_err() {
-        remove(&unfinished)?;
+        files::remove(&unfinished)?;
     }
     made
 }
 
 fn unfinished(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/.tap{number}.macvtap"))
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Whether the kernel keeps the nodes in /dev itself. Not so in a node that is a

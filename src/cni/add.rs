@@ -22,7 +22,7 @@ use crate::{
     holder,
     mac::MacAddr,
     mode::Mode,
-    netlink::{Change, Create, Link, Refused, Socket},
+    netlink::{Change, Create, Link, Socket, errno},
     netns::Netns,
     tap::{self, Device, Node},
 };
@@ -246,7 +246,7 @@ impl Work<'_> {
         };
         if let Err(error) = outcome {
             // Without an answer nobody knows whether the kernel made it.
-            if refusal(&error).is_none() && self.is_there(number) {
+            if errno(&error).is_none() && self.is_there(number) {
                 return Err(self.undone(&link, &Undo::Delete, error));
             }
             return Err(self.explain_creation(error, plan));
@@ -281,7 +281,7 @@ impl Work<'_> {
             number,
         } = plan;
         let name = &lower.name;
-        let why = match refusal(&error) {
+        let why = match errno(&error) {
             Some(Errno::EBUSY) => match lower.master {
                 Some(master) => {
                     let master = self.host.link(master).ok().flatten();
@@ -443,7 +443,7 @@ impl Work<'_> {
             ..Change::default()
         };
         match self.pod.change(index, &change) {
-            Err(error) if refusal(&error) == Some(Errno::EAFNOSUPPORT) => return Ok(()), // no IPv6
+            Err(error) if errno(&error) == Some(Errno::EAFNOSUPPORT) => return Ok(()), // no IPv6
             other => other.context("keeping IPv6 addresses off the macvtap")?,
         }
         // That was against the link-local address. A router advertisement before QEMU opens
@@ -474,7 +474,7 @@ impl Work<'_> {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if !matches!(refusal(&error), Some(Errno::EADDRINUSE | Errno::EBUSY)) {
+            if !matches!(errno(&error), Some(Errno::EADDRINUSE | Errno::EBUSY)) {
                 return Err(error.context("setting the macvtap up"));
             }
             let mac = self.config.mac;
@@ -527,10 +527,6 @@ impl Work<'_> {
         }
         Ok(())
     }
-}
-
-fn refusal(error: &Error) -> Option<Errno> {
-    error.downcast_ref::<Refused>().map(|refused| refused.errno)
 }
 
 fn tap_held(number: u32) -> CniError {

@@ -1,12 +1,13 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use log::{info, warn};
 use serde_json::Value;
 
 use super::{Call, config};
 use crate::{
     device_id::{self, DeviceId},
+    failures::together,
     netlink::{Link, Socket},
     netns::Netns,
     tap,
@@ -74,15 +75,6 @@ fn delete(pod: &mut Socket, name: &str) -> Result<Option<u32>> {
     Ok(Some(index))
 }
 
-/// All failures in one.
-pub fn together(failures: &[anyhow::Error]) -> Result<()> {
-    let texts: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
-    if texts.is_empty() {
-        return Ok(());
-    }
-    Err(anyhow!("{}", texts.join("; and ")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,12 +85,5 @@ mod tests {
         assert_eq!(names("net1", Some("aMvp0@eth0:bridge:16777301")), ["net1"]);
         let original = names("net1", Some("eth0Mvp0"));
         assert_eq!(original, ["net1", "mvtf2644cc3624e", "eth0Mvp0"]);
-    }
-
-    #[test]
-    fn reports_every_failure() {
-        assert!(together(&[]).is_ok());
-        let error = together(&[anyhow!("one"), anyhow!("two")]).unwrap_err();
-        assert_eq!(error.to_string(), "one; and two");
     }
 }

@@ -8,8 +8,7 @@ use anyhow::Result;
 use log::info;
 use serde_json::Value;
 
-use super::del::together;
-use crate::tap;
+use crate::{failures::together, tap};
 
 /// Removes stale nodes, unless the runtime gave no list of valid attachments: then it does not
 /// know them.

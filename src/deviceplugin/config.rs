@@ -105,7 +105,8 @@ fn resource(entry: &Value, complaints: &mut Vec<String>) -> Result<Resource> {
         Some(word) => word.parse()?,
         None => Mode::default(),
     };
-    let capacity = match fields.integer("capacity")? {
+    let asked = fields.integer("capacity")?;
+    let capacity = match asked {
         None | Some(..=0) => DEFAULT_CAPACITY,
         Some(capacity) => usize::try_from(capacity)?,
     };
@@ -113,7 +114,7 @@ fn resource(entry: &Value, complaints: &mut Vec<String>) -> Result<Resource> {
         capacity <= HIGHEST_CAPACITY,
         "capacity {capacity} is above {HIGHEST_CAPACITY}"
     );
-    if mode == Mode::Passthru && fields.integer("capacity")?.is_some_and(|asked| asked > 1) {
+    if mode == Mode::Passthru && asked.is_some_and(|asked| asked > 1) {
         complaints.push(format!(
             "resource {name:?}: capacity is 1, not {capacity}: \
              a passthru macvtap has its lower device to itself"

@@ -91,8 +91,7 @@ impl Endpoint {
     async fn serve(&mut self) -> Result<()> {
         self.generation += 1;
         let resource = self.offer.resource.name.clone();
-        let name = socket_name(&self.kubelet_dir, &resource);
-        let path = self.kubelet_dir.join(name);
+        let path = self.kubelet_dir.join(self.socket_name());
         let (generation, events) = (self.generation, self.events.clone());
         let service = |list| Service {
             resource,
@@ -110,7 +109,7 @@ impl Endpoint {
         self.calls += 1;
         let (call, events) = (self.calls, self.events.clone());
         let resource = self.offer.resource.name.clone();
-        let endpoint = socket_name(&self.kubelet_dir, &resource);
+        let endpoint = self.socket_name();
         let path = self.kubelet_dir.join(kubelet::SOCKET);
         let name = resource.clone();
         let answer = kubelet::register(path, resource, endpoint);
@@ -174,10 +173,8 @@ impl Endpoint {
         self.complain(outcome.as_ref().err().unwrap_or(&unasked));
         self.server = None;
         self.generation += 1;
-        self.registration = Registration::new(Instant::now());
         // Not at once: what ended it may still be so.
-        self.registration.call(Instant::now());
-        self.registration.answered(false, Instant::now());
+        self.registration = Registration::after_failure(Instant::now());
     }
 
     /// Whether the server's socket is gone or another one.
@@ -237,6 +234,10 @@ impl Endpoint {
 
     fn name(&self) -> &str {
         &self.offer.resource.name
+    }
+
+    fn socket_name(&self) -> String {
+        socket_name(&self.kubelet_dir, self.name())
     }
 
     fn complain(&mut self, error: &anyhow::Error) {

@@ -48,6 +48,14 @@ impl Registration {
         }
     }
 
+    /// Of a resource that could not be served: due after a while.
+    #[must_use]
+    pub fn after_failure(now: Instant) -> Self {
+        let mut registration = Self::new(now);
+        registration.fail(now);
+        registration
+    }
+
     /// Whether the kubelet is to be called now. If so, the call counts as made.
     pub fn call(&mut self, now: Instant) -> bool {
         match self.state {

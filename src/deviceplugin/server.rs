@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, Permissions},
-    io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,7 +16,6 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server as Grpc;
-use twox_hash::XxHash64;
 
 use super::{
     Event, NAMESPACE,
@@ -25,6 +23,7 @@ use super::{
     file_id::FileId,
     service::Service,
 };
+use crate::{device_id::short_hash, files};
 
 /// How long connections may take to close.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -49,8 +48,7 @@ pub fn socket_name(directory: &Path, resource: &str) -> String {
     if directory.join(&name).as_os_str().len() <= LONGEST_PATH {
         return name;
     }
-    let hash = XxHash64::oneshot(0, resource.as_bytes());
-    format!("{NAMESPACE}_{:012x}", hash & 0xffff_ffff_ffff)
+    format!("{NAMESPACE}_{}", short_hash(resource))
 }
 
 impl Server {
@@ -112,7 +110,7 @@ impl Server {
             abort.abort();
         }
         if intact {
-            remove(&self.path)?;
+            files::remove(&self.path)?;
         }
         Ok(())
     }
@@ -123,20 +121,11 @@ async fn bind(path: &Path) -> Result<UnixListener> {
     if UnixStream::connect(path).await.is_ok() {
         bail!("another device plugin serves {shown}; it is left alone");
     }
-    remove(path)?;
+    files::remove(path)?;
     let listener = UnixListener::bind(path).with_context(|| format!("making socket {shown}"))?;
     fs::set_permissions(path, Permissions::from_mode(0o600))
         .with_context(|| format!("closing socket {shown} to others"))?;
     Ok(listener)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing socket {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

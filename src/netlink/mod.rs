@@ -8,5 +8,5 @@ mod watch;
 
 pub use link::Link;
 pub use request::{Change, Create};
-pub use socket::{Refused, Socket};
+pub use socket::{Refused, Socket, errno};
 pub use watch::LinkWatch;

@@ -58,7 +58,7 @@ fn name(errno: Errno) -> String {
 
 /// The error number of the refusal in `error`'s chain, if the kernel refused.
 #[must_use]
-pub(super) fn errno(error: &Error) -> Option<Errno> {
+pub fn errno(error: &Error) -> Option<Errno> {
     error.downcast_ref::<Refused>().map(|refused| refused.errno)
 }
 

@@ -3,27 +3,9 @@
 
 use serde_json::json;
 
-use crate::netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, device_id_in, tap_exists, tap_number};
-
-struct Case {
-    node: Node,
-    pod: Host,
-    number: u32,
-}
+use crate::netns::{Case, Cni, FAR_END, Host, IFNAME, LOWER, device_id_in, tap_exists, tap_number};
 
 impl Case {
-    fn new() -> Self {
-        Self {
-            node: Node::new(),
-            pod: Host::new(),
-            number: tap_number(),
-        }
-    }
-
-    fn call(&self) -> Cni<'_> {
-        self.node.promised(&self.pod, self.number)
-    }
-
     /// ADD of `call` fails with `code`, says all `parts`, and leaves nothing.
     fn refuses(&self, call: &Cni<'_>, code: u64, parts: &[&str]) {
         let (pod, host) = (self.pod.links(), self.node.host.links());

@@ -5,25 +5,14 @@ use std::{collections::BTreeMap, fs, io::Write};
 
 use serde_json::Value;
 
-use crate::netns::{Cni, Host, LOWER, Node, tap_exists, tap_number};
+use crate::netns::{Case, Cni, LOWER, tap_exists};
 
 fn injected<'a>(call: &Cni<'a>, injection: &str) -> Cni<'a> {
     let inject = format!("--inject={injection}");
     call.clone().by(&["strace", "-o", "/dev/null", &inject])
 }
 
-struct Case {
-    node: Node,
-    pod: Host,
-    number: u32,
-}
-
 impl Case {
-    fn new() -> Self {
-        let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-        Self { node, pod, number }
-    }
-
     fn assert_nothing_left(&self, after: &str) {
         assert!(self.pod.links().is_empty(), "{after}: a link is left");
         assert!(!tap_exists(self.number), "{after}: a tap is left");
@@ -34,7 +23,7 @@ impl Case {
 /// The system calls of an ADD, and how often each comes.
 fn trace(case: &Case) -> BTreeMap<String, u32> {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let call = case.node.promised(&case.pod, case.number);
+    let call = case.call();
     let path = log.path().to_str().unwrap();
     call.clone().by(&["strace", "-o", path]).add();
     call.succeed("DEL");
@@ -51,7 +40,7 @@ fn trace(case: &Case) -> BTreeMap<String, u32> {
 #[test]
 fn killed_at_every_system_call() {
     let case = Case::new();
-    let call = case.node.promised(&case.pod, case.number);
+    let call = case.call();
     let mut stopped = 0;
     for (name, count) in trace(&case) {
         for number in 1..=count {
@@ -77,7 +66,7 @@ fn killed_at_every_system_call() {
 #[test]
 fn with_each_system_call_failing() {
     let case = Case::new();
-    let call = case.node.promised(&case.pod, case.number);
+    let call = case.call();
     for failure in [
         "openat:error=EMFILE",
         "openat:error=ENOENT",

@@ -158,6 +158,28 @@ impl Node {
     }
 }
 
+/// A node, a pod, and a tap that the pod was promised.
+pub struct Case {
+    pub node: Node,
+    pub pod: Host,
+    pub number: u32,
+}
+
+impl Case {
+    pub fn new() -> Self {
+        Self {
+            node: Node::new(),
+            pod: Host::new(),
+            number: tap_number(),
+        }
+    }
+
+    /// The call that attaches.
+    pub fn call(&self) -> Cni<'_> {
+        self.node.promised(&self.pod, self.number)
+    }
+}
+
 /// A call of the plugin that can be repeated and varied.
 #[derive(Clone)]
 pub struct Cni<'a> {
