@@ -531,8 +531,14 @@ impl Work<'_> {
 
 fn tap_held(number: u32) -> CniError {
     let path = tap::path(number);
-    let holder = holder::describe(number);
-    let text = format!("{} is still held by {holder}", path.display());
+    let path = path.display();
+    let text = match tap::devices(number).as_deref() {
+        Ok([]) => format!(
+            "{path} is there, but is not the node of a macvtap, and keeps the kernel from making \
+             that; remove it with: rm -r {path}"
+        ),
+        _ => format!("{path} is still held by {}", holder::describe(number)),
+    };
     CniError::new(code::TRY_AGAIN, text)
 }
 

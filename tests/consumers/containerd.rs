@@ -1,0 +1,418 @@
+//! containerd, driven by the CRI as the kubelet drives it: what a pod with a tap goes through.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::{
+    cri::{
+        Capabilities, Container, Cri, Device, Int64, Linux, Metadata, Mount, Name, Sandbox,
+        SecurityContext,
+    },
+    guest::{QEMU, can_run},
+    netns::{Node, binary, device_id, owner, skipped, tap, tap_number},
+};
+
+/// Where Debian has the plugins that give a pod its first interface.
+const PLUGINS: &str = "/usr/lib/cni";
+const IMAGE: &str = "localhost/guest:1";
+/// Multus' part: it looks up which device the kubelet promised the pod, and tells the plugin.
+const PROMISED: &str = r#"#!/bin/sh
+pod=${CNI_ARGS##*K8S_POD_NAME=}
+dir=${0%/bin/promised}
+device=$(cat "$dir/devices/${pod%%;*}")
+exec 3<&0
+sed "s|PROMISED|$device|; s|promised|macvtap|" <&3 | "$dir/bin/macvtap"
+"#;
+/// A plugin that fails while the file "broken" is there.
+const FLAKY: &str = r#"#!/bin/sh
+dir=${0%/bin/flaky}
+if [ "$CNI_COMMAND" = ADD ] && [ -e "$dir/broken" ]; then
+	echo '{"cniVersion": "1.0.0", "code": 999, "msg": "the second plugin fails"}'
+	exit 1
+fi
+[ "$CNI_COMMAND" != ADD ] || echo '{"cniVersion": "1.0.0"}'
+"#;
+const FIRST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp",
+    "ipam": {"type": "host-local", "subnet": "10.12.0.0/16"}}]}"#;
+const SECOND: &str = r#"{"cniVersion": "1.0.0", "name": "vms", "plugins": [
+    {"type": "promised", "deviceID": "PROMISED"}, {"type": "flaky"}]}"#;
+
+/// A containerd of the test's own in a node's network namespace, and the CRI to it.
+pub struct Containerd {
+    daemon: Child,
+    dir: TempDir,
+    cri: Cri,
+}
+
+/// A pod that runs, with one container.
+pub struct Pod {
+    pub sandbox: String,
+    pub container: String,
+}
+
+/// Whether this machine has what it needs. Says so if not.
+pub fn has_containerd() -> bool {
+    let plugins = Path::new(PLUGINS).join("ptp").exists();
+    if !plugins {
+        skipped("containernetworking-plugins is not installed; scripts/test does that");
+    }
+    plugins && can_run(&["containerd", "ctr", "runc"])
+}
+
+impl Containerd {
+    pub fn start(node: &Node) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        configure(path);
+        node.host.ip("link set lo up"); // its streaming server binds there
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "containerd", "--config"]);
+        command.arg(path.join("config.toml"));
+        let log = fs::File::create(path.join("log")).unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let daemon = node.host.0.run(|| Ok(command.spawn()?)).unwrap();
+        let cri = Cri::new(path.join("sock"));
+        let containerd = Self { daemon, dir, cri };
+        let start = Instant::now();
+        while !containerd.cri.is_up() {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "containerd is not up"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        containerd.import();
+        containerd
+    }
+
+    fn import(&self) {
+        let archive = self.dir.path().join("image.tar");
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.dir.path().join("sock"));
+        command
+            .args(["--namespace", "k8s.io", "images", "import"])
+            .arg(archive);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// What the kubelet tells the runtime of a pod, which was promised a device.
+    pub fn pod(&self, name: &str, device_id: &str) -> Sandbox {
+        fs::write(self.dir.path().join("devices").join(name), device_id).unwrap();
+        Sandbox {
+            metadata: Some(Metadata {
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                namespace: "default".into(),
+                attempt: 0,
+            }),
+            linux: None,
+        }
+    }
+
+    /// Makes a pod's sandbox, and a container in it that runs `command`.
+    pub fn run(&self, config: &Sandbox, container: Container) -> Result<Pod, String> {
+        let sandbox = self.cri.run_sandbox(config)?;
+        let container = self.cri.start(&sandbox, config, container);
+        let container = container.inspect_err(|_| self.cri.remove_sandbox(&sandbox))?;
+        Ok(Pod { sandbox, container })
+    }
+
+    pub fn remove(&self, pod: &Pod) {
+        self.cri.remove_sandbox(&pod.sandbox);
+    }
+
+    /// Runs a command in the pod's container, which has to succeed; what it printed.
+    pub fn exec(&self, pod: &Pod, command: &str) -> String {
+        let output = self.cri.exec(&pod.container, command);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.exit_code, 0, "in the pod: {command}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn breaks(&self, broken: bool) {
+        let path = self.dir.path().join("broken");
+        if broken {
+            fs::write(path, "").unwrap();
+        } else {
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Its shims outlive it, so the pods have to go first.
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.dir.path().join("sock"))
+            .args(["--namespace", "k8s.io"]);
+        let list = command.args(["tasks", "list", "--quiet"]).output().unwrap();
+        for id in String::from_utf8_lossy(&list.stdout).lines() {
+            let mut command = Command::new("ctr");
+            command
+                .arg("--address")
+                .arg(self.dir.path().join("sock"))
+                .args(["--namespace", "k8s.io"]);
+            let _ = command.args(["tasks", "delete", "--force", id]).output();
+        }
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
+            eprintln!("containerd, last line first: {}", tail.join("\n"));
+        }
+        // What it mounted under its state.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| point.starts_with(dir)) {
+            let _ = Command::new("umount").args(["--lazy", point]).status();
+        }
+    }
+}
+
+fn configure(dir: &Path) {
+    let path = dir.display();
+    let config = format!(
+        r#"
+version = 2
+root = "{path}/root"
+state = "{path}/state"
+[grpc]
+address = "{path}/sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{path}/bin"
+conf_dir = "{path}/net.d"
+max_conf_num = 2
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"#
+    );
+    fs::write(dir.join("config.toml"), config).unwrap();
+    for name in ["bin", "net.d", "devices"] {
+        fs::create_dir(dir.join(name)).unwrap();
+    }
+    for name in ["ptp", "host-local", "loopback"] {
+        symlink(Path::new(PLUGINS).join(name), dir.join("bin").join(name)).unwrap();
+    }
+    symlink(binary(), dir.join("bin/macvtap")).unwrap();
+    for (name, script) in [("promised", PROMISED), ("flaky", FLAKY)] {
+        let file = dir.join("bin").join(name);
+        fs::write(&file, script).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::write(dir.join("net.d/10-pods.conflist"), FIRST).unwrap();
+    fs::write(dir.join("net.d/20-vms.conflist"), SECOND).unwrap();
+    make_image(dir);
+}
+
+/// An image with busybox, and with places for the machine's own programs. As `docker save`
+/// writes it.
+fn make_image(dir: &Path) {
+    let root = dir.join("image");
+    for name in ["bin", "usr", "dev", "proc", "sys", "tmp", "etc"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    for name in ["lib", "lib64"] {
+        symlink(format!("usr/{name}"), root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for name in ["sh", "sleep", "stat", "cat", "id"] {
+        symlink("busybox", root.join("bin").join(name)).unwrap();
+    }
+    tar(&root, &dir.join("layer.tar"), &["."]);
+    let layer = fs::read(dir.join("layer.tar")).unwrap();
+    let sum = Sha256::digest(layer);
+    let sum = sum
+        .iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let config = format!(
+        r#"{{"architecture": "amd64", "os": "linux", "config": {{"Cmd": ["/bin/sleep", "86400"]}},
+            "rootfs": {{"type": "layers", "diff_ids": ["sha256:{sum}"]}}}}"#
+    );
+    fs::write(dir.join("config.json"), config).unwrap();
+    let manifest = format!(
+        r#"[{{"Config": "config.json", "RepoTags": ["{IMAGE}"], "Layers": ["layer.tar"]}}]"#
+    );
+    fs::write(dir.join("manifest.json"), manifest).unwrap();
+    tar(
+        dir,
+        &dir.join("image.tar"),
+        &["manifest.json", "config.json", "layer.tar"],
+    );
+}
+
+fn tar(dir: &Path, archive: &Path, names: &[&str]) {
+    let mut command = Command::new("tar");
+    command
+        .arg("-C")
+        .arg(dir)
+        .arg("-cf")
+        .arg(archive)
+        .args(names);
+    assert!(command.status().unwrap().success());
+}
+
+/// A container as virt-launcher's is: user 107, no capabilities but one, no new privileges.
+pub fn launcher(devices: Vec<Device>, mounts: Vec<Mount>, command: &[&str]) -> Container {
+    let user = Some(Int64 {
+        value: i64::from(QEMU),
+    });
+    let name = |name: &str| Some(Name { name: name.into() });
+    Container {
+        metadata: name("compute"),
+        image: name(IMAGE),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        mounts,
+        devices,
+        linux: Some(Linux {
+            security_context: Some(SecurityContext {
+                capabilities: Some(Capabilities {
+                    add: vec!["NET_BIND_SERVICE".into()],
+                    drop: vec!["ALL".into()],
+                }),
+                run_as_user: user,
+                no_new_privs: true,
+                run_as_group: user,
+            }),
+        }),
+    }
+}
+
+/// The device that a pod was promised, as Allocate describes it.
+fn promised(number: u32) -> Vec<Device> {
+    let path = tap(number).to_str().unwrap().to_owned();
+    vec![Device {
+        container_path: path.clone(),
+        host_path: path,
+        permissions: "rw".into(),
+    }]
+}
+
+fn waiting(number: u32) -> Container {
+    launcher(promised(number), Vec::new(), &["/bin/sleep", "86400"])
+}
+
+/// In the pod the node is the tap's, has its owner, and user 107 opens it.
+fn check(containerd: &Containerd, pod: &Pod, number: u32) {
+    let path = tap(number);
+    assert_eq!(owner(&path), (QEMU, QEMU, 0o660));
+    let path = path.display();
+    let command = format!("exec 3<>{path} && stat -c '%u:%g %a %t:%T' {path} && id -u");
+    let device = fs::metadata(tap(number)).unwrap().rdev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let expected = format!("107:107 660 {major:x}:{minor:x}\n107\n");
+    assert_eq!(containerd.exec(pod, &command), expected);
+}
+
+#[test]
+fn a_sandbox_that_is_made_again_gets_the_same_tap() {
+    if !has_containerd() {
+        return;
+    }
+    let (node, number) = (Node::new(), tap_number());
+    let containerd = Containerd::start(&node);
+    let mut config = containerd.pod("vm", &device_id(number));
+    for attempt in 0..10 {
+        config.metadata.as_mut().unwrap().attempt = attempt;
+        let pod = containerd.run(&config, waiting(number)).unwrap();
+        check(&containerd, &pod, number);
+        containerd.remove(&pod);
+        assert!(!tap(number).exists());
+    }
+}
+
+#[test]
+fn fifty_pods_one_after_another_get_one_device() {
+    if !has_containerd() {
+        return;
+    }
+    let (node, number) = (Node::new(), tap_number());
+    let containerd = Containerd::start(&node);
+    for turn in 0..50 {
+        let config = containerd.pod(&format!("vm-{turn}"), &device_id(number));
+        let pod = containerd.run(&config, waiting(number)).unwrap();
+        assert_eq!(owner(&tap(number)), (QEMU, QEMU, 0o660));
+        containerd.remove(&pod);
+    }
+}
+
+#[test]
+fn two_pods_at_once_have_a_tap_each() {
+    if !has_containerd() {
+        return;
+    }
+    let (node, numbers) = (Node::new(), [tap_number(), tap_number()]);
+    let containerd = Containerd::start(&node);
+    let pods = numbers.map(|number| {
+        let config = containerd.pod(&format!("vm-{number}"), &device_id(number));
+        containerd.run(&config, waiting(number)).unwrap()
+    });
+    for (pod, number) in pods.iter().zip(numbers) {
+        check(&containerd, pod, number);
+    }
+    containerd.remove(&pods[0]);
+    check(&containerd, &pods[1], numbers[1]);
+    containerd.remove(&pods[1]);
+}
+
+#[test]
+fn a_sandbox_that_fails_after_us_is_tried_again() {
+    if !has_containerd() {
+        return;
+    }
+    let (node, number) = (Node::new(), tap_number());
+    let containerd = Containerd::start(&node);
+    let config = containerd.pod("vm", &device_id(number));
+    containerd.breaks(true);
+    for _ in 0..3 {
+        let error = containerd.run(&config, waiting(number)).err().unwrap();
+        assert!(error.contains("the second plugin fails"), "{error}");
+        assert!(!tap(number).exists(), "left behind");
+    }
+    containerd.breaks(false);
+    let pod = containerd.run(&config, waiting(number)).unwrap();
+    check(&containerd, &pod, number);
+    containerd.remove(&pod);
+}
+
+/// "not a device node": a file that somebody left at the path of the tap. The sandbox fails
+/// with our words before containerd would look at the file.
+#[test]
+fn a_file_at_the_taps_path_is_named_before_the_container_fails() {
+    if !has_containerd() {
+        return;
+    }
+    let (node, number) = (Node::new(), tap_number());
+    let containerd = Containerd::start(&node);
+    let config = containerd.pod("vm", &device_id(number));
+    fs::write(tap(number), "").unwrap();
+    let outcome = containerd.run(&config, waiting(number));
+    fs::remove_file(tap(number)).unwrap();
+    let error = outcome.err().unwrap();
+    assert!(error.contains("is not the node of a macvtap"), "{error}");
+    let pod = containerd.run(&config, waiting(number)).unwrap();
+    check(&containerd, &pod, number);
+    containerd.remove(&pod);
+}
