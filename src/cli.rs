@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// macvtap networking for virtual machines on Kubernetes
@@ -71,9 +71,25 @@ pub struct Deviceplugin {
     /// Read the configuration from a file instead of the environment, and again when it changes
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Learn where VMs live, so that they stay reachable when they migrate; needs
+    /// `CAP_NET_RAW` and `CAP_SYS_ADMIN`
+    #[arg(long, value_name = "WHEN", default_value = "on")]
+    pub learning: Switch,
+    /// The directory where the runtime has the pods' network namespaces
+    #[arg(long, value_name = "DIR", default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
     /// How much to log: from 4 on also why links are not offered; `RUST_LOG` comes before it
     #[arg(short, value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
 }
 
 /// The options of the installer.

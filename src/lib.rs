@@ -13,6 +13,7 @@ pub mod fields;
 pub mod files;
 pub mod holder;
 pub mod install;
+pub mod learning;
 pub mod logging;
 pub mod mac;
 pub mod mode;

@@ -1,6 +1,6 @@
 //! An Ethernet hardware address.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, fs::File, io::Read, str::FromStr};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,6 +14,18 @@ impl MacAddr {
     #[must_use]
     pub fn is_assignable(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+impl MacAddr {
+    /// A random one that an interface can hold, locally administered, as the kernel itself
+    /// makes them (`eth_random_addr`).
+    pub fn random() -> Result<Self> {
+        let mut octets = [0; 6];
+        let random = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut octets));
+        random.context("reading /dev/urandom for a MAC")?;
+        octets[0] = octets[0] & 0xfc | 2;
+        Ok(Self(octets))
     }
 }
 

@@ -88,13 +88,16 @@ impl Netns {
         }
     }
 
+    /// Device and inode, by which a namespace is known while it exists (`namespaces(7)`).
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let metadata = self.file.metadata();
+        let metadata = metadata.context("looking at a network namespace")?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
     /// Whether both are the same namespace.
     pub fn is(&self, other: &Self) -> Result<bool> {
-        let identity = |netns: &Self| -> io::Result<(u64, u64)> {
-            let metadata = netns.file.metadata()?;
-            Ok((metadata.dev(), metadata.ino()))
-        };
-        Ok(identity(self)? == identity(other)?)
+        Ok(self.identity()? == other.identity()?)
     }
 
     /// A netlink socket that belongs to this namespace.

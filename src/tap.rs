@@ -99,6 +99,11 @@ pub fn numbers() -> Result<BTreeSet<u32>> {
     Ok(taps.into_iter().map(|(_, number)| number).collect())
 }
 
+/// Whether the machine has tap `number`, in whatever network namespace.
+pub fn exists(number: u32) -> Result<bool> {
+    Ok(!devices(number)?.is_empty())
+}
+
 /// Every tap of the machine with its number; `major` is macvtap's.
 ///
 /// `/sys/dev/char` shows the devices of all network namespaces, whereas the

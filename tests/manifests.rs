@@ -161,8 +161,9 @@ fn the_daemonset_has_the_least_privilege() {
         assert_eq!(container["image"], "macvtap");
         assert!(container["resources"]["requests"]["memory"].is_string());
         for mount in list(&container["volumeMounts"]) {
+            let propagation = &mount["mountPropagation"];
             assert!(
-                mount["mountPropagation"].is_null(),
+                propagation.is_null() || propagation == "HostToContainer",
                 "refused without privileges"
             );
             let volumes = list(&pod["volumes"]);
@@ -214,7 +215,8 @@ fn the_daemonsets_capabilities_suffice() {
         .arg("--kubelet-dir")
         .arg(dir.path())
         .env("DP_MACVTAP_CONF", configuration());
-    let _plugin = Plugin::spawn(&node.host, command);
+    let plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("learning ports=");
     let id = connected(&kubelet).healthy()[98].clone();
     kubelet
         .allocate(kubelet::RESOURCE, std::slice::from_ref(&id))
@@ -339,6 +341,7 @@ fn kustomize(name: &str) -> Option<Vec<Value>> {
 fn the_overlays_build_with_our_image() {
     for (name, count) in [
         ("manifests", 4),
+        ("manifests/net-admin-only", 4),
         ("manifests/openshift", 5),
         ("manifests/original", 1),
     ] {
@@ -353,6 +356,13 @@ fn the_overlays_build_with_our_image() {
             .unwrap();
         for container in containers(pod(daemonset)) {
             assert_eq!(container["image"], "localhost/macvtap:latest", "{name}");
+        }
+        if name.ends_with("net-admin-only") {
+            let pod = pod(daemonset);
+            assert!(!pod.to_string().contains("netns"), "{pod}");
+            let context = &containers(pod)[1]["securityContext"];
+            assert_eq!(words(&context["capabilities"]["add"]), ["NET_ADMIN"]);
+            assert_eq!(words(&context["capabilities"]["drop"]), ["ALL"]);
         }
         if name.ends_with("openshift") {
             let pod = pod(daemonset);

@@ -35,6 +35,7 @@ fn macvtap(name: &str, lower: u32) -> Create<'_> {
         mac: None,
         mtu: None,
         queue_length: 1000,
+        group: 0,
         netns: None,
     }
 }

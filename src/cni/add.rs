@@ -20,6 +20,10 @@ use super::{
 use crate::{
     device_id::{self, DeviceId},
     holder,
+    learning::{
+        self,
+        question::{self, Question},
+    },
     mac::MacAddr,
     mode::Mode,
     netlink::{Change, Create, Link, Socket, errno},
@@ -223,20 +227,21 @@ impl Work<'_> {
     /// Makes the macvtap and makes sure of its tap. None if in the same
     /// moment another tap came by the same name: neither node can be trusted then.
     fn try_create(&mut self, plan: &Plan) -> Result<Option<(Link, Device, Undo)>> {
-        let Plan {
-            lower,
-            mode,
-            number,
-        } = plan;
-        let (mode, number) = (*mode, *number);
+        let (lower, number) = (&plan.lower, plan.number);
+        let (mode, mac) = self.learned(plan)?;
         let create = Create {
             name: &self.call.environment.ifname,
             index: Some(number),
             lower: lower.index,
             mode,
-            mac: self.config.mac,
+            mac,
             mtu: self.config.mtu,
             queue_length: tap::queue_length(lower),
+            group: if plan.mode == Mode::Bridge {
+                learning::GROUP
+            } else {
+                0
+            },
             netns: Some(self.netns.as_fd()),
         };
         let outcome = self.host.create(&create);
@@ -259,6 +264,29 @@ impl Work<'_> {
             }
             Err(error) => Err(self.undone(&link, &Undo::Delete, error)),
         }
+    }
+
+    /// The mode and the MAC to make it with. Where a device plugin learns, a port of a bridge
+    /// begins parked, and its MAC has to be known before.
+    fn learned(&self, plan: &Plan) -> Result<(Mode, Option<MacAddr>)> {
+        let configured = (plan.mode, self.config.mac);
+        if plan.mode != Mode::Bridge {
+            return Ok(configured);
+        }
+        let Some(asker) = question::find() else {
+            return Ok(configured);
+        };
+        let mac = self.config.mac.map_or_else(MacAddr::random, Ok)?;
+        let parked = asker.ask(&Question {
+            netns: self.call.environment.netns.clone(),
+            identity: self.netns.identity()?,
+            tap: plan.number,
+            ifname: self.ifname().to_owned(),
+            mac,
+            lower: plan.lower.index,
+        });
+        let mode = if parked { Mode::Vepa } else { Mode::Bridge };
+        Ok((mode, Some(mac)))
     }
 
     /// Whether what [`Self::try_create`] asked for is in the pod.

@@ -10,6 +10,7 @@ use super::{
     result,
 };
 use crate::{
+    learning,
     mac::MacAddr,
     mode::Mode,
     netlink::{Link, Socket},
@@ -83,8 +84,11 @@ fn check_lower(link: &Link, source: &Source) -> Result<()> {
         Source::Existing(existing) => (existing.lower.as_deref(), existing.mode),
     };
     if let Some(mode) = mode {
+        // A parked port of a bridge is as it should be.
+        let parked =
+            mode == Mode::Bridge && link.mode == Some(Mode::Vepa) && link.group == learning::GROUP;
         ensure!(
-            link.mode == Some(mode),
+            link.mode == Some(mode) || parked,
             "interface {:?} is in mode {}, not {mode}",
             link.name,
             link.mode.map_or("unknown", Mode::name)

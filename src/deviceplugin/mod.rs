@@ -36,7 +36,11 @@ use tokio::{
 use tokio_stream::StreamExt;
 
 use self::{directory::Directory, node::Node, source::Source};
-use crate::{cli, logging, netlink::LinkWatch};
+use crate::{
+    cli::{self, Switch},
+    logging,
+    netlink::LinkWatch,
+};
 
 /// The namespace of the resources' names.
 pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
@@ -81,6 +85,8 @@ pub struct Settings {
     pub kubelet_dir: PathBuf,
     /// The file to read the configuration from; the environment if none.
     pub config: Option<PathBuf>,
+    /// The directory of the pods' network namespaces; none if nothing is to be learnt.
+    pub learning: Option<PathBuf>,
     /// What is logged, unless `RUST_LOG` says otherwise.
     pub level: LevelFilter,
 }
@@ -90,6 +96,7 @@ impl From<&cli::Deviceplugin> for Settings {
         Self {
             kubelet_dir: options.kubelet_dir.clone(),
             config: options.config.clone(),
+            learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
             // The original's manifest says -v 3, which was the usual there.
             level: match options.verbosity {
                 0..=3 => LevelFilter::Info,
@@ -124,6 +131,7 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
     let configuration = source.first()?;
     let status = listen(&settings.kubelet_dir);
     let mut node = Node::new(settings.kubelet_dir.clone(), configuration, sender)?;
+    node.learn(settings.learning.as_deref());
     loop {
         node.act().await;
         tokio::select! {

@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use futures_util::future::join_all;
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use nix::unistd::gethostname;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -23,7 +23,10 @@ use super::{
     kubelet,
     offer::{self, Offer},
 };
-use crate::netlink::{Link, Socket};
+use crate::{
+    learning::Learning,
+    netlink::{Link, Socket},
+};
 
 /// How long the loop may sleep when nothing is due.
 const LONG: Duration = Duration::from_hours(1);
@@ -44,6 +47,7 @@ pub struct Node {
     kubelet: Option<FileId>,
     sockets_changed: bool,
     unfit: BTreeMap<String, String>,
+    learning: Option<Learning>,
 }
 
 impl Node {
@@ -70,9 +74,26 @@ impl Node {
             kubelet,
             sockets_changed: false,
             unfit: BTreeMap::new(),
+            learning: None,
         };
         node.update();
         Ok(node)
+    }
+
+    /// Begins to learn about ports in the namespaces of this directory, unless there is none.
+    /// A device plugin that cannot learn works as before there was learning.
+    pub fn learn(&mut self, netns_dir: Option<&Path>) {
+        let learning = match netns_dir {
+            Some(netns_dir) => Learning::start(netns_dir),
+            None => Err(Error::msg("it is so configured")),
+        };
+        match learning {
+            Ok(learning) => self.learning = Some(learning),
+            Err(error) => warn!(
+                "learning is off, VMs that migrate are out of reach of their neighbours for a \
+                 time: {error:#}"
+            ),
+        }
     }
 
     /// Does what is due: serves, registers, ends what is offered no more.
@@ -241,7 +262,9 @@ impl Node {
     pub fn status(&mut self) -> Value {
         let netlink = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let resources: Vec<Value> = self.endpoints.values().map(Endpoint::status).collect();
-        json!({"netlink": netlink, "resources": resources})
+        let learning = self.learning.as_ref();
+        let learning = learning.map(|learning| learning.stats().to_json());
+        json!({"netlink": netlink, "resources": resources, "learning": learning})
     }
 
     /// Ends serving everything.

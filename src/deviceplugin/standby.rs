@@ -45,6 +45,7 @@ fn create(host: &mut Socket, device: &DeviceId, name: &str) -> Result<()> {
         mac: None,
         mtu: None,
         queue_length: tap::queue_length(&lower),
+        group: 0,
         netns: None,
     })
 }

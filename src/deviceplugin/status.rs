@@ -65,7 +65,8 @@ pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
     bail!("unhealthy: {}", unwell.join("; "))
 }
 
-fn ask(kubelet_dir: &Path) -> Result<Value> {
+/// Asks the device plugin of a kubelet's directory how it is.
+pub fn ask(kubelet_dir: &Path) -> Result<Value> {
     let stream = StdStream::connect_addr(&address(kubelet_dir)?)?;
     // Only root may speak for the node's device plugin.
     let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
@@ -82,6 +83,12 @@ fn judge(status: &Value) -> (Vec<String>, Vec<String>) {
     match status["netlink"].as_str() {
         None => well.push("netlink answers".to_owned()),
         Some(error) => unwell.push(format!("netlink does not answer: {error}")),
+    }
+    if let (Some(live), Some(parked)) = (
+        status["learning"]["live"].as_u64(),
+        status["learning"]["parked"].as_u64(),
+    ) {
+        well.push(format!("learning, {live} ports live and {parked} parked"));
     }
     if let Some(resources) = status["resources"].as_array() {
         for resource in resources {

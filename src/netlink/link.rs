@@ -35,6 +35,10 @@ pub struct Link {
     pub queue_length: u32,
     /// The hardware address, if it is an Ethernet one.
     pub mac: Option<MacAddr>,
+    /// The group that it was put into; 0 unless somebody did.
+    pub group: u32,
+    /// What went through it.
+    pub stats: Stats,
     /// Whether frames have an Ethernet header.
     pub ethernet: bool,
     /// Whether the administrator has set it up.
@@ -45,6 +49,35 @@ pub struct Link {
     pub promiscuous: bool,
     /// Whether it receives every multicast frame.
     pub all_multicast: bool,
+}
+
+/// What went through a link since it was made, `rtnl_link_stats64` of `linux/if_link.h`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Frames that came in.
+    pub received_frames: u64,
+    /// Frames that went out.
+    pub sent_frames: u64,
+    /// Bytes that came in.
+    pub received_bytes: u64,
+    /// Bytes that went out.
+    pub sent_bytes: u64,
+}
+
+impl Stats {
+    fn decode(payload: &[u8]) -> Self {
+        let at = |index: usize| {
+            let bytes = payload.get(8 * index..8 * index + 8);
+            let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+            u64::from_ne_bytes(bytes.unwrap_or_default())
+        };
+        Self {
+            received_frames: at(0),
+            sent_frames: at(1),
+            received_bytes: at(2),
+            sent_bytes: at(3),
+        }
+    }
 }
 
 impl Link {
@@ -79,6 +112,8 @@ impl Link {
             Ifla::Txqlen => self.queue_length = number(payload).unwrap_or_default(),
             Ifla::Link => self.lower = number(payload).filter(|index| *index != 0),
             Ifla::LinkNetnsid => self.lower_nsid = number(payload).map(u32::cast_signed),
+            Ifla::Group => self.group = number(payload).unwrap_or_default(),
+            Ifla::Stats64 => self.stats = Stats::decode(payload),
             Ifla::Master => self.master = number(payload),
             Ifla::Linkinfo => self.read_info(payload),
             _ => {}

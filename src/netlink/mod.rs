@@ -6,7 +6,7 @@ mod request;
 mod socket;
 mod watch;
 
-pub use link::Link;
+pub use link::{Link, Stats};
 pub use request::{Change, Create};
 pub use socket::{Refused, Socket, errno};
 pub use watch::LinkWatch;

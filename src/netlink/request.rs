@@ -66,6 +66,8 @@ pub struct Create<'a> {
     pub mtu: Option<u32>,
     /// Frames in the transmit queue, which is also the length of the tap's ring.
     pub queue_length: u32,
+    /// The group it is put into; 0 is what links are in by themselves.
+    pub group: u32,
     /// The network namespace to make it in; the socket's own if none.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -102,6 +104,7 @@ impl Socket {
             attribute(Ifla::Ifname, new.name)?,
             attribute(Ifla::Link, new.lower)?,
             attribute(Ifla::Txqlen, new.queue_length)?,
+            attribute(Ifla::Group, new.group)?,
             link_info("macvtap", &mode)?,
         ];
         attributes.extend(common(new.netns, new.mac, new.mtu)?);

@@ -126,6 +126,7 @@ fn attach_and_detach(
         Ok(((), "restarted, and knows the same devices".to_owned()))
     })?;
     report.step("pod lost", || {
+        wire.drain()?;
         runtime.lose_pod()?;
         Ok((
             (),

@@ -36,6 +36,8 @@ const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 /// A tap's default: `IFF_VNET_HDR` with `struct virtio_net_hdr` before each frame.
 const VNET_HEADER: usize = 10;
 const LONGEST_FRAME: usize = 2048;
+/// The far end is quiet when nothing came for so long, in milliseconds.
+const QUIET: u8 = 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node's network namespace with the lower device, and the wire behind it.
@@ -67,6 +69,7 @@ impl Wire {
             mac: None,
             mtu: None,
             queue_length: 1000,
+            group: 0,
             netns: None,
         })?;
         set_up(&mut socket, "tap")?;
@@ -91,6 +94,19 @@ impl Wire {
     /// Sends a frame on the wire and expects it in the tap `number`.
     pub fn frame_in(&self, number: u32, mac: MacAddr) -> Result<()> {
         transmit(&self.far_end, &open(number)?, (FAR_MAC, mac))
+    }
+
+    /// Reads what is left at the far end. A frame that waits there holds the netns that it was
+    /// sent in; a guest reads on, and so holds none.
+    pub fn drain(&self) -> Result<()> {
+        loop {
+            let mut polled = [PollFd::new(self.far_end.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut polled, PollTimeout::from(QUIET)).context("waiting for frames")? == 0 {
+                return Ok(());
+            }
+            let read = (&self.far_end).read(&mut [0; LONGEST_FRAME]);
+            read.context("reading a frame from a tap")?;
+        }
     }
 }
 

@@ -1,0 +1,166 @@
+//! A frame as far as learning looks into it.
+
+use crate::mac::MacAddr;
+
+/// The part of a frame by which a reflection is recognised: Ethernet header and ARP packet.
+pub const HEAD: usize = 42;
+const ARP: u16 = 0x0806;
+const RARP: u16 = 0x8035;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// The first bytes of a frame.
+pub type Head = [u8; HEAD];
+
+/// What learning needs to know of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Who sent it.
+    pub source: MacAddr,
+    /// Whether it is for a group of stations.
+    pub group: bool,
+    /// Whether it is one of those that QEMU announces a migrated guest with.
+    pub rarp: bool,
+    /// Whether it tells everybody where its sender is: a RARP, or an ARP about the sender itself.
+    pub announcement: bool,
+    /// How it begins; zeroes after a shorter frame.
+    pub head: Head,
+}
+
+impl Frame {
+    /// Reads an Ethernet frame. None if it is too short to have a header.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let source = MacAddr(bytes.get(6..12)?.try_into().ok()?);
+        let kind = u16::from_be_bytes(bytes.get(12..14)?.try_into().ok()?);
+        let mut head = [0; HEAD];
+        let length = bytes.len().min(HEAD);
+        head[..length].copy_from_slice(&bytes[..length]);
+        // Sender's and target's protocol address, of the ARP that is for IPv4 (RFC 826).
+        let about_itself = kind == ARP && length == HEAD && head[28..32] == head[38..42];
+        let group = bytes[0] & 1 == 1;
+        Some(Self {
+            source,
+            group,
+            rarp: kind == RARP,
+            announcement: group && (kind == RARP || about_itself),
+            head,
+        })
+    }
+}
+
+/// Completes the checksum of a TCP or UDP packet that the sender left to its NIC.
+/// What is no such packet, or not a whole one, stays as it is.
+pub fn complete_checksum(frame: &mut [u8]) {
+    let Some((pseudo, at, kind)) = transport(frame) else {
+        return;
+    };
+    let field = at + if kind == TCP { 16 } else { 6 };
+    let Some(checksum) = frame.get_mut(field..field + 2) else {
+        return;
+    };
+    if kind == UDP && checksum == [0, 0] {
+        return; // The sender does without.
+    }
+    checksum.fill(0);
+    let sum = match fold(pseudo + sum(&frame[at..])) {
+        0xffff if kind == UDP => 0xffff, // A zero would mean that there is none (RFC 768).
+        sum => !sum,
+    };
+    frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The sum of the pseudo header, where the transport header is, and its protocol. The frame
+/// has to end with the packet: padding would count.
+fn transport(frame: &[u8]) -> Option<(u32, usize, u8)> {
+    let kind = u16::from_be_bytes(frame.get(12..14)?.try_into().ok()?);
+    let packet = frame.get(14..)?;
+    let (protocol, at, addresses) = match kind {
+        IPV4 => {
+            let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff;
+            let length = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
+            let whole = fragment == 0 && length == packet.len();
+            let at = usize::from(packet[0] & 0xf) * 4;
+            (whole.then_some(*packet.get(9)?)?, at, packet.get(12..20)?)
+        }
+        IPV6 => {
+            let length = usize::from(u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]));
+            let whole = length + 40 == packet.len();
+            (whole.then_some(*packet.get(6)?)?, 40, packet.get(8..40)?)
+        }
+        _ => return None,
+    };
+    let length = u32::try_from(packet.len().checked_sub(at)?).ok()?;
+    let pseudo = sum(addresses) + u32::from(protocol) + length;
+    matches!(protocol, TCP | UDP).then_some((pseudo, 14 + at, protocol))
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    let words = bytes.chunks(2).map(|word| match *word {
+        [high, low] => u32::from(u16::from_be_bytes([high, low])),
+        [high] => u32::from(high) << 8,
+        _ => 0,
+    });
+    // 64 KiB of 0xffff do not overflow.
+    words.sum()
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while let (carry @ 1.., low) = (sum >> 16, sum & 0xffff) {
+        sum = carry + low;
+    }
+    u16::try_from(sum).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    fn frame(destination: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+        [&destination[..], &MAC, &kind.to_be_bytes(), payload].concat()
+    }
+
+    fn arp(spa: [u8; 4], tpa: [u8; 4]) -> Vec<u8> {
+        let start = [0, 1, 8, 0, 6, 4, 0, 1];
+        let payload = [&start[..], &MAC, &spa, &[0; 6], &tpa].concat();
+        frame([0xff; 6], ARP, &payload)
+    }
+
+    #[test]
+    fn tells_announcements() {
+        let read = |bytes: &[u8]| Frame::read(bytes).unwrap();
+        let rarp = read(&frame([0xff; 6], RARP, &[0; 28]));
+        assert!(rarp.rarp && rarp.group && rarp.announcement);
+        assert_eq!(rarp.source, MacAddr(MAC));
+        assert!(read(&arp([10, 0, 0, 1], [10, 0, 0, 1])).announcement);
+        assert!(!read(&arp([10, 0, 0, 1], [10, 0, 0, 2])).announcement);
+        assert!(!read(&arp([10, 0, 0, 1], [10, 0, 0, 1])[..41]).announcement);
+        let unicast = read(&frame([2, 0, 0, 0, 0, 2], RARP, &[0; 28]));
+        assert!(!unicast.announcement && !unicast.group);
+        assert_eq!(Frame::read(&[0; 13]), None);
+    }
+
+    #[test]
+    fn completes_a_checksum_that_was_left_out() {
+        // An IPv4 packet with UDP, 10.0.0.1 to 10.0.0.2, ports 1 and 2, "hi!".
+        let mut packet = vec![0x45, 0, 0, 31, 0, 0, 0, 0, 64, UDP, 0, 0];
+        packet.extend([10, 0, 0, 1, 10, 0, 0, 2, 0, 1, 0, 2, 0, 11, 0x14, 0x1c]);
+        packet.extend(b"hi!");
+        let mut whole = frame([0xff; 6], IPV4, &packet);
+        complete_checksum(&mut whole);
+        // One's complement of the sum over pseudo header, UDP header and payload.
+        assert_eq!(
+            fold(transport(&whole).unwrap().0 + sum(&whole[34..])),
+            0xffff
+        );
+        for end in 0..whole.len() {
+            let mut part = whole[..end].to_vec();
+            complete_checksum(&mut part);
+            assert_eq!(part, whole[..end], "not a whole packet");
+        }
+    }
+}

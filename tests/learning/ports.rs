@@ -1,0 +1,346 @@
+//! Ports that are parked and become live again, without a VM: the test sends its frames.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use macvtap::mac::MacAddr;
+
+use crate::{
+    netns::{FAR_END, Host, LOWER, binary, tap, tap_exists, tap_number, wait_until},
+    switch::{Learner, VM, broadcast, connect, far_tap, gratuitous_arp, open, rarp, write},
+};
+
+/// What a migration there and back is, frame by frame.
+#[test]
+fn a_migration_there_and_back() {
+    let (a, b) = (Learner::new(), Learner::new());
+    let _switch = connect([&a.node, &b.node]);
+    let source = a.attach();
+    assert_eq!(source.mode(), "vepa");
+    source.cni.succeed("CHECK");
+    source.send(&broadcast(VM));
+    source.becomes("bridge");
+    source.cni.succeed("CHECK");
+    let target = b.attach();
+    assert_eq!(target.mode(), "vepa");
+    for _ in 0..5 {
+        source.send(&broadcast(VM));
+    }
+    target.stays("vepa");
+    target.send(&rarp(VM));
+    target.becomes("bridge");
+    source.becomes("vepa");
+    target.send(&rarp(VM));
+    target.send(&gratuitous_arp(VM));
+    target.stays("bridge");
+    source.stays("vepa");
+    assert_eq!((a.count("parks"), a.count("unparks")), (1, 1));
+    assert_eq!((b.count("parks"), b.count("unparks")), (0, 1));
+    source.send(&broadcast(VM));
+    source.becomes("bridge");
+    target.stays("bridge");
+    // Within 200 ms it could be the target's own, reflected.
+    std::thread::sleep(Duration::from_millis(250));
+    source.send(&gratuitous_arp(VM));
+    target.becomes("vepa");
+    source.stays("bridge");
+}
+
+#[test]
+fn the_first_frame_reaches_a_neighbour() {
+    let learner = Learner::new();
+    let neighbour = learner.attach_as(MacAddr([2, 0, 0, 0, 0, 0xbb]));
+    neighbour.send(&broadcast(MacAddr([2, 0, 0, 0, 0, 0xbb])));
+    neighbour.becomes("bridge");
+    let port = learner.attach();
+    port.send(&broadcast(VM));
+    assert!(neighbour.receives(&broadcast(VM)));
+    port.becomes("bridge");
+    assert_eq!(learner.count("replays"), 2);
+    // Another one takes the straight way, once.
+    let second = [broadcast(VM), vec![1]].concat();
+    port.send(&second);
+    assert!(neighbour.receives(&second));
+    assert!(!neighbour.receives(&second));
+}
+
+/// A descriptor of the pod's netns would keep pod and tap alive.
+#[test]
+fn a_pod_that_goes_is_not_held() {
+    let learner = Learner::new();
+    let plugin = learner.plugin.as_ref().unwrap();
+    let descriptors = plugin.descriptors();
+    for _ in 0..3 {
+        let port = learner.attach();
+        port.send(&broadcast(VM));
+        port.becomes("bridge");
+        let number = port.number;
+        drop(port);
+        wait_until("the tap is gone", || !tap_exists(number));
+    }
+    // Five seconds after, the device plugin has forgotten them, and hears nothing any more.
+    let start = Instant::now();
+    while learner.count("live") + learner.count("parked") > 0 {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_until("no descriptor is left", || {
+        plugin.descriptors() <= descriptors
+    });
+}
+
+#[test]
+fn a_pod_that_goes_between_event_and_action_harms_nobody() {
+    let (a, b) = (Learner::new(), Learner::new());
+    let _switch = connect([&a.node, &b.node]);
+    let source = a.attach();
+    source.send(&broadcast(VM));
+    source.becomes("bridge");
+    let target = b.attach();
+    drop(source);
+    target.send(&rarp(VM));
+    target.becomes("bridge");
+    assert_eq!(a.attach().mode(), "vepa");
+    assert_eq!(a.count("failures"), 0);
+}
+
+#[test]
+fn without_a_device_plugin_ports_begin_as_configured() {
+    let mut learner = Learner::without_plugin();
+    let before = learner.attach();
+    assert_eq!(before.mode(), "bridge");
+    let number = before.number;
+    let pod = before.pod;
+    learner.start();
+    // It takes over what it finds.
+    assert!(learner.log().contains("learning ports=1 parked=0"));
+    learner.kill();
+    let after = learner.attach_as(MacAddr([2, 0, 0, 0, 0, 0xcc]));
+    assert_eq!(after.mode(), "bridge");
+    assert!(tap_exists(number));
+    drop(pod);
+}
+
+/// One that does not answer costs ADD its 20 ms, and no more.
+#[test]
+fn a_device_plugin_that_hangs_is_not_waited_for() {
+    let learner = Learner::new();
+    let plugin = learner.plugin.as_ref().unwrap();
+    plugin.signal("STOP");
+    let start = Instant::now();
+    let macs = (0..12).map(|n| MacAddr([2, 0, 0, 0, 1, n]));
+    let ports: Vec<_> = macs.map(|mac| learner.attach_as(mac)).collect();
+    let took = start.elapsed();
+    plugin.signal("CONT");
+    assert!(ports.iter().all(|port| port.mode() == "bridge"));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let port = learner.attach();
+    assert_eq!(port.mode(), "vepa");
+}
+
+fn mode(pod: &Host) -> String {
+    let link = pod.link("net1").unwrap();
+    link["linkinfo"]["info_data"]["mode"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn a_port_is_found_again_after_a_crash() {
+    let (mut a, b) = (Learner::new(), Learner::new());
+    let _switch = connect([&a.node, &b.node]);
+    let port = a.attach();
+    assert_eq!(port.mode(), "vepa");
+    let (number, pod) = (port.number, port.pod);
+    a.kill();
+    a.start();
+    assert!(a.log().contains("learning ports=1 parked=1"), "{}", a.log());
+    write(&open(&tap(number)), &broadcast(VM));
+    wait_until("it is live", || mode(&pod) == "bridge");
+    // And one that is live is parked when its VM is announced elsewhere.
+    a.kill();
+    a.start();
+    let target = b.attach();
+    target.send(&rarp(VM));
+    wait_until("it is parked", || mode(&pod) == "vepa");
+    // Who ends in order leaves none parked.
+    a.plugin.as_ref().unwrap().signal("TERM");
+    wait_until("it is left live", || mode(&pod) == "bridge");
+}
+
+#[test]
+fn a_missing_capability_is_named_and_nothing_else_changes() {
+    for (capability, name) in [("net_raw", "CAP_NET_RAW"), ("sys_admin", "CAP_SYS_ADMIN")] {
+        let mut learner = Learner::without_plugin();
+        let mut command = Command::new("setpriv");
+        let set = format!("-{capability}");
+        command.args(["--bounding-set", &set, "--inh-caps", &set]);
+        command.arg(binary());
+        learner.start_by(command, &[]);
+        let plugin = learner.plugin.as_ref().unwrap();
+        plugin.wait_for_log(&format!("for a time: {name} is missing"));
+        plugin.wait_for_log("devices=100 healthy");
+        assert_eq!(learner.attach().mode(), "bridge");
+    }
+    let mut learner = Learner::without_plugin();
+    learner.start_by(Command::new(binary()), &["--learning=off"]);
+    let plugin = learner.plugin.as_ref().unwrap();
+    plugin.wait_for_log("learning is off");
+    assert_eq!(learner.attach().mode(), "bridge");
+}
+
+/// A switch port that gives us back what we sent, as a hairpin or a bond does.
+#[test]
+fn a_reflection_is_told_from_a_migration() {
+    let (a, b) = (Learner::new(), Learner::new());
+    let switch = connect([&a.node, &b.node]);
+    switch.ip("link set port0 type bridge_slave hairpin on");
+    let port = a.attach();
+    port.send(&rarp(VM));
+    port.becomes("bridge");
+    for _ in 0..3 {
+        port.send(&gratuitous_arp(VM));
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    port.stays("bridge");
+    assert_eq!(a.count("parks"), 0);
+    assert!(a.count("reflections") >= 4, "{}", a.stats());
+    // Known to reflect, it is watched for good.
+    std::thread::sleep(Duration::from_millis(3500));
+    port.send(&gratuitous_arp(VM));
+    port.stays("bridge");
+    assert_eq!(a.count("parks"), 0);
+    // A migration is still one.
+    let target = b.attach();
+    target.send(&rarp(VM));
+    port.becomes("vepa");
+}
+
+#[test]
+fn a_flood_of_announcements_parks_a_few_times_only() {
+    let (a, b) = (Learner::new(), Learner::new());
+    let _switch = connect([&a.node, &b.node]);
+    let victim = a.attach();
+    let attacker = b.attach();
+    for n in 0..40 {
+        victim.send(&broadcast(VM));
+        victim.becomes("bridge");
+        let mut spoofed = gratuitous_arp(VM);
+        spoofed[59] = n;
+        attacker.send(&spoofed);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(a.count("parks"), 5);
+    assert!(a.count("floods") >= 30, "{}", a.stats());
+}
+
+#[test]
+fn a_lower_device_that_comes_back_is_learnt_on_again() {
+    let learner = Learner::new();
+    let (host, wire) = (&learner.node.host, &learner.node.wire);
+    let first = learner.attach();
+    first.send(&broadcast(VM));
+    first.becomes("bridge");
+    host.ip(&format!("link del {LOWER}"));
+    assert!(first.pod.link("net1").is_none());
+    host.ip(&format!("link add {LOWER} type veth peer name {FAR_END}"));
+    host.ip(&format!("link set {FAR_END} netns {}", wire.path()));
+    host.ip(&format!("link set {LOWER} up"));
+    wire.ip(&format!("link set {FAR_END} up"));
+    wait_until("it is up", || {
+        host.link(LOWER).unwrap()["operstate"] == "UP"
+    });
+    let second = learner.attach();
+    assert_eq!(second.mode(), "vepa");
+    second.send(&broadcast(VM));
+    second.becomes("bridge");
+}
+
+/// The kernel refuses the second port; the first is not forgotten for it.
+#[test]
+fn a_second_port_with_the_mac_changes_nothing_for_the_first() {
+    let learner = Learner::new();
+    let first = learner.attach();
+    let (pod, number) = (learner.pod(), tap_number());
+    let call = learner.node.promised(&pod, number);
+    let (code, msg) = call.with("mac", VM.to_string()).fail("ADD");
+    assert_eq!(code, 11, "{msg}");
+    first.send(&broadcast(VM));
+    first.becomes("bridge");
+}
+
+#[test]
+fn only_root_may_ask() {
+    let learner = Learner::new();
+    let script = r#"import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect("\0macvtap-learning")
+s.sendall(b"{\"version\": 1}\n")
+sys.exit(len(s.recv(100)))"#;
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--reuid",
+        "65534",
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-c",
+        script,
+    ]);
+    let output = learner.node.host.output(&mut command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() || stderr.contains("reset"),
+        "{stderr}"
+    );
+    let plugin = learner.plugin.as_ref().unwrap();
+    plugin.wait_for_log("somebody else than root asks");
+    assert_eq!(learner.attach().mode(), "vepa");
+}
+
+/// A VM that says nothing is within its neighbours' reach after a minute.
+#[test]
+fn a_silent_vm_is_live_after_a_minute() {
+    let learner = Learner::new();
+    let port = learner.attach();
+    std::thread::sleep(Duration::from_secs(58));
+    assert_eq!(port.mode(), "vepa");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(port.mode(), "bridge");
+    // Then it turns out to be elsewhere.
+    write(&far_tap(&learner.node), &broadcast(VM));
+    port.becomes("vepa");
+}
+
+/// Many ports on one lower device, and a wire full of noise that concerns none of them.
+#[test]
+fn noise_does_not_keep_two_hundred_ports_from_learning() {
+    let learner = Learner::new();
+    let mac = |n: u8| MacAddr([2, 0, 0, 1, 0, n]);
+    let ports: Vec<_> = (0..200).map(|n| learner.attach_as(mac(n))).collect();
+    let tap = far_tap(&learner.node);
+    let plugin = learner.plugin.as_ref().unwrap();
+    let (before, start, mut sent) = (plugin.processor_time(), Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(3) {
+        for n in 0..25 {
+            write(&tap, &gratuitous_arp(MacAddr([2, 9, 9, 9, 9, n])));
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (took, used) = (
+        start.elapsed(),
+        plugin.processor_time().saturating_sub(before),
+    );
+    eprintln!("{sent} frames in {took:?} took the device plugin {used:?}");
+    assert!(used < took / 10, "{used:?}");
+    for (n, port) in ports.iter().enumerate() {
+        assert_eq!(port.mode(), "vepa");
+        port.send(&broadcast(mac(u8::try_from(n).unwrap())));
+    }
+    for port in &ports {
+        port.becomes("bridge");
+    }
+}

@@ -1,0 +1,253 @@
+//! Two nodes on a switch, with learning device plugins.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::fs::{OpenOptionsExt, symlink},
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use macvtap::{deviceplugin::status, mac::MacAddr};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    kubelet::{Plugin, configuration},
+    netns::{
+        Cni, FAR_END, Host, IFNAME, LOWER, Node, binary, device_id, tap, tap_number, wait_until,
+    },
+};
+
+/// The VM's MAC, which is the same on both nodes.
+pub const VM: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xaa]);
+/// `struct virtio_net_hdr`, which a tap has before each frame.
+const VNET_HEADER: usize = 10;
+
+/// A node, and the device plugin that learns there.
+pub struct Learner {
+    pub node: Node,
+    pub plugin: Option<Plugin>,
+    dir: TempDir,
+}
+
+impl Learner {
+    pub fn new() -> Self {
+        let mut learner = Self::without_plugin();
+        learner.start();
+        learner
+    }
+
+    pub fn without_plugin() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("netns")).unwrap();
+        std::fs::create_dir(dir.path().join("kubelet")).unwrap();
+        Self {
+            node: Node::new(),
+            plugin: None,
+            dir,
+        }
+    }
+
+    /// Starts the device plugin.
+    pub fn start(&mut self) {
+        self.start_by(Command::new(binary()), &[]);
+        self.plugin
+            .as_ref()
+            .unwrap()
+            .wait_for_log("learning ports=");
+    }
+
+    /// Starts it by a command, to which its words are added, with further words.
+    pub fn start_by(&mut self, mut command: Command, words: &[&str]) {
+        command
+            .arg("deviceplugin")
+            .arg("--netns-dir")
+            .arg(self.dir.path().join("netns"));
+        command
+            .arg("--kubelet-dir")
+            .arg(self.dir.path().join("kubelet"))
+            .args(words);
+        command.env("DP_MACVTAP_CONF", configuration());
+        self.plugin = Some(Plugin::spawn(&self.node.host, command));
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.plugin = None;
+    }
+
+    pub fn log(&self) -> String {
+        self.plugin.as_ref().unwrap().log()
+    }
+
+    /// What learning did so far.
+    pub fn stats(&self) -> Value {
+        let ask = || status::ask(&self.dir.path().join("kubelet"));
+        self.node.host.0.run(ask).unwrap()["learning"].clone()
+    }
+
+    /// A number of [`Self::stats`].
+    pub fn count(&self, name: &str) -> u64 {
+        self.stats()[name].as_u64().unwrap()
+    }
+
+    /// Makes a pod that is listed as a runtime's are.
+    pub fn pod(&self) -> Host {
+        let pod = Host::new();
+        let name = format!("cni-{}", pod.path().replace('/', "-"));
+        let path = self.dir.path().join("netns").join(name);
+        let _ = std::fs::remove_file(&path); // of a pod whose descriptor had the number before
+        symlink(pod.path(), path).unwrap();
+        pod
+    }
+
+    /// Attaches a pod with the VM's MAC.
+    pub fn attach(&self) -> Port<'_> {
+        self.attach_as(VM)
+    }
+
+    pub fn attach_as(&self, mac: MacAddr) -> Port<'_> {
+        let (pod, number) = (self.pod(), tap_number());
+        let cni = self
+            .node
+            .cni(&pod, serde_json::json!({"deviceID": device_id(number)}));
+        let cni = cni.with("mac", mac.to_string()).added();
+        Port {
+            pod,
+            number,
+            cni,
+            tap: open(&tap(number)),
+        }
+    }
+}
+
+impl Drop for Learner {
+    fn drop(&mut self) {
+        if let (true, Some(plugin)) = (std::thread::panicking(), &self.plugin) {
+            eprintln!("device plugin: {}", plugin.log());
+        }
+    }
+}
+
+/// A pod with the tap that a VM's QEMU would hold.
+pub struct Port<'a> {
+    pub pod: Host,
+    pub number: u32,
+    pub cni: Cni<'a>,
+    tap: File,
+}
+
+impl Port<'_> {
+    /// The mode it is in.
+    pub fn mode(&self) -> String {
+        let link = self.pod.link(IFNAME).expect("the port");
+        link["linkinfo"]["info_data"]["mode"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Waits until it is in a mode.
+    pub fn becomes(&self, mode: &str) {
+        wait_until(mode, || self.mode() == mode);
+    }
+
+    /// Looks whether it stays in a mode.
+    pub fn stays(&self, mode: &str) {
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(self.mode(), mode);
+    }
+
+    /// The VM sends a frame.
+    pub fn send(&self, frame: &[u8]) {
+        write(&self.tap, frame);
+    }
+
+    /// Whether the VM receives a frame.
+    pub fn receives(&self, frame: &[u8]) -> bool {
+        let start = Instant::now();
+        let mut buffer = [0; 4096];
+        while start.elapsed() < Duration::from_millis(300) {
+            match (&self.tap).read(&mut buffer) {
+                Ok(length) if buffer[VNET_HEADER..length] == *frame => return true,
+                Ok(_) => {}
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        false
+    }
+}
+
+/// Writes a frame to a tap.
+pub fn write(mut tap: &File, frame: &[u8]) {
+    let bytes = [&[0; VNET_HEADER], frame].concat();
+    assert_eq!(tap.write(&bytes).unwrap(), bytes.len());
+}
+
+/// A tap at the far end of the wire: whatever is written there arrives at the node.
+pub fn far_tap(node: &Node) -> File {
+    let number = tap_number();
+    let words = format!("link add far index {number} link {FAR_END} type macvtap mode passthru");
+    node.wire.ip(&words);
+    node.wire.ip("link set far up");
+    open(&tap(number))
+}
+
+/// Opens a tap.
+pub fn open(path: &Path) -> File {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(0o4000); // O_NONBLOCK
+    options.open(path).unwrap()
+}
+
+/// Connects the nodes' wires to one switch.
+pub fn connect(nodes: [&Node; 2]) -> Host {
+    let switch = Host::new();
+    switch.ip("link add br0 type bridge");
+    switch.ip("link set br0 up");
+    for (number, node) in nodes.iter().enumerate() {
+        let words = format!(
+            "link set {FAR_END} name port{number} netns {}",
+            switch.path()
+        );
+        node.wire.ip(&words);
+        switch.ip(&format!("link set port{number} master br0 up"));
+    }
+    // The kernel sees after a moment that there is a carrier again, and drops frames before.
+    wait_until("the switch has its ports up", || {
+        let up = |host: &Host, name: &str| host.link(name).unwrap()["operstate"] == "UP";
+        let ports = up(&switch, "port0") && up(&switch, "port1") && up(&switch, "br0");
+        ports && nodes.iter().all(|node| up(&node.host, LOWER))
+    });
+    switch
+}
+
+/// A frame to everybody that is no announcement.
+pub fn broadcast(source: MacAddr) -> Vec<u8> {
+    let payload = [0x88, 0xb5].into_iter().chain([0x5a; 60]);
+    [0xff; 6]
+        .into_iter()
+        .chain(source.0)
+        .chain(payload)
+        .collect()
+}
+
+/// What QEMU announces a migrated guest with.
+pub fn rarp(source: MacAddr) -> Vec<u8> {
+    arp_like(0x8035, 3, source, [0; 4])
+}
+
+/// A gratuitous ARP.
+pub fn gratuitous_arp(source: MacAddr) -> Vec<u8> {
+    arp_like(0x0806, 1, source, [10, 0, 0, 9])
+}
+
+fn arp_like(kind: u16, operation: u8, source: MacAddr, address: [u8; 4]) -> Vec<u8> {
+    let header = [0, 1, 8, 0, 6, 4, 0, operation];
+    let mut frame = [&[0xff; 6][..], &source.0, &kind.to_be_bytes(), &header].concat();
+    frame.extend([&source.0[..], &address, &source.0, &address].concat());
+    frame.resize(60, 0);
+    frame
+}
