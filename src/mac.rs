@@ -1,6 +1,10 @@
 //! An Ethernet hardware address.
 
-use std::{fmt, fs::File, io::Read, str::FromStr};
+use std::{
+    fmt,
+    hash::{BuildHasher, Hasher, RandomState},
+    str::FromStr,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -19,13 +23,13 @@ impl MacAddr {
 
 impl MacAddr {
     /// A random one that an interface can hold, locally administered, as the kernel itself
-    /// makes them (`eth_random_addr`).
-    pub fn random() -> Result<Self> {
-        let mut octets = [0; 6];
-        let random = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut octets));
-        random.context("reading /dev/urandom for a MAC")?;
+    /// makes them (`eth_random_addr`). std seeds its hash tables with the kernel's randomness,
+    /// which needs no /dev.
+    #[must_use]
+    pub fn random() -> Self {
+        let [mut octets @ .., _, _] = RandomState::new().build_hasher().finish().to_ne_bytes();
         octets[0] = octets[0] & 0xfc | 2;
-        Ok(Self(octets))
+        Self(octets)
     }
 }
 
@@ -66,6 +70,17 @@ fn is_hex(group: &str, digits: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_ones_differ_and_are_assignable() {
+        let all: std::collections::BTreeSet<MacAddr> =
+            (0..100).map(|_| MacAddr::random()).collect();
+        assert_eq!(all.len(), 100);
+        assert!(
+            all.iter()
+                .all(|mac| mac.is_assignable() && mac.0[0] & 3 == 2)
+        );
+    }
 
     #[test]
     fn reads_the_three_forms_and_prints_one() {

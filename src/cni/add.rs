@@ -276,7 +276,7 @@ impl Work<'_> {
         let Some(asker) = question::find() else {
             return Ok(configured);
         };
-        let mac = self.config.mac.map_or_else(MacAddr::random, Ok)?;
+        let mac = self.config.mac.unwrap_or_else(MacAddr::random);
         let parked = asker.ask(&Question {
             netns: self.call.environment.netns.clone(),
             identity: self.netns.identity()?,

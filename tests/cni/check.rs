@@ -57,8 +57,8 @@ fn another_mac_mtu_or_filter() {
 
 #[test]
 fn another_mode_or_lower_device() {
-    finds("mode vepa", |_, pod, _| {
-        pod.ip(&format!("link set {IFNAME} type macvtap mode vepa"));
+    finds("mode private", |_, pod, _| {
+        pod.ip(&format!("link set {IFNAME} type macvtap mode private"));
     });
     finds("not on lower device", |node, _, _| {
         node.host.ip(&format!("link set {LOWER} down"));

@@ -1,5 +1,7 @@
 //! What waits for guests at the far end of a node's wire.
 
+#![allow(dead_code, reason = "each test uses another part of this")]
+
 use std::{
     fs,
     io::Write,
@@ -27,14 +29,19 @@ pub struct Router {
 
 impl Router {
     pub fn start(wire: &Host) -> Self {
-        wire.ip(&format!("addr add {ADDRESS}/24 dev {FAR_END}"));
-        wire.ip(&format!("addr add {ADDRESS_V6}/64 dev {FAR_END} nodad"));
+        Self::start_on(wire, FAR_END)
+    }
+
+    /// Starts it on an interface.
+    pub fn start_on(wire: &Host, interface: &str) -> Self {
+        wire.ip(&format!("addr add {ADDRESS}/24 dev {interface}"));
+        wire.ip(&format!("addr add {ADDRESS_V6}/64 dev {interface} nodad"));
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let words = format!(
             "--pdeathsig KILL prlimit --nofile=1024 dnsmasq --keep-in-foreground \
              --conf-file=/dev/null --pid-file= --leasefile-ro --port=0 --user=root \
-             --log-facility=- --bind-interfaces --no-ping --interface={FAR_END} \
+             --log-facility=- --bind-interfaces --no-ping --interface={interface} \
              --dhcp-range=10.11.0.50,10.11.0.99,255.255.255.0,1h --enable-ra \
              --dhcp-range=fd00:11::,ra-only --ra-param=*,mtu:off,10,300"
         );

@@ -158,7 +158,7 @@ impl Guest {
         guest
     }
 
-    /// Starts QEMU with further words.
+    /// Starts QEMU with further words, in which `{dir}` is the directory of its files.
     pub fn start(pod: &Host, number: u32, mac: &str, words: &[&str]) -> Self {
         let dir = qemu_dir();
         let mut command = Command::new("setpriv");
@@ -169,7 +169,9 @@ impl Guest {
         command
             .args(["sh", "-c", "exec 3<>\"$0\" \"$@\""])
             .arg(tap(number));
-        command.args(qemu(dir.path(), mac)).args(words);
+        command.args(qemu(dir.path(), mac));
+        let shown = dir.path().to_str().unwrap();
+        command.args(words.iter().map(|word| word.replace("{dir}", shown)));
         let log = fs::File::create(dir.path().join("qemu.log")).unwrap();
         command
             .stdin(Stdio::null())

@@ -1,5 +1,7 @@
 //! Two nodes on a switch, with learning device plugins.
 
+#![allow(dead_code, reason = "each test uses another part of this")]
+
 use std::{
     fs::File,
     io::{Read, Write},
@@ -15,9 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     kubelet::{Plugin, configuration},
-    netns::{
-        Cni, FAR_END, Host, IFNAME, LOWER, Node, binary, device_id, tap, tap_number, wait_until,
-    },
+    netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, binary, tap, tap_number, wait_until},
 };
 
 /// The VM's MAC, which is the same on both nodes.
@@ -109,17 +109,22 @@ impl Learner {
     }
 
     pub fn attach_as(&self, mac: MacAddr) -> Port<'_> {
-        let (pod, number) = (self.pod(), tap_number());
-        let cni = self
-            .node
-            .cni(&pod, serde_json::json!({"deviceID": device_id(number)}));
-        let cni = cni.with("mac", mac.to_string()).added();
+        let (pod, number, cni) = self.attach_pod(mac);
+        let tap = open(&tap(number));
         Port {
             pod,
             number,
             cni,
-            tap: open(&tap(number)),
+            tap,
         }
+    }
+
+    /// Attaches a pod, and leaves its tap to somebody else.
+    pub fn attach_pod(&self, mac: MacAddr) -> (Host, u32, Cni<'_>) {
+        let (pod, number) = (self.pod(), tap_number());
+        let cni = self.node.promised(&pod, number);
+        let cni = cni.with("mac", mac.to_string()).added();
+        (pod, number, cni)
     }
 }
 

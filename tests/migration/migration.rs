@@ -1,0 +1,429 @@
+//! A guest migrates while everybody talks to it: neighbours on both nodes, and somebody
+//! outside. Without learning neighbours lose it; with learning nobody does.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    net::UdpSocket,
+    process::Command,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{scope, sleep},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::{
+    guest::{Guest, Shell, can_run, file},
+    netns::{Host, LOWER},
+    qmp::Qmp,
+    switch::{Learner, VM, connect},
+    table::{Direction, Phases, Table},
+    traffic,
+};
+
+const ADDRESS: &str = "10.13.0.9";
+const PEERS: [(&str, &str); 3] = [
+    ("peer A", "10.13.0.1"),
+    ("peer B", "10.13.0.2"),
+    ("out", "10.13.0.3"),
+];
+/// How long the guest sends and receives.
+const SECONDS: u32 = 36;
+/// One migration at a time: their times are what is tested.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What is different from one migration to another.
+#[derive(Clone, Copy)]
+struct Plan {
+    learning: bool,
+    /// The switch gives broadcasts back to who sent them.
+    reflecting: bool,
+    /// The guest sends nothing but answers.
+    silent: bool,
+}
+
+/// What a migration was like.
+struct Outcome {
+    table: Table,
+    /// From RESUME on the target until the source was parked and the target live, if so.
+    reactions: Option<[f64; 2]>,
+    reflections: u64,
+}
+
+/// The guest's files, with the traffic program.
+fn initramfs() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("root/bin");
+    fs::create_dir_all(&bin).unwrap();
+    let program = std::env::current_exe().unwrap();
+    let program = program.ancestors().nth(2).unwrap().join("examples/traffic");
+    fs::copy(program, bin.join("traffic")).unwrap();
+    let script = "cd \"$0/root\" && find . | cpio --quiet -o -H newc | gzip -1";
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let whole = [fs::read(file("initramfs")).unwrap(), output.stdout].concat();
+    fs::write(dir.path().join("initramfs"), whole).unwrap();
+    dir
+}
+
+/// Somebody who talks to the guest.
+fn peer(host: &Host, interface: &str, address: &str) {
+    host.ip(&format!("addr add {address}/24 dev {interface}"));
+    host.ip(&format!("link set {interface} up"));
+    // What is known of neighbours is looked at soon, so that a hole shows in both directions.
+    let short = |name: &str, value: &str| {
+        let path = format!("/proc/sys/net/ipv4/neigh/{interface}/{name}");
+        host.0.run(|| Ok(fs::write(&path, value)?)).unwrap();
+    };
+    short("base_reachable_time_ms", "2000");
+    short("delay_first_probe_time", "1");
+}
+
+/// A neighbour of the node's VMs: a macvlan on the same lower device.
+fn neighbour(learner: &Learner, address: &str) -> Host {
+    let host = Host::new();
+    let words = format!("link add peer0 link {LOWER} type macvlan mode bridge");
+    learner.node.host.ip(&words);
+    learner
+        .node
+        .host
+        .ip(&format!("link set peer0 netns {}", host.path()));
+    peer(&host, "peer0", address);
+    host
+}
+
+fn reflect(switch: &Host) {
+    for port in ["port0", "port1"] {
+        let tc = |words: String| {
+            let output = switch.output(Command::new("tc").args(words.split_whitespace()));
+            assert!(output.status.success(), "tc {words}: {output:?}");
+        };
+        tc(format!("qdisc add dev {port} handle ffff: ingress"));
+        tc(format!(
+            "filter add dev {port} parent ffff: protocol all prio 1 u32 \
+             match u16 0xffff 0xffff at -14 match u32 0xffffffff 0xffffffff at -12 \
+             action mirred egress mirror dev {port}"
+        ));
+    }
+}
+
+fn qemu<'a>(pod: &Host, tap: u32, initramfs: &'a str, more: &[&'a str]) -> (Guest, Qmp) {
+    let words = [
+        "-initrd",
+        initramfs,
+        "-qmp",
+        "unix:{dir}/qmp,server=on,wait=off",
+    ];
+    let guest = Guest::start(pod, tap, &VM.to_string(), &[&words, more].concat());
+    let qmp = Qmp::connect(&guest.path().join("qmp"));
+    (guest, qmp)
+}
+
+fn prepare(shell: &mut Shell) {
+    shell.wait();
+    shell.run(&format!(
+        "ip addr add {ADDRESS}/24 dev eth0 && ip link set eth0 up"
+    ));
+    let dir = "/proc/sys/net/ipv4/neigh/eth0";
+    shell.run(&format!("echo 2000 > {dir}/base_reachable_time_ms"));
+    shell.run(&format!("echo 1 > {dir}/delay_first_probe_time"));
+    for (_, address) in PEERS {
+        assert!(shell.reaches(address), "{address}");
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "it is read from top to bottom")]
+fn migrate(plan: Plan) -> Outcome {
+    let start_node = || match plan.learning {
+        true => Learner::new(),
+        false => Learner::without_plugin(),
+    };
+    let (a, b) = (start_node(), start_node());
+    let switch = connect([&a.node, &b.node]);
+    if plan.reflecting {
+        reflect(&switch);
+    }
+    peer(&switch, "br0", PEERS[2].1);
+    let (peer_a, peer_b) = (neighbour(&a, PEERS[0].1), neighbour(&b, PEERS[1].1));
+    let files = initramfs();
+    let initramfs = files.path().join("initramfs");
+    let initramfs = initramfs.to_str().unwrap();
+    let (source_pod, source_tap, _) = a.attach_pod(VM);
+    let (mut source, mut source_qmp) = qemu(&source_pod, source_tap, initramfs, &[]);
+    prepare(&mut source.shell);
+
+    let stop = AtomicBool::new(false);
+    let stopped = || stop.load(Ordering::Relaxed);
+    let sockets = [&peer_a, &peer_b, &switch].map(|host| {
+        let bind = || Ok(UdpSocket::bind("0.0.0.0:4000")?);
+        host.0.run(bind).unwrap()
+    });
+    let targets = match plan.silent {
+        true => String::new(),
+        false => PEERS
+            .map(|(_, address)| format!(" {address}:4000"))
+            .concat(),
+    };
+    source.shell.send(&format!("traffic {SECONDS}{targets}"));
+    let vm = format!("{ADDRESS}:4000");
+    scope(|scope| {
+        let senders: Vec<_> = sockets
+            .iter()
+            .map(|socket| scope.spawn(|| traffic::send(socket, &vm, stopped)))
+            .collect();
+        let receivers: Vec<_> = sockets
+            .iter()
+            .map(|socket| scope.spawn(|| traffic::receive(socket, stopped)))
+            .collect();
+        sleep(Duration::from_secs(2));
+        let mut phases: Phases = vec![("base", Instant::now())];
+        sleep(Duration::from_secs(4));
+
+        phases.push(("prepared", Instant::now()));
+        let (target_pod, target_tap, _) = b.attach_pod(VM);
+        let unparked = b.plugin.as_ref().map(|_| b.count("unparks"));
+        let incoming = ["-incoming", "defer"];
+        let (mut target, mut target_qmp) = qemu(&target_pod, target_tap, initramfs, &incoming);
+        let uri = format!("unix:{}/migration", target.path().display());
+        target_qmp.run("migrate-incoming", &json!({"uri": uri}));
+        sleep(Duration::from_secs(5));
+
+        phases.push(("pre-copy", Instant::now()));
+        let slow = json!({"max-bandwidth": 12_000_000});
+        source_qmp.run("migrate-set-parameters", &slow);
+        source_qmp.run("migrate", &json!({"uri": uri}));
+        let stop_time = source_qmp.wait_for("STOP");
+        let resume = target_qmp.wait_for("RESUME");
+        phases.push(("switch-over", stop_time));
+        sleep((resume + Duration::from_secs(2)).saturating_duration_since(Instant::now()));
+        if plan.learning {
+            let mode =
+                |pod: &Host| pod.link("net1").unwrap()["linkinfo"]["info_data"]["mode"].clone();
+            assert_eq!(
+                (mode(&source_pod), mode(&target_pod)),
+                (json!("vepa"), json!("bridge"))
+            );
+        }
+
+        // The source's QEMU ends; its pod lingers, then goes.
+        source.kill();
+        phases.push(("lingering", Instant::now()));
+        sleep(Duration::from_secs(6));
+        drop(source_pod);
+        phases.push(("", Instant::now()));
+        sleep(Duration::from_secs(1));
+        phases.push(("after", Instant::now()));
+        sleep(Duration::from_secs(3));
+        phases.push(("", Instant::now()));
+        let (status, printed) = target.shell.finish("traffic");
+        assert_eq!(status, 0, "{printed}");
+        stop.store(true, Ordering::Relaxed);
+
+        let mut directions: BTreeMap<String, Direction> = BTreeMap::new();
+        let guest = Printed::read(&printed);
+        for (index, (sender, receiver)) in senders.into_iter().zip(receivers).enumerate() {
+            let (name, address) = PEERS[index];
+            let sent = sender.join().unwrap();
+            let arrived = guest.arrived(address, &sent);
+            directions.insert(format!("{name} to VM"), Direction { sent, arrived });
+            let arrived = receiver.join().unwrap().remove(ADDRESS).unwrap_or_default();
+            if let Some(sent) = guest.sent(address, &arrived) {
+                directions.insert(format!("VM to {name}"), Direction { sent, arrived });
+            }
+        }
+        let reactions = plan.learning.then(|| {
+            assert_eq!(
+                (a.count("parks"), b.count("unparks") - unparked.unwrap()),
+                (1, 1)
+            );
+            let milliseconds = |learner: &Learner, what: &str| {
+                let at = logged(&learner.log(), what);
+                at.duration_since(resume).as_secs_f64() * 1000.0
+            };
+            [
+                milliseconds(&a, "parked, its MAC"),
+                milliseconds(&b, " live\n"),
+            ]
+        });
+        let reflections = match plan.learning {
+            true => a.count("reflections") + b.count("reflections"),
+            false => 0,
+        };
+        Outcome {
+            table: Table::new(&directions, &phases),
+            reactions,
+            reflections,
+        }
+    })
+}
+
+/// When the last line with this text was logged.
+fn logged(log: &str, text: &str) -> Instant {
+    let line = log
+        .split_inclusive('\n')
+        .rfind(|line| line.contains(text))
+        .unwrap();
+    let stamp = line.split(' ').next().unwrap();
+    crate::qmp::instant(humantime::parse_rfc3339(stamp).unwrap())
+}
+
+/// What the guest's traffic program printed.
+struct Printed {
+    sent: BTreeMap<String, Vec<u64>>,
+    received: BTreeMap<String, BTreeMap<u32, u64>>,
+}
+
+impl Printed {
+    fn read(text: &str) -> Self {
+        let (mut sent, mut received) = (BTreeMap::new(), BTreeMap::new());
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let (kind, whom) = (words.next(), words.next().unwrap_or_default());
+            match kind {
+                Some("sent") => {
+                    let whom = whom.split(':').next().unwrap().to_owned();
+                    sent.insert(whom, words.map(|word| word.parse().unwrap()).collect());
+                }
+                Some("received") => {
+                    let pairs = words.map(|word| word.split_once(':').unwrap());
+                    let pairs = pairs.map(|(n, ms)| (n.parse().unwrap(), ms.parse().unwrap()));
+                    received.insert(whom.to_owned(), pairs.collect());
+                }
+                _ => {}
+            }
+        }
+        Self { sent, received }
+    }
+
+    /// When the guest received what `address` sent, by the clock of who sent it: the two
+    /// clocks differ by what the fastest packet took.
+    fn arrived(&self, address: &str, sent: &[Instant]) -> BTreeMap<u32, Instant> {
+        let Some(received) = self.received.get(address) else {
+            return BTreeMap::new();
+        };
+        let at = |ms: &u64| Duration::from_millis(*ms);
+        let of = |number: &u32| sent.get(usize::try_from(*number).unwrap());
+        let starts = received
+            .iter()
+            .filter_map(|(number, ms)| of(number)?.checked_sub(at(ms)));
+        let start = starts.max().unwrap();
+        received
+            .iter()
+            .map(|(number, ms)| (*number, start + at(ms)))
+            .collect()
+    }
+
+    /// When the guest sent what arrived at `address`, by the clock there.
+    fn sent(&self, address: &str, arrived: &BTreeMap<u32, Instant>) -> Option<Vec<Instant>> {
+        let sent = self.sent.get(address)?;
+        let at = |ms: &u64| Duration::from_millis(*ms);
+        let starts = arrived.iter().filter_map(|(number, time)| {
+            time.checked_sub(at(sent.get(usize::try_from(*number).unwrap())?))
+        });
+        let start = starts.min()?;
+        Some(sent.iter().map(|ms| start + at(ms)).collect())
+    }
+}
+
+/// Migrates; again if the guest lost something before anything happened, for then it is the
+/// emulation's fault.
+fn run(plan: Plan) -> Option<Outcome> {
+    let programs = ["qemu-system-x86_64", "setpriv", "tc", "cpio"];
+    if !can_run(&programs) {
+        return None;
+    }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..3 {
+        let outcome = migrate(plan);
+        let lost: u32 = outcome
+            .table
+            .0
+            .values()
+            .map(|phases| phases["base"].0)
+            .sum();
+        let mut stderr = std::io::stderr();
+        writeln!(
+            stderr,
+            "learning {}, reflecting {}, silent {}: park and unpark after RESUME {:?} ms\n{}",
+            plan.learning, plan.reflecting, plan.silent, outcome.reactions, outcome.table
+        )
+        .unwrap();
+        if lost == 0 {
+            return Some(outcome);
+        }
+    }
+    panic!("the guest loses packets without a migration")
+}
+
+/// The fault that learning is against. If this does not show it the others prove nothing.
+#[test]
+fn without_learning_neighbours_lose_the_guest() {
+    let plan = Plan {
+        learning: false,
+        reflecting: false,
+        silent: false,
+    };
+    let Some(Outcome { table, .. }) = run(plan) else {
+        return;
+    };
+    for (direction, phase) in [
+        ("peer B to VM", "prepared"),
+        ("peer B to VM", "pre-copy"),
+        ("peer A to VM", "lingering"),
+    ] {
+        let (lost, sent) = table.of(direction, phase);
+        assert!(
+            lost * 100 >= sent * 95,
+            "{direction}, {phase}: {lost}/{sent}"
+        );
+    }
+    for direction in table.0.keys() {
+        assert_eq!(table.of(direction, "after").0, 0, "{direction}");
+    }
+}
+
+fn assert_whole(table: &Table) {
+    for direction in table.0.keys() {
+        for phase in ["base", "prepared", "pre-copy", "lingering", "after"] {
+            assert_eq!(table.of(direction, phase).0, 0, "{direction}, {phase}");
+        }
+        assert!(table.of(direction, "switch-over").0 <= 2, "{direction}");
+    }
+}
+
+#[test]
+fn with_learning_nobody_does() {
+    let plan = Plan {
+        learning: true,
+        reflecting: false,
+        silent: false,
+    };
+    let Some(outcome) = run(plan) else { return };
+    assert_eq!(outcome.table.0.len(), 6);
+    assert_whole(&outcome.table);
+    let [parked, _] = outcome.reactions.unwrap();
+    assert!(parked < 2000.0, "parked after the source's QEMU ended");
+}
+
+#[test]
+fn nor_where_broadcasts_come_back_and_the_guest_is_silent() {
+    let plan = Plan {
+        learning: true,
+        reflecting: true,
+        silent: true,
+    };
+    let Some(outcome) = run(plan) else { return };
+    assert_eq!(outcome.table.0.len(), 3);
+    assert_whole(&outcome.table);
+    assert!(outcome.reflections >= 1);
+}
