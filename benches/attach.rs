@@ -16,13 +16,14 @@ mod netns;
 use std::{
     io::{Seek, Write},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use macvtap::learning::question;
 use netns::{Host, IFNAME, LOWER, Node, binary, device_id, tap_number};
 use serde_json::json;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 const ROUNDS: usize = 200;
 const MACVLAN: &str = "/usr/lib/cni/macvlan";
@@ -102,6 +103,40 @@ fn main() {
     interleave(&bench, "VERSION", [&hello, &macvlan]);
     interleave(&bench, "ADD", [&floor, &ours, &macvlan]);
     interleave(&bench, "DEL", [&ours, &macvlan]);
+    let ours = Program {
+        name: "macvtap, asking a device plugin that learns",
+        ..ours
+    };
+    let _learning = Learning::start(&bench.node);
+    interleave(&bench, "ADD", [&floor, &ours]);
+}
+
+/// A device plugin that answers ADD.
+struct Learning(Child, TempDir);
+
+impl Learning {
+    fn start(node: &Node) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(binary());
+        command
+            .arg("deviceplugin")
+            .arg("--kubelet-dir")
+            .arg(dir.path());
+        command.arg("--netns-dir").arg(dir.path());
+        command.stderr(Stdio::null()).env_remove("CNI_COMMAND");
+        let child = node.host.0.run(|| Ok(command.spawn()?)).unwrap();
+        netns::wait_until("it answers", || {
+            node.host.0.run(|| Ok(question::find().is_some())).unwrap()
+        });
+        Self(child, dir)
+    }
+}
+
+impl Drop for Learning {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn plugin(name: &'static str, path: PathBuf, extra: &serde_json::Value) -> Program {
