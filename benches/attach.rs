@@ -112,7 +112,10 @@ fn main() {
 }
 
 /// A device plugin that answers ADD.
-struct Learning(Child, TempDir);
+struct Learning(
+    Child,
+    #[expect(dead_code, reason = "its directory lives as long")] TempDir,
+);
 
 impl Learning {
     fn start(node: &Node) -> Self {

@@ -144,9 +144,12 @@ fn prepare(shell: &mut Shell) {
 
 #[expect(clippy::too_many_lines, reason = "it is read from top to bottom")]
 fn migrate(plan: Plan) -> Outcome {
-    let start_node = || match plan.learning {
-        true => Learner::new(),
-        false => Learner::without_plugin(),
+    let start_node = || {
+        if plan.learning {
+            Learner::new()
+        } else {
+            Learner::without_plugin()
+        }
     };
     let (a, b) = (start_node(), start_node());
     let switch = connect([&a.node, &b.node]);
@@ -168,11 +171,12 @@ fn migrate(plan: Plan) -> Outcome {
         let bind = || Ok(UdpSocket::bind("0.0.0.0:4000")?);
         host.0.run(bind).unwrap()
     });
-    let targets = match plan.silent {
-        true => String::new(),
-        false => PEERS
+    let targets = if plan.silent {
+        String::new()
+    } else {
+        PEERS
             .map(|(_, address)| format!(" {address}:4000"))
-            .concat(),
+            .concat()
     };
     source.shell.send(&format!("traffic {SECONDS}{targets}"));
     let vm = format!("{ADDRESS}:4000");
@@ -255,9 +259,10 @@ fn migrate(plan: Plan) -> Outcome {
                 milliseconds(&b, " live\n"),
             ]
         });
-        let reflections = match plan.learning {
-            true => a.count("reflections") + b.count("reflections"),
-            false => 0,
+        let reflections = if plan.learning {
+            a.count("reflections") + b.count("reflections")
+        } else {
+            0
         };
         Outcome {
             table: Table::new(&directions, &phases),

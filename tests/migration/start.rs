@@ -9,6 +9,7 @@ use crate::{
     wire::{ADDRESS, Router},
 };
 
+#[expect(clippy::too_many_lines, reason = "it is read from top to bottom")]
 #[test]
 fn a_guest_gets_its_lease_and_its_first_ping_from_a_neighbour() {
     if !can_run(&["qemu-system-x86_64", "setpriv", "dnsmasq"]) {
