@@ -126,7 +126,10 @@ impl Learning {
             .arg("--kubelet-dir")
             .arg(dir.path());
         command.arg("--netns-dir").arg(dir.path());
-        command.stderr(Stdio::null()).env_remove("CNI_COMMAND");
+        command
+            .stderr(Stdio::null())
+            .env_remove("CNI_COMMAND")
+            .env("DP_MACVTAP_CONF", "[]");
         let child = node.host.0.run(|| Ok(command.spawn()?)).unwrap();
         netns::wait_until("it answers", || {
             node.host.0.run(|| Ok(question::find().is_some())).unwrap()

@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, Error, Result, ensure};
 use log::{debug, info, warn};
 use nix::{
+    errno::Errno,
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::pipe2,
@@ -32,7 +33,7 @@ use super::{
 use crate::{
     mac::MacAddr,
     mode::Mode,
-    netlink::{Change, Link, Socket},
+    netlink::{Change, Link, Socket, errno},
     netns::Netns,
     tap,
 };
@@ -211,7 +212,7 @@ impl Learner {
             .collect();
         let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
         match poll(&mut descriptors, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("waiting for frames"),
         }
         let ended = descriptors[0]
@@ -318,9 +319,11 @@ impl Learner {
         let Some(place) = self.ports.get_mut(&tap) else {
             return;
         };
-        let link = enter(place).and_then(|mut socket| socket.link(tap));
-        let Ok(Some(link)) = link else {
+        let Ok(Some(mut socket)) = enter(place) else {
             return; // The next sweep finds that it is gone.
+        };
+        let Ok(Some(link)) = socket.link(tap) else {
+            return;
         };
         let sent = link.stats.sent_frames > 0;
         place.port.looked(sent, Instant::now());
@@ -338,16 +341,22 @@ impl Learner {
             mode: Some(mode),
             ..Change::default()
         };
-        let outcome = enter(place).and_then(|mut socket| socket.change(tap, &change));
-        if let Err(error) = &outcome {
-            if tap::exists(tap).unwrap_or(true) {
+        let outcome = match enter(place) {
+            Ok(Some(mut socket)) => socket.change(tap, &change).map(|()| true),
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(true) => return true,
+            Err(error) if errno(&error) != Some(Errno::ENODEV) => {
                 self.stats.failures += 1;
                 warn!("tap={tap} could not be set to {mode} mode: {error:#}");
-            } else {
+            }
+            _ => {
                 self.ports.remove(&tap);
             }
         }
-        outcome.is_ok()
+        false
     }
 
     fn log(&self, tap: u32, what: &str) {
@@ -396,7 +405,10 @@ impl Learner {
             identity: question.identity,
             since: now,
         };
-        open(&place)?;
+        open(&place)?.with_context(|| {
+            let path = place.netns.display();
+            format!("{path} is not that network namespace here; is /run/netns mounted?")
+        })?;
         self.ports.insert(question.tap, place);
         let outcome = self.try_follow();
         if outcome.is_err() {
@@ -553,22 +565,18 @@ fn port_of(link: &Link) -> Option<(u32, MacAddr)> {
     Some((link.lower.filter(|_| ours)?, link.mac?))
 }
 
-/// Opens the network namespace of a port. It is closed at once by who uses it: a descriptor
-/// held would keep the pod's namespace alive.
-fn open(place: &Place) -> Result<Netns> {
-    let path = place.netns.display();
-    let netns = Netns::open(&place.netns)?.with_context(|| {
-        format!("{path} is not there; is /run/netns mounted into the device plugin's container?")
-    })?;
-    ensure!(
-        netns.identity()? == place.identity,
-        "{path} is another network namespace here"
-    );
-    Ok(netns)
+/// Opens the network namespace of a port; none if it is gone. It is closed at once by who uses
+/// it: a descriptor held would keep the pod's namespace alive.
+fn open(place: &Place) -> Result<Option<Netns>> {
+    let Some(netns) = Netns::open(&place.netns)? else {
+        return Ok(None);
+    };
+    let same = netns.identity()? == place.identity;
+    Ok(Some(netns).filter(|_| same))
 }
 
-fn enter(place: &Place) -> Result<Socket> {
-    open(place)?.socket()
+fn enter(place: &Place) -> Result<Option<Socket>> {
+    open(place)?.map(|netns| netns.socket()).transpose()
 }
 
 /// The path under which a container sees what the runtime calls `/var/run/...`.
