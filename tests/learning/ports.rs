@@ -278,23 +278,21 @@ fn only_root_may_ask() {
     let script = r#"import socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect("\0macvtap-learning")
-s.sendall(b"{\"version\": 1}\n")
-sys.exit(len(s.recv(100)))"#;
+try:
+    s.sendall(b"{\"version\": 1}\n")
+    sys.exit(len(s.recv(100)))
+except ConnectionError:
+    pass"#;
     let mut command = Command::new("setpriv");
-    command.args([
+    let words = [
         "--reuid",
         "65534",
         "--clear-groups",
         "/usr/bin/python3",
         "-c",
-        script,
-    ]);
-    let output = learner.node.host.output(&mut command);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() || stderr.contains("reset"),
-        "{stderr}"
-    );
+    ];
+    let output = learner.node.host.output(command.args(words).arg(script));
+    assert!(output.status.success(), "{output:?}");
     let plugin = learner.plugin.as_ref().unwrap();
     plugin.wait_for_log("somebody else than root asks");
     assert_eq!(learner.attach().mode(), "vepa");
