@@ -5,7 +5,9 @@ use std::{ffi::OsString, path::Path};
 /// The name of the binary, and of its CNI plugin.
 pub const NAME: &str = "macvtap";
 /// The parts of the program that a link named `macvtap-<applet>` calls.
-pub const APPLETS: [&str; 6] = [
+pub const APPLETS: [&str; 8] = [
+    "doctor",
+    "link",
     "cni",
     "deviceplugin",
     "install",

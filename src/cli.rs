@@ -1,9 +1,14 @@
 //! The command line, for clap.
 
-use std::path::PathBuf;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use crate::{mac::MacAddr, mode::Mode};
 
 /// macvtap networking for virtual machines on Kubernetes
 ///
@@ -33,6 +38,14 @@ pub enum Command {
         )]
         kubelet_dir: PathBuf,
     },
+    /// List, make, change and watch the macvtaps of this machine
+    Link {
+        /// What to do
+        #[command(subcommand)]
+        command: Link,
+    },
+    /// Check the node for what keeps macvtaps from working, and tell the cure
+    Doctor(Doctor),
     /// Copy this binary into the CNI directory
     Install(Install),
     /// Remove this program from the CNI directory, and nothing else
@@ -78,9 +91,129 @@ pub struct Deviceplugin {
     /// The directory where the runtime has the pods' network namespaces
     #[arg(long, value_name = "DIR", default_value = "/run/netns")]
     pub netns_dir: PathBuf,
+    /// Tell health and metrics by HTTP at this address, on /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub status_address: Option<SocketAddr>,
     /// How much to log: from 4 on also why links are not offered; `RUST_LOG` comes before it
     #[arg(short, value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
+}
+
+/// What to do with macvtaps.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Link {
+    /// List every macvtap in whatever network namespace, and the lower devices (other network
+    /// namespaces need `CAP_SYS_ADMIN`)
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a macvtap (needs `CAP_NET_ADMIN`)
+    Add {
+        /// Its name
+        name: String,
+        /// The lower device
+        #[arg(long, value_name = "NAME")]
+        lower_device: String,
+        /// bridge, vepa, private or passthru
+        #[arg(long, default_value = "bridge")]
+        mode: Mode,
+        /// Its interface index, which is the number of its tap
+        #[arg(long, value_name = "N")]
+        tap: Option<u32>,
+        /// What it is to be like
+        #[command(flatten)]
+        change: LinkChange,
+    },
+    /// Delete a macvtap (needs `CAP_NET_ADMIN`)
+    Delete {
+        /// Its name
+        name: String,
+        /// The network namespace that it is in
+        #[arg(long, value_name = "PATH")]
+        netns: Option<PathBuf>,
+    },
+    /// Change a macvtap (needs `CAP_NET_ADMIN`)
+    Set {
+        /// Its name
+        name: String,
+        /// The mode that it is to have
+        #[arg(long)]
+        mode: Option<Mode>,
+        /// What it is to be like
+        #[command(flatten)]
+        change: LinkChange,
+    },
+    /// Tell what changes, as it happens
+    Watch,
+    /// Show the traffic of each macvtap
+    Top {
+        /// Seconds from one to the next
+        #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+        interval: f64,
+        /// How often; without end if not given
+        #[arg(long, value_name = "N")]
+        count: Option<u32>,
+    },
+}
+
+/// What a macvtap is to be like, by the words of the configuration.
+#[derive(Args, Clone, Debug)]
+pub struct LinkChange {
+    /// The network namespace that it is in
+    #[arg(long, value_name = "PATH")]
+    pub netns: Option<PathBuf>,
+    /// Its hardware address
+    #[arg(long)]
+    pub mac: Option<MacAddr>,
+    /// Its MTU in bytes
+    #[arg(long)]
+    pub mtu: Option<u32>,
+    /// Whether it receives frames to every address
+    #[arg(long, value_name = "WHEN")]
+    pub promisc_mode: Option<Switch>,
+    /// Whether it receives every multicast frame
+    #[arg(long, value_name = "WHEN")]
+    pub all_multicast: Option<Switch>,
+    /// Whether it is up
+    #[arg(long, value_name = "WHEN")]
+    pub up: Option<Switch>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("from 0.1 to 3600 seconds".to_owned()),
+    }
+}
+
+/// The options of the doctor.
+#[derive(Args, Clone, Debug)]
+pub struct Doctor {
+    /// The directory of the kubelet's device plugin socket
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/kubelet/device-plugins"
+    )]
+    pub kubelet_dir: PathBuf,
+    /// The CNI directory
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub cni_dir: PathBuf,
+    /// The directory of the CNI configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Ask for this IPv4 address by ARP from a MAC of a moment: where a virtual switch drops
+    /// frames of MACs that it does not know, there is no answer
+    #[arg(long, value_name = "ADDRESS", requires = "lower_device")]
+    pub probe_network: Option<Ipv4Addr>,
+    /// The lower device to ask by
+    #[arg(long, value_name = "NAME")]
+    pub lower_device: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// On or off.

@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser};
 use macvtap::{
     call::{self, Call},
     cli::{Cli, Command},
-    cni, deviceplugin, install, selftest,
+    cni, deviceplugin, doctor, install, link, selftest,
 };
 
 fn main() -> ExitCode {
@@ -46,6 +46,8 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Install(options) => install::install(&options.into()),
         Command::Uninstall(options) => install::uninstall(&options.into()),
         Command::Cp { source, target } => install::cp(source, target),
+        Command::Link { command } => link::main(command),
+        Command::Doctor(options) => doctor::main(options),
         Command::Selftest { json } => selftest::main(*json),
         Command::Completions { shell } => {
             let mut command = Cli::command();

@@ -1,14 +1,15 @@
 //! A network namespace, named by a path or a descriptor.
 
 use std::{
+    collections::BTreeSet,
     fmt,
-    fs::File,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
@@ -121,6 +122,24 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Where container runtimes and iproute2 keep network namespaces.
+pub const NAMED: &str = "/run/netns";
+
+/// Paths of the network namespaces with a name, then of those of processes; each once. One that
+/// only a descriptor holds has no path here.
+pub fn all() -> impl Iterator<Item = PathBuf> {
+    let of_processes = entries("/proc").map(|process| process.join("ns/net"));
+    let mut seen = BTreeSet::new();
+    entries(NAMED).chain(of_processes).filter(move |path| {
+        fs::metadata(path).is_ok_and(|found| seen.insert((found.dev(), found.ino())))
+    })
+}
+
+fn entries(directory: &str) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 fn is_absent(error: &io::Error) -> bool {

@@ -212,14 +212,22 @@ fn serve(node: &Node, containerd: &Containerd) {
     let id = resource.healthy()[99].clone();
     kubelet.pre_start(kubelet::RESOURCE, &[id]).unwrap();
     assert_eq!(node.host.links().len(), 2, "{LOWER} and the pod's macvtap");
-    let probe = containerd.run(&["task", "exec", "--exec-id", "a", "dp", "macvtap", "probe"]);
-    assert!(probe.contains("is registered"), "{probe}");
-    let script = format!("ls {inside}/macvtap.network.kubevirt.io* >/dev/null 2>&1");
-    containerd.run(&["task", "exec", "--exec-id", "b", "dp", "sh", "-c", &script]);
+    ask(containerd, inside);
     containerd.run(&["task", "kill", "--signal", "SIGTERM", "dp"]);
     wait_until("it ends", || {
         containerd.run(&["task", "list"]).contains("STOPPED")
     });
     containerd.run(&["task", "delete", "dp"]);
     containerd.run(&["container", "delete", "dp"]);
+}
+
+/// As probes and people ask the one that runs.
+fn ask(containerd: &Containerd, inside: &str) {
+    let probe = containerd.run(&["task", "exec", "--exec-id", "a", "dp", "macvtap", "probe"]);
+    assert!(probe.contains("is registered"), "{probe}");
+    let script = format!("ls {inside}/macvtap.network.kubevirt.io* >/dev/null 2>&1");
+    containerd.run(&["task", "exec", "--exec-id", "b", "dp", "sh", "-c", &script]);
+    let doctor = ["task", "exec", "--exec-id", "c", "dp", "macvtap", "doctor"];
+    let doctor = containerd.run(&doctor);
+    assert!(doctor.contains("Nothing is broken."), "{doctor}");
 }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::FutureExt;
 use inotify::{EventStream, Inotify, WatchMask};
 use log::{info, warn};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::StreamExt;
 
 /// How often the directory is looked at although it is watched.
@@ -26,8 +26,8 @@ pub struct Directory {
     path: PathBuf,
     watch: Option<Watch>,
     look_at: Instant,
-    /// Something was seen, but not yet reported.
-    seen: bool,
+    /// When what was seen, but not yet reported, will have settled.
+    settled: Option<Instant>,
     complained: bool,
 }
 
@@ -45,7 +45,7 @@ impl Directory {
             path: path.to_owned(),
             watch: None,
             look_at: Instant::now(),
-            seen: false,
+            settled: None,
             complained: false,
         };
         directory.renew();
@@ -55,15 +55,18 @@ impl Directory {
     /// Returns when something changed in the directory, or may have. Nothing is lost if the
     /// future is dropped before.
     pub async fn changed(&mut self) {
-        if !self.seen {
+        let settled = if let Some(settled) = self.settled {
+            settled
+        } else {
             self.wait().await;
-            self.seen = true;
-        }
-        sleep(SETTLE).await;
+            Instant::now() + SETTLE
+        };
+        self.settled = Some(settled);
+        sleep_until(settled).await;
         if let Some(watch) = &mut self.watch {
             while let Some(Some(Ok(_))) = watch.events.next().now_or_never() {}
         }
-        self.seen = false;
+        self.settled = None;
         self.renew();
     }
 

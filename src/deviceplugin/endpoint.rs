@@ -1,6 +1,11 @@
 //! One resource: its devices, its server, its registration.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Result, anyhow};
 use log::{debug, info, warn};
@@ -16,6 +21,7 @@ use super::{
     server::{Server, socket_name},
     service::Service,
 };
+use crate::device_id::DeviceId;
 
 /// A resource that is offered.
 pub struct Endpoint {
@@ -30,6 +36,16 @@ pub struct Endpoint {
     calls: u64,
     /// What was complained about last, so that it is not said again and again.
     complaint: String,
+    counts: Counts,
+}
+
+/// What happened to a resource, for metrics.
+#[derive(Default)]
+struct Counts {
+    allocations: u64,
+    failures: BTreeMap<&'static str, u64>,
+    registrations: u64,
+    stream_restarts: u64,
 }
 
 impl Endpoint {
@@ -45,6 +61,7 @@ impl Endpoint {
             call: None,
             calls: 0,
             complaint: String::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -133,6 +150,7 @@ impl Endpoint {
             self.complain(error);
         } else {
             debug!("resource={} the kubelet accepted it", self.name());
+            self.counts.registrations += 1;
         }
         self.registration.answered(outcome.is_ok(), Instant::now());
         self.tell_if_registered(false);
@@ -148,6 +166,7 @@ impl Endpoint {
             self.registration.opened(Instant::now());
         } else {
             self.registration.closed(Instant::now());
+            self.counts.stream_restarts += 1;
         }
         self.tell_if_registered(before);
     }
@@ -199,14 +218,34 @@ impl Endpoint {
         }
     }
 
-    /// How it is, for who asks.
-    pub fn status(&self) -> Value {
+    /// Devices were promised.
+    pub fn allocated(&mut self, devices: u64) {
+        self.counts.allocations += devices;
+    }
+
+    /// Devices were not promised.
+    pub fn not_allocated(&mut self, reason: &'static str) {
+        *self.counts.failures.entry(reason).or_default() += 1;
+    }
+
+    /// How it is, for who asks. `taps` are all of the machine.
+    pub fn status(&self, taps: &BTreeSet<u32>) -> Value {
+        let devices = self.offer.ids.iter();
+        let attached = devices
+            .filter_map(|id| id.parse::<DeviceId>().ok())
+            .filter(|id| taps.contains(&id.tap));
         json!({
             "name": self.name(),
+            "lowerDevice": self.offer.resource.lower,
             "registered": self.registration.is_registered() && !self.lost_socket(),
             "devices": self.offer.ids.len(),
+            "attachments": attached.count(),
             "trouble": self.offer.trouble,
             "complaint": self.complaint,
+            "allocations": self.counts.allocations,
+            "failures": self.counts.failures,
+            "registrations": self.counts.registrations,
+            "streamRestarts": self.counts.stream_restarts,
         })
     }
 

@@ -8,7 +8,9 @@ pub mod config;
 mod directory;
 mod endpoint;
 mod file_id;
+mod http;
 pub mod kubelet;
+pub mod metrics;
 mod node;
 pub mod offer;
 mod registration;
@@ -19,6 +21,7 @@ mod standby;
 pub mod status;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -35,7 +38,7 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-use self::{directory::Directory, node::Node, source::Source};
+use self::{directory::Directory, http::Http, node::Node, source::Source};
 use crate::{
     cli::{self, Switch},
     logging,
@@ -67,6 +70,20 @@ pub enum Event {
         /// What it answered.
         outcome: Result<()>,
     },
+    /// Devices were promised to a container.
+    Allocated {
+        /// The resource.
+        resource: String,
+        /// How many.
+        devices: u64,
+    },
+    /// Devices were not promised.
+    NotAllocated {
+        /// The resource.
+        resource: String,
+        /// Why, in a word for metrics.
+        reason: &'static str,
+    },
     /// A server ended.
     Ended {
         /// The resource.
@@ -87,6 +104,8 @@ pub struct Settings {
     pub config: Option<PathBuf>,
     /// The directory of the pods' network namespaces; none if nothing is to be learnt.
     pub learning: Option<PathBuf>,
+    /// Where to tell health and metrics by HTTP, if anywhere.
+    pub status_address: Option<SocketAddr>,
     /// What is logged, unless `RUST_LOG` says otherwise.
     pub level: LevelFilter,
 }
@@ -97,6 +116,7 @@ impl From<&cli::Deviceplugin> for Settings {
             kubelet_dir: options.kubelet_dir.clone(),
             config: options.config.clone(),
             learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
+            status_address: options.status_address,
             // The original's manifest says -v 3, which was the usual there.
             level: match options.verbosity {
                 0..=3 => LevelFilter::Info,
@@ -132,6 +152,7 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
     let status = listen(&settings.kubelet_dir);
     let mut node = Node::new(settings.kubelet_dir.clone(), configuration, sender)?;
     node.learn(settings.learning.as_deref());
+    let http = Http::listen(settings.status_address).await?;
     loop {
         node.act().await;
         tokio::select! {
@@ -144,6 +165,7 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
                 check_mount(&kubelet, &settings.kubelet_dir)?;
                 node.look_at_sockets();
             }
+            Some(asker) = http.asked() => http.answer(asker, &node.status()),
             Some(asker) = asked(status.as_ref()) => status::answer(asker, &node.status()),
             () = changed(&mut config) => reload(&mut node, &mut source),
             signal = signals.next() => match signal {

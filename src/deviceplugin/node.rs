@@ -26,6 +26,7 @@ use super::{
 use crate::{
     learning::Learning,
     netlink::{Link, Socket},
+    tap,
 };
 
 /// How long the loop may sleep when nothing is due.
@@ -48,6 +49,8 @@ pub struct Node {
     sockets_changed: bool,
     unfit: BTreeMap<String, String>,
     learning: Option<Learning>,
+    kubelet_restarts: u64,
+    link_resyncs: u64,
 }
 
 impl Node {
@@ -75,6 +78,8 @@ impl Node {
             sockets_changed: false,
             unfit: BTreeMap::new(),
             learning: None,
+            kubelet_restarts: 0,
+            link_resyncs: 0,
         };
         node.update();
         Ok(node)
@@ -120,6 +125,8 @@ impl Node {
     /// Takes in what happened.
     pub fn hear(&mut self, event: Event) {
         let (Event::Stream { resource, .. }
+        | Event::Allocated { resource, .. }
+        | Event::NotAllocated { resource, .. }
         | Event::Answered { resource, .. }
         | Event::Ended { resource, .. }) = &event;
         let Some(endpoint) = self.endpoints.get_mut(resource) else {
@@ -129,6 +136,8 @@ impl Node {
             Event::Stream {
                 generation, open, ..
             } => endpoint.streams(generation, open),
+            Event::Allocated { devices, .. } => endpoint.allocated(devices),
+            Event::NotAllocated { reason, .. } => endpoint.not_allocated(reason),
             Event::Answered { call, outcome, .. } => endpoint.answered(call, &outcome),
             Event::Ended {
                 generation,
@@ -152,6 +161,7 @@ impl Node {
         let changed = found.is_some() && found != self.kubelet;
         if changed {
             info!("there is a new kubelet");
+            self.kubelet_restarts += 1;
         }
         self.kubelet = found;
         changed
@@ -161,6 +171,7 @@ impl Node {
     pub fn list_links(&mut self) {
         match self.netlink.links() {
             Ok(links) => {
+                self.link_resyncs += 1;
                 self.links = links;
                 self.update();
             }
@@ -261,10 +272,29 @@ impl Node {
     /// How it is, for who asks.
     pub fn status(&mut self) -> Value {
         let netlink = self.netlink.link(1).err().map(|error| format!("{error:#}"));
-        let resources: Vec<Value> = self.endpoints.values().map(Endpoint::status).collect();
+        let taps = tap::numbers().unwrap_or_default();
+        let endpoints = self.endpoints.values();
+        let resources: Vec<Value> = endpoints
+            .map(|endpoint| {
+                let lower = &endpoint.offer().resource.lower;
+                let mut status = endpoint.status(&taps);
+                status["lowerUp"] = self.is_up(lower).into();
+                status
+            })
+            .collect();
         let learning = self.learning.as_ref();
-        let learning = learning.map(|learning| learning.stats().to_json());
-        json!({"netlink": netlink, "resources": resources, "learning": learning})
+        json!({
+            "netlink": netlink,
+            "resources": resources,
+            "kubeletRestarts": self.kubelet_restarts,
+            "linkResyncs": self.link_resyncs,
+            "learning": learning.map(|learning| learning.stats().to_json()),
+        })
+    }
+
+    fn is_up(&self, lower: &str) -> bool {
+        let mut links = self.links.iter();
+        links.any(|link| link.name == lower && link.up)
     }
 
     /// Ends serving everything.

@@ -38,6 +38,13 @@ pub struct Service {
 }
 
 impl Service {
+    fn tell_failure(&self, reason: &'static str) {
+        let _ = self.events.send(Event::NotAllocated {
+            resource: self.resource.clone(),
+            reason,
+        });
+    }
+
     /// Reads device IDs of this resource, of whatever configuration they are: a pod keeps what
     /// it was given.
     fn read(&self, ids: &[String]) -> Result<Vec<DeviceId>, Status> {
@@ -105,7 +112,14 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let mut container_responses = Vec::new();
         for request in request.into_inner().container_requests {
-            let devices = self.read(&request.device_ids)?;
+            let devices = self.read(&request.device_ids).inspect_err(|_| {
+                self.tell_failure("device_id");
+            })?;
+            // When nobody listens any more, the plugin is ending.
+            let _ = self.events.send(Event::Allocated {
+                resource: self.resource.clone(),
+                devices: u64::try_from(devices.len()).unwrap_or(u64::MAX),
+            });
             container_responses.push(promise(&devices));
             // Afterwards: the kubelet waits, and has much to do before the pod's ADD.
             tokio::spawn(async move {
@@ -127,6 +141,7 @@ impl DevicePlugin for Service {
         for device in self.read(&request.into_inner().device_ids)? {
             standby::ensure(&device).map_err(|error| {
                 warn!("device={device} has no tap: {error:#}");
+                self.tell_failure("tap");
                 Status::failed_precondition(format!("{error:#}"))
             })?;
         }

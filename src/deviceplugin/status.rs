@@ -78,7 +78,8 @@ pub fn ask(kubelet_dir: &Path) -> Result<Value> {
 }
 
 /// What is well, and what is not.
-fn judge(status: &Value) -> (Vec<String>, Vec<String>) {
+#[must_use]
+pub fn judge(status: &Value) -> (Vec<String>, Vec<String>) {
     let (mut well, mut unwell) = (Vec::new(), Vec::new());
     match status["netlink"].as_str() {
         None => well.push("netlink answers".to_owned()),
@@ -102,8 +103,9 @@ fn judge(status: &Value) -> (Vec<String>, Vec<String>) {
                     "resource {name} is registered, {devices} devices {trouble}"
                 ));
             } else {
-                let why = resource["complaint"].as_str().unwrap_or_default();
-                unwell.push(format!("resource {name} is not registered {why}"));
+                let why = resource["complaint"].as_str().filter(|why| !why.is_empty());
+                let why = why.map_or_else(String::new, |why| format!(": {why}"));
+                unwell.push(format!("resource {name} is not registered{why}"));
             }
         }
         if resources.is_empty() {

@@ -1,6 +1,10 @@
 //! A netlink socket: one request, then its replies or the kernel's refusal.
 
-use std::{fmt, io::Cursor};
+use std::{
+    fmt,
+    io::Cursor,
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 use neli::{
@@ -23,6 +27,9 @@ const HEADER: usize = 16;
 /// `NLMSG_ERROR` and `NLMSG_DONE` of `linux/netlink.h`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// `RTM_GETNSID` of `linux/rtnetlink.h`, `NETNSA_FD` of `linux/net_namespace.h`.
+const GETNSID: u16 = 90;
+const NETNSA_FD: u16 = 3;
 /// How often a dump is begun again because the links changed meanwhile.
 const DUMP_ATTEMPTS: u32 = 20;
 
@@ -106,6 +113,40 @@ impl Socket {
             Ok(())
         })?;
         answer.context("the kernel acknowledged the request, but sent no answer")
+    }
+
+    /// The number by which the socket's network namespace knows another one, if it does
+    /// (`RTM_GETNSID`, whose header is shorter than those that neli pads).
+    pub fn nsid(&mut self, netns: BorrowedFd<'_>) -> Result<Option<i32>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let flags = (NlmF::REQUEST | NlmF::ACK).bits();
+        let mut bytes = 28_u32.to_ne_bytes().to_vec();
+        bytes.extend(GETNSID.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend([0; 8]); // no port; no family, padded
+        bytes.extend(8_u16.to_ne_bytes());
+        bytes.extend(NETNSA_FD.to_ne_bytes());
+        bytes.extend(netns.as_raw_fd().to_ne_bytes());
+        let sent = self.netlink.send(&bytes, Msg::empty());
+        sent.context("sending a netlink request")?;
+        let mut found = None;
+        loop {
+            let length = self.receive()?;
+            for frame in frames(&self.buffer[..length]) {
+                let frame = frame?;
+                match frame.kind {
+                    _ if frame.sequence != self.sequence => {}
+                    DONE | ERROR => return outcome(&frame).map(|()| found),
+                    // The attribute is the first: NETNSA_NSID.
+                    _ => {
+                        let number = frame.bytes.get(HEADER + 8..HEADER + 12);
+                        let number = number.and_then(|bytes| bytes.try_into().ok());
+                        found = number.map(i32::from_ne_bytes).filter(|number| *number >= 0);
+                    }
+                }
+            }
+        }
     }
 
     /// Sends a request that is answered by many messages, each given to `each`.

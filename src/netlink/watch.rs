@@ -1,6 +1,7 @@
 //! Changes of links, as the kernel tells them.
 
 use std::{
+    cell::Cell,
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use nix::{
         AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
     },
 };
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::Instant};
 
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINK_GROUP: u32 = 1;
@@ -22,6 +23,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// A subscription to the links of the network namespace that it was opened in.
 pub struct LinkWatch {
     socket: AsyncFd<OwnedFd>,
+    /// When the changes that came will have settled. Kept here, so that a wait that is given up
+    /// for something else and begun again ends all the same.
+    settled: Cell<Option<Instant>>,
 }
 
 impl LinkWatch {
@@ -33,7 +37,10 @@ impl LinkWatch {
             reason = "its successor is unsafe; what that asks of the caller, an OwnedFd keeps"
         )]
         let socket = AsyncFd::new(socket).context("subscribing to link events")?;
-        Ok(Self { socket })
+        Ok(Self {
+            socket,
+            settled: Cell::new(None),
+        })
     }
 
     /// Returns when links changed since the last call: list them again.
@@ -42,7 +49,12 @@ impl LinkWatch {
     pub async fn changed(&self) -> Result<()> {
         let ready = self.socket.readable().await;
         drop(ready.context("waiting for link events")?);
-        tokio::time::sleep(SETTLE).await;
+        let settled = self
+            .settled
+            .get()
+            .unwrap_or_else(|| Instant::now() + SETTLE);
+        self.settled.set(Some(settled));
+        tokio::time::sleep_until(settled).await;
         let ready = self.socket.readable().await;
         let mut ready = ready.context("waiting for link events")?;
         let mut start = [0; 16];
@@ -55,6 +67,7 @@ impl LinkWatch {
             }
         }
         ready.clear_ready();
+        self.settled.set(None);
         Ok(())
     }
 }

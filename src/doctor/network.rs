@@ -1,0 +1,136 @@
+//! Whether the network answers a MAC that it has not seen before.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::Ipv4Addr,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+
+use crate::{
+    device_id,
+    mac::MacAddr,
+    mode::Mode,
+    netlink::{Change, Create, Socket},
+    netns::Netns,
+    tap::{self, Owner},
+};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is asked meanwhile.
+const AGAIN: Duration = Duration::from_millis(500);
+/// `struct virtio_net_hdr`, which a tap has before each frame.
+const VNET_HEADER: usize = 10;
+/// Ethernet header and ARP packet.
+const FRAME: usize = 42;
+
+/// Asks by ARP for an address, from a macvtap that is made for it in a network namespace of
+/// its own, and goes with that.
+pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
+    let mut host = Socket::open()?;
+    let link = host.link_by_name(lower)?;
+    let link = link.with_context(|| format!("lower device {lower:?} does not exist"))?;
+    let netns = Netns::create()?;
+    let number = free_number()?;
+    let mac = MacAddr::random();
+    let create = Create {
+        name: "doctor",
+        index: Some(number),
+        lower: link.index,
+        mode: Mode::Bridge,
+        mac: Some(mac),
+        mtu: None,
+        queue_length: tap::queue_length(&link),
+        group: 0,
+        netns: Some(netns.as_fd()),
+    };
+    host.create(&create)
+        .with_context(|| format!("making a macvtap on {lower:?}"))?;
+    let mut socket = netns.socket()?;
+    let quiet = Change {
+        no_ipv6_addresses: true,
+        ..Change::default()
+    };
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    // A kernel without IPv6 refuses the first.
+    let _ = socket.change(number, &quiet);
+    socket
+        .change(number, &up)
+        .context("setting the macvtap up")?;
+    let outcome = open(number).and_then(|tap| ask(&tap, mac, address));
+    socket.delete(number)?;
+    tap::remove_stale(number)?;
+    outcome
+}
+
+fn free_number() -> Result<u32> {
+    let seed = format!("doctor-{}", std::process::id());
+    let mut numbers = (0..16).map(|attempt| device_id::unpromised_tap(&seed, "doctor", attempt));
+    let taken = tap::numbers()?;
+    let free = numbers.find(|number| !taken.contains(number));
+    free.context("16 tap numbers drawn at random are all in use")
+}
+
+fn open(number: u32) -> Result<File> {
+    let devices = tap::devices(number)?;
+    let device = devices.first().context("the macvtap has no tap")?;
+    tap::give(number, *device, Owner { user: 0, group: 0 })?;
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits());
+    options.open(tap::path(number)).context("opening the tap")
+}
+
+fn ask(mut tap: &File, mac: MacAddr, address: Ipv4Addr) -> Result<bool> {
+    let (start, mut asked) = (Instant::now(), None::<Instant>);
+    while start.elapsed() < PATIENCE {
+        if asked.is_none_or(|time| time.elapsed() > AGAIN) {
+            asked = Some(Instant::now());
+            tap.write_all(&question(mac, address))
+                .context("asking by ARP")?;
+        }
+        let mut buffer = [0; 2048];
+        match tap.read(&mut buffer) {
+            Ok(length) if is_answer(&buffer[..length], mac, address) => return Ok(true),
+            Ok(_) => {}
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    Ok(false)
+}
+
+/// An ARP probe (RFC 5227): its sender has no address, so it spoils nobody's table.
+fn question(mac: MacAddr, address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0; VNET_HEADER];
+    frame.extend([0xff; 6]);
+    frame.extend(mac.0);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac.0);
+    frame.extend([0; 10]);
+    frame.extend(address.octets());
+    frame.resize(VNET_HEADER + 60, 0);
+    frame
+}
+
+fn is_answer(bytes: &[u8], mac: MacAddr, address: Ipv4Addr) -> bool {
+    let Some(frame) = bytes
+        .get(VNET_HEADER..)
+        .filter(|frame| frame.len() >= FRAME)
+    else {
+        return false;
+    };
+    frame[..6] == mac.0
+        && frame[12..14] == [8, 6]
+        && frame[20..22] == [0, 2]
+        && frame[28..32] == address.octets()
+}

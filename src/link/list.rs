@@ -1,0 +1,95 @@
+//! `link list`.
+
+use anyhow::Result;
+
+use super::table::{Table, bytes, print};
+use crate::survey::{Macvtap, Survey};
+
+/// Lists macvtaps and lower devices.
+pub fn list(json: bool) -> Result<()> {
+    let survey = Survey::new()?;
+    if json {
+        return print(&format!("{:#}\n", survey.to_json()));
+    }
+    macvtaps(&survey)?;
+    print("\n")?;
+    lower_devices(&survey)
+}
+
+fn macvtaps(survey: &Survey) -> Result<()> {
+    let mut table = Table::new(&[
+        "TAP",
+        "INTERFACE",
+        "MAC",
+        "MODE",
+        "STATE",
+        "LOWER",
+        "NETNS",
+        "POD",
+        "OPEN BY",
+        "OWNER",
+        "MTU",
+        "RECEIVED",
+        "SENT",
+    ]);
+    for macvtap in &survey.macvtaps {
+        table.row(&row(macvtap));
+    }
+    if table.is_empty() {
+        print("there is no macvtap\n")?;
+    } else {
+        table.print()?;
+    }
+    if !survey.unseen.is_empty() {
+        let taps: Vec<String> = survey.unseen.iter().map(u32::to_string).collect();
+        let taps = taps.join(", ");
+        print(&format!(
+            "in network namespaces that cannot be found: {taps}\n"
+        ))?;
+    }
+    if let Some((count, why)) = &survey.closed {
+        print(&format!(
+            "{count} network namespaces were not looked into: {why}\n"
+        ))?;
+    }
+    Ok(())
+}
+
+fn lower_devices(survey: &Survey) -> Result<()> {
+    let mut table = Table::new(&["LOWER DEVICE", "MACVTAPS", "MTU", "FIT"]);
+    for lower in &survey.lower_devices {
+        let fit = lower.unfit.clone();
+        table.row(&[
+            lower.link.name.clone(),
+            lower.macvtaps.to_string(),
+            lower.link.mtu.to_string(),
+            fit.map_or_else(|| "yes".to_owned(), |why| format!("no: {why}")),
+        ]);
+    }
+    table.print()
+}
+
+fn row(macvtap: &Macvtap) -> Vec<String> {
+    let link = &macvtap.link;
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let holders = (!macvtap.holders.is_empty()).then(|| macvtap.holders.join(", "));
+    vec![
+        link.index.to_string(),
+        link.name.clone(),
+        or_none(link.mac.map(|mac| mac.to_string())),
+        macvtap.mode(),
+        if link.up { "up" } else { "down" }.to_owned(),
+        or_none(macvtap.lower.clone()),
+        or_none(Some(macvtap.netns.clone()).filter(|name| !name.is_empty())),
+        or_none(macvtap.pod.clone()),
+        or_none(holders),
+        or_none(
+            macvtap
+                .owner
+                .map(|owner| format!("{}:{}", owner.user, owner.group)),
+        ),
+        link.mtu.to_string(),
+        bytes(link.stats.received_bytes),
+        bytes(link.stats.sent_bytes),
+    ]
+}

@@ -1,0 +1,363 @@
+//! What macvtaps this machine has, in whatever network namespace, and on which lower devices
+//! more can be made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::fd::AsFd,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::{
+    deviceplugin::offer,
+    learning,
+    mode::Mode,
+    netlink::{Link, Socket},
+    netns::{self, Netns},
+    tap::{self, Node, Owner},
+};
+
+/// Where libcni keeps the results of ADD, with the pod's name (`libcni` of
+/// containernetworking/cni, "cache").
+const RESULTS: &str = "/var/lib/cni/results";
+/// Results that are read at most.
+const MOST_RESULTS: usize = 10_000;
+
+/// A macvtap, and where it is.
+#[derive(Clone, Debug)]
+pub struct Macvtap {
+    /// What the kernel says of it.
+    pub link: Link,
+    /// The name of its network namespace, or the process that is in it; empty for our own.
+    pub netns: String,
+    /// Its lower device, if that is in our network namespace.
+    pub lower: Option<String>,
+    /// The pod's namespace and name, where the runtime tells.
+    pub pod: Option<String>,
+    /// Who may open its tap, if the node is in our `/dev`.
+    pub owner: Option<Owner>,
+    /// The processes that have its tap open, as far as we can see them.
+    pub holders: Vec<String>,
+}
+
+/// A link that macvtaps could be made on.
+#[derive(Clone, Debug)]
+pub struct LowerDevice {
+    /// What the kernel says of it.
+    pub link: Link,
+    /// How many macvtaps are on it.
+    pub macvtaps: usize,
+    /// Why none could be made on it.
+    pub unfit: Option<String>,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// The macvtaps, by the number of their tap.
+    pub macvtaps: Vec<Macvtap>,
+    /// The lower devices, by their name.
+    pub lower_devices: Vec<LowerDevice>,
+    /// Taps of the machine whose network namespace could not be found.
+    pub unseen: Vec<u32>,
+    /// Network namespaces that could not be looked into: how many, and why the first.
+    pub closed: Option<(usize, String)>,
+}
+
+impl Macvtap {
+    /// Whether it waits in VEPA mode for its VM, by learning.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.link.group == learning::GROUP && self.link.mode == Some(Mode::Vepa)
+    }
+
+    /// The mode that it is configured to have, and whether it is parked, in words.
+    #[must_use]
+    pub fn mode(&self) -> String {
+        match self.link.mode {
+            _ if self.is_parked() => "bridge (parked)".to_owned(),
+            Some(mode) => mode.name().to_owned(),
+            None => "unknown".to_owned(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let Link {
+            index,
+            name,
+            mac,
+            mtu,
+            up,
+            stats,
+            ..
+        } = &self.link;
+        let mode = if self.is_parked() {
+            Some(Mode::Bridge)
+        } else {
+            self.link.mode
+        };
+        json!({
+            "tap": index,
+            "interface": name,
+            "mac": mac.map(|mac| mac.to_string()),
+            "mode": mode.map(Mode::name),
+            "parked": self.is_parked(),
+            "mtu": mtu,
+            "up": up,
+            "lowerDevice": self.lower,
+            "netns": self.netns,
+            "pod": self.pod,
+            "owner": self.owner.map(|owner| json!({"user": owner.user, "group": owner.group})),
+            "holders": self.holders,
+            "receivedBytes": stats.received_bytes,
+            "receivedPackets": stats.received_frames,
+            "sentBytes": stats.sent_bytes,
+            "sentPackets": stats.sent_frames,
+        })
+    }
+}
+
+impl Survey {
+    /// Looks at the machine.
+    pub fn new() -> Result<Self> {
+        let home = Netns::current()?;
+        let links = Socket::open()?.links().context("listing links")?;
+        let names: BTreeMap<u32, String> = links
+            .iter()
+            .map(|link| (link.index, link.name.clone()))
+            .collect();
+        let mut survey = Self {
+            macvtaps: Vec::new(),
+            lower_devices: Vec::new(),
+            unseen: Vec::new(),
+            closed: None,
+        };
+        let holders = holders();
+        for path in netns::all() {
+            let found = macvtaps_in(&path, &home, &names, &holders);
+            match found {
+                Ok(found) => survey.macvtaps.extend(found),
+                // One that vanished while we looked is none any more.
+                Err(_) if !path.exists() => {}
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    let (count, _) = survey.closed.get_or_insert((0, why));
+                    *count += 1;
+                }
+            }
+        }
+        survey.macvtaps.sort_by_key(|macvtap| macvtap.link.index);
+        let pods = pods(Path::new(RESULTS));
+        for macvtap in &mut survey.macvtaps {
+            macvtap.pod = pods.get(&macvtap.netns).cloned();
+        }
+        let seen: BTreeSet<u32> = survey
+            .macvtaps
+            .iter()
+            .map(|macvtap| macvtap.link.index)
+            .collect();
+        let all = tap::numbers()?;
+        survey.unseen = all.difference(&seen).copied().collect();
+        survey.lower_devices = lower_devices(links, &survey.macvtaps);
+        Ok(survey)
+    }
+
+    /// The same for programs. The keys stay.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let macvtaps: Vec<Value> = self.macvtaps.iter().map(Macvtap::to_json).collect();
+        let lower_devices = self.lower_devices.iter().map(|lower| {
+            json!({
+                "name": lower.link.name,
+                "mac": lower.link.mac.map(|mac| mac.to_string()),
+                "mtu": lower.link.mtu,
+                "up": lower.link.up,
+                "macvtaps": lower.macvtaps,
+                "fit": lower.unfit.is_none(),
+                "reason": lower.unfit,
+            })
+        });
+        let closed = self.closed.as_ref();
+        json!({
+            "macvtaps": macvtaps,
+            "lowerDevices": lower_devices.collect::<Vec<_>>(),
+            "unseenTaps": self.unseen,
+            "closedNamespaces": closed.map_or(0, |(count, _)| *count),
+        })
+    }
+}
+
+fn macvtaps_in(
+    path: &Path,
+    home: &Netns,
+    lowers: &BTreeMap<u32, String>,
+    holders: &BTreeMap<u32, Vec<String>>,
+) -> Result<Vec<Macvtap>> {
+    let Some(netns) = Netns::open(path)? else {
+        return Ok(Vec::new());
+    };
+    let ours = netns.is(home)?;
+    let mut socket = if ours {
+        Socket::open()?
+    } else {
+        netns.socket()?
+    };
+    let links: Vec<Link> = socket
+        .links()?
+        .into_iter()
+        .filter(Link::is_macvtap)
+        .collect();
+    if links.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The number by which this namespace knows ours.
+    let nsid = if ours {
+        None
+    } else {
+        socket.nsid(home.as_fd())?
+    };
+    let name = if ours { String::new() } else { name_of(path) };
+    let found = links.into_iter().map(|link| Macvtap {
+        netns: name.clone(),
+        lower: link
+            .lower
+            .filter(|_| link.lower_nsid == nsid)
+            .and_then(|index| lowers.get(&index).cloned()),
+        pod: None,
+        owner: owner(link.index),
+        holders: holders.get(&link.index).cloned().unwrap_or_default(),
+        link,
+    });
+    Ok(found.collect())
+}
+
+/// What people call a network namespace: its name, or a process in it.
+fn name_of(path: &Path) -> String {
+    if let Ok(name) = path.strip_prefix(netns::NAMED) {
+        return name.display().to_string();
+    }
+    let process = path
+        .components()
+        .nth(2)
+        .map(|part| part.as_os_str().to_string_lossy());
+    let process = process.unwrap_or_default();
+    match fs::read_to_string(format!("/proc/{process}/comm")) {
+        Ok(name) => format!("{} ({process})", name.trim_end()),
+        Err(_) => format!("process {process}"),
+    }
+}
+
+fn owner(number: u32) -> Option<Owner> {
+    match tap::node(&tap::path(number)) {
+        Ok(Node::Device(_, owner, _)) => Some(owner),
+        _ => None,
+    }
+}
+
+/// By tap, the processes that have it open.
+fn holders() -> BTreeMap<u32, Vec<String>> {
+    let mut holders: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = process.file_name();
+        let Some(id) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
+            continue;
+        };
+        let descriptors = fs::read_dir(process.path().join("fd"))
+            .into_iter()
+            .flatten();
+        let taps = descriptors.flatten().filter_map(|descriptor| {
+            let target = fs::read_link(descriptor.path()).ok()?;
+            target
+                .to_str()?
+                .strip_prefix("/dev/tap")?
+                .parse::<u32>()
+                .ok()
+        });
+        // Once for each of several queues.
+        for tap in taps.collect::<BTreeSet<u32>>() {
+            let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let holder = format!("{} ({id})", comm.trim_end());
+            holders.entry(tap).or_default().push(holder);
+        }
+    }
+    holders
+}
+
+/// By the name of a network namespace, the pod that the runtime says is in it.
+fn pods(results: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(results).into_iter().flatten().flatten();
+    let read = |path: &Path| -> Option<(String, String)> {
+        let value: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let argument = |wanted: &str| {
+            let arguments = value["cniArgs"].as_array()?.iter();
+            let found = arguments
+                .filter(|pair| pair[0] == wanted)
+                .find_map(|pair| pair[1].as_str());
+            found.map(str::to_owned)
+        };
+        let pod = argument("K8S_POD_NAME")?;
+        let namespace = argument("K8S_POD_NAMESPACE").unwrap_or_default();
+        let interfaces = value["result"]["interfaces"].as_array()?.iter();
+        let sandbox = interfaces.filter_map(|each| each["sandbox"].as_str());
+        let sandbox = sandbox.into_iter().find(|path| !path.is_empty())?;
+        let name = Path::new(sandbox).file_name()?.to_str()?.to_owned();
+        Some((name, format!("{namespace}/{pod}")))
+    };
+    entries
+        .take(MOST_RESULTS)
+        .filter_map(|entry| read(&entry.path()))
+        .collect()
+}
+
+fn lower_devices(links: Vec<Link>, macvtaps: &[Macvtap]) -> Vec<LowerDevice> {
+    let candidates = links.into_iter().filter(|link| {
+        link.ethernet
+            && !link.loopback
+            && !matches!(link.kind.as_deref(), Some("macvtap" | "macvlan"))
+    });
+    let mut lowers: Vec<LowerDevice> = candidates
+        .map(|link| LowerDevice {
+            macvtaps: macvtaps
+                .iter()
+                .filter(|macvtap| macvtap.lower.as_ref() == Some(&link.name))
+                .count(),
+            unfit: unfit(&link),
+            link,
+        })
+        .collect();
+    lowers.sort_by(|a, b| a.link.name.cmp(&b.link.name));
+    lowers
+}
+
+/// Why macvtaps on a link would not work. What discovery leaves out, a veth for one, can be
+/// configured all the same.
+fn unfit(link: &Link) -> Option<String> {
+    if link.master.is_some() {
+        return offer::unfit(link).or_else(|| Some("a port of another link".to_owned()));
+    }
+    (!link.up).then(|| format!("down; ip link set {} up", link.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_pods_in_the_results_and_survives_what_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let result = json!({
+            "kind": "cniCacheV1", "containerId": "c", "ifName": "eth0",
+            "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "vms"], ["K8S_POD_NAME", "a"]],
+            "result": {"interfaces": [{"name": "cni0"}, {"sandbox": "/var/run/netns/cni-1"}]},
+        });
+        fs::write(dir.path().join("a"), result.to_string()).unwrap();
+        fs::write(dir.path().join("b"), "{").unwrap();
+        fs::write(dir.path().join("c"), "[]").unwrap();
+        let expected = BTreeMap::from([("cni-1".to_owned(), "vms/a".to_owned())]);
+        assert_eq!(pods(dir.path()), expected);
+        assert!(pods(Path::new("/nowhere")).is_empty());
+    }
+}

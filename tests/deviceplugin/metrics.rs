@@ -1,0 +1,237 @@
+//! Health and metrics by HTTP.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use macvtap::{deviceplugin::metrics::METRICS, selftest::kubelet::Kubelet};
+
+use crate::{
+    kubelet::{Plugin, RESOURCE, configuration, connected},
+    netns::{LOWER, Node, binary, skipped, wait_until},
+};
+
+struct Served {
+    node: Node,
+    _dir: tempfile::TempDir,
+    kubelet: Kubelet,
+    plugin: Plugin,
+    address: String,
+}
+
+/// Status line and body.
+fn served_get(node: &Node, address: &str, path: &str) -> (String, String) {
+    let connect = || Ok(TcpStream::connect(address)?);
+    let mut stream = node.host.0.run(connect).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+impl Served {
+    fn new() -> Self {
+        let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
+        node.host.ip("link set lo up");
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        let mut command = Command::new(binary());
+        command.args([
+            "deviceplugin",
+            "--status-address",
+            "127.0.0.1:0",
+            "--kubelet-dir",
+        ]);
+        command
+            .arg(dir.path())
+            .env("DP_MACVTAP_CONF", configuration());
+        let plugin = Plugin::spawn(&node.host, command);
+        plugin.wait_for_log("status address=");
+        let log = plugin.log();
+        let address = log.split("status address=").nth(1).unwrap();
+        let address = address.lines().next().unwrap().to_owned();
+        connected(&kubelet);
+        Self {
+            node,
+            _dir: dir,
+            kubelet,
+            plugin,
+            address,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let connect = || Ok(TcpStream::connect(&self.address)?);
+        self.node.host.0.run(connect).unwrap()
+    }
+
+    fn get(&self, path: &str) -> (String, String) {
+        served_get(&self.node, &self.address, path)
+    }
+
+    /// The metrics by name and labels.
+    fn metrics(&self) -> BTreeMap<String, u64> {
+        let (_, body) = self.get("/metrics");
+        let samples = body.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.map(|line| line.rsplit_once(' ').unwrap());
+        samples
+            .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+            .collect()
+    }
+}
+
+#[test]
+fn count_what_happens() {
+    let served = Served::new();
+    let of_resource =
+        |name: &str| format!("macvtap_{name}{{resource=\"dataplane\",lower_device=\"{LOWER}\"}}");
+    let metrics = served.metrics();
+    assert_eq!(metrics[&of_resource("devices")], 100);
+    assert_eq!(metrics[&of_resource("devices_healthy")], 100);
+    assert_eq!(metrics[&of_resource("registered")], 1);
+    assert_eq!(metrics[&of_resource("allocations_total")], 0);
+    assert_eq!(metrics["macvtap_learning_enabled"], 1);
+    let id = served.kubelet.resource(RESOURCE).unwrap().healthy()[0].clone();
+    served
+        .kubelet
+        .allocate(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    served
+        .kubelet
+        .allocate(RESOURCE, &["nonsense".to_owned()])
+        .unwrap_err();
+    served.kubelet.pre_start(RESOURCE, &[id]).unwrap();
+    served.node.host.ip(&format!("link set {LOWER} down"));
+    wait_until("the lower device is down", || {
+        served.metrics()["macvtap_lower_device_up{lower_device=\"eth0\"}"] == 0
+    });
+    served.node.host.ip(&format!("link set {LOWER} name other"));
+    let failures = of_resource("allocation_failures_total").replace('}', ",reason=\"device_id\"}");
+    wait_until("all is counted", || {
+        let metrics = served.metrics();
+        metrics[&of_resource("allocations_total")] == 1
+            && metrics.get(&failures) == Some(&1)
+            && metrics[&of_resource("attachments")] == 1
+            && metrics[&of_resource("devices_healthy")] == 0
+            && metrics["macvtap_link_resyncs_total"] > 0
+    });
+}
+
+#[test]
+fn tell_health() {
+    let served = Served::new();
+    let ok = ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned());
+    assert_eq!(served.get("/healthz"), ok);
+    assert_eq!(served.get("/readyz"), ok);
+    assert!(served.get("/nonsense").0.contains("404"));
+    // A kubelet that is gone.
+    drop(served.kubelet);
+    let get = |path: &str| served_get(&served.node, &served.address, path);
+    wait_until("it is not ready", || get("/readyz").0.contains("503"));
+    assert!(get("/readyz").1.contains("is not registered"));
+    assert_eq!(get("/healthz"), ok);
+}
+
+/// What Prometheus' own client makes of them.
+#[test]
+fn are_read_by_a_parser_of_somebody_else() {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
+    let script = "import sys
+from prometheus_client.parser import text_string_to_metric_families as parse
+families = list(parse(sys.stdin.read()))
+for family in families:
+    assert family.documentation and family.type in ('counter', 'gauge'), family
+    for sample in family.samples:
+        print(sample.name)";
+    let mut command = Command::new(python);
+    command
+        .args(["-c", "import prometheus_client"])
+        .stderr(Stdio::null());
+    if !command.status().is_ok_and(|status| status.success()) {
+        skipped("prometheus_client is not installed; scripts/test does that");
+        return;
+    }
+    let served = Served::new();
+    served
+        .kubelet
+        .allocate(RESOURCE, &["nonsense".to_owned()])
+        .unwrap_err();
+    let (_, body) = served.get("/metrics");
+    let mut command =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python"));
+    command
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(body.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?} {body}");
+    let seen = String::from_utf8(output.stdout).unwrap();
+    for metric in &METRICS {
+        assert!(
+            seen.lines().any(|name| name == metric.name),
+            "{} is not in {seen}",
+            metric.name
+        );
+    }
+}
+
+#[test]
+fn a_scrape_that_never_reads_holds_nobody_up() {
+    let served = Served::new();
+    let idle: Vec<TcpStream> = (0..40).map(|_| served.connect()).collect();
+    let id = served.kubelet.resource(RESOURCE).unwrap().healthy()[0].clone();
+    served.kubelet.allocate(RESOURCE, &[id]).unwrap();
+    let start = Instant::now();
+    let mut stream = loop {
+        assert!(
+            start.elapsed() < Duration::from_secs(15),
+            "{}",
+            served.plugin.log()
+        );
+        let mut stream = served.connect();
+        let _ = write!(stream, "GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n");
+        let mut text = String::new();
+        if stream.read_to_string(&mut text).is_ok() && text.contains("200 OK") {
+            break stream;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    drop(idle);
+    stream.flush().unwrap();
+}
+
+/// The README's table is that of the code, and the dashboard shows what there is.
+#[test]
+fn are_described() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    for metric in &METRICS {
+        let row = format!("| `{}` | {} | {} |", metric.name, metric.kind, metric.help);
+        assert!(readme.contains(&row), "not in README.md: {row}");
+    }
+    let dashboard = std::fs::read_to_string(root.join("manifests/grafana-dashboard.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() >= 6);
+    for panel in panels {
+        let expression = panel["targets"][0]["expr"].as_str().unwrap();
+        let names = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let mut names = names.filter(|name| name.starts_with("macvtap_"));
+        assert!(
+            names.all(|name| METRICS.iter().any(|metric| metric.name == name)),
+            "{expression}"
+        );
+    }
+}

@@ -1,0 +1,260 @@
+//! `doctor`: each finding is brought about, found, and cured.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+};
+
+use macvtap::selftest::kubelet::Kubelet;
+use nix::sys::stat::{Mode, SFlag, mknod};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    Resident, alone,
+    kubelet::{Plugin, connected},
+    netns::{FAR_END, Host, IFNAME, LOWER, Node, binary, tap, tap_number, wait_until},
+    run, succeed,
+};
+
+/// A node on which nothing is broken.
+struct Healthy {
+    node: Node,
+    dir: TempDir,
+    kubelet: Option<Kubelet>,
+    plugin: Option<Plugin>,
+    pod: Host,
+    number: u32,
+    _resident: Resident,
+}
+
+impl Healthy {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["kubelet", "bin", "net.d"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("net.d/00-multus.conf"), "{}").unwrap();
+        fs::copy(binary(), dir.path().join("bin/macvtap")).unwrap();
+        let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+        node.promised(&pod, number).add();
+        let resident = Resident::new(&pod);
+        let kubelet = Kubelet::start(&dir.path().join("kubelet")).unwrap();
+        let plugin = Plugin::start(&node.host, &dir.path().join("kubelet"));
+        connected(&kubelet);
+        Self {
+            node,
+            dir,
+            kubelet: Some(kubelet),
+            plugin: Some(plugin),
+            pod,
+            number,
+            _resident: resident,
+        }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn words(&self) -> Vec<String> {
+        let option =
+            |name: &str, dir: &str| [name.to_owned(), self.path(dir).display().to_string()];
+        let options = [
+            option("--kubelet-dir", "kubelet"),
+            option("--cni-dir", "bin"),
+            option("--cni-conf-dir", "net.d"),
+        ];
+        ["doctor".to_owned()]
+            .into_iter()
+            .chain(options.into_iter().flatten())
+            .collect()
+    }
+
+    /// What the doctor finds broken: checks and texts.
+    fn broken(&self, more: &[&str]) -> Vec<(String, String)> {
+        let words = self.words();
+        let words: Vec<&str> = words.iter().map(String::as_str).chain(["--json"]).collect();
+        let output = run(&self.node.host, &[&words[..], more].concat());
+        let list: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        let list = list.as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let broken: Vec<_> = list
+            .filter(|finding| finding["verdict"] == "broken")
+            .inspect(|finding| assert!(finding["cure"].is_string(), "{finding}"))
+            .map(|finding| (text(&finding["check"]), text(&finding["text"])))
+            .collect();
+        assert_eq!(output.status.success(), broken.is_empty(), "{broken:?}");
+        broken
+    }
+
+    fn finds(&self, check: &str, text: &str) {
+        let broken = self.broken(&[]);
+        let found = broken
+            .iter()
+            .any(|(name, found)| name == check && found.contains(text));
+        assert!(found, "{check}: {text} is not in {broken:?}");
+    }
+
+    fn is_content(&self) {
+        assert_eq!(self.broken(&[]), []);
+    }
+}
+
+#[test]
+fn is_content_with_a_healthy_node_and_says_so() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    healthy.is_content();
+    let words = healthy.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let text = succeed(&healthy.node.host, &words);
+    assert!(text.ends_with("\nNothing is broken.\n"), "{text}");
+    assert!(
+        text.lines()
+            .all(|line| line.is_empty() || line.starts_with("  ok") || line.starts_with('N')),
+        "{text}"
+    );
+}
+
+#[test]
+fn finds_what_is_broken_around_the_plugins() {
+    let _alone = alone();
+    let mut healthy = Healthy::new();
+    let program = healthy.path("bin/macvtap");
+    fs::set_permissions(&program, Permissions::from_mode(0o644)).unwrap();
+    healthy.finds("CNI plugin", "is not executable");
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    healthy.is_content();
+    let script = |text: &str| {
+        fs::remove_file(&program).unwrap();
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    };
+    script("#!/bin/sh\necho macvtap 0.0.1\n");
+    healthy.finds("CNI plugin", "is version 0.0.1, this is ");
+    script("#!/bin/sh\necho hello\n");
+    healthy.finds("CNI plugin", "is another program");
+    fs::remove_file(&program).unwrap();
+    healthy.finds("CNI plugin", "No such file");
+    // The cure.
+    let dir = healthy.path("bin");
+    succeed(
+        &healthy.node.host,
+        &["install", "--dir", dir.to_str().unwrap()],
+    );
+    healthy.is_content();
+    fs::remove_file(healthy.path("net.d/00-multus.conf")).unwrap();
+    healthy.finds("CNI configs", "has none");
+    fs::write(healthy.path("net.d/00-multus.conf"), "{}").unwrap();
+    healthy.is_content();
+    healthy.plugin = None;
+    healthy.finds("device plugin", "does not answer");
+    healthy.plugin = Some(Plugin::start(&healthy.node.host, &healthy.path("kubelet")));
+    connected(healthy.kubelet.as_ref().unwrap());
+    healthy.is_content();
+    healthy.kubelet = None;
+    fs::remove_file(healthy.path("kubelet/kubelet.sock")).ok();
+    healthy.finds("kubelet", "is not there");
+    healthy.finds("device plugin", "is not registered");
+    let kubelet = Kubelet::start(&healthy.path("kubelet")).unwrap();
+    connected(&kubelet);
+    healthy.is_content();
+}
+
+#[test]
+fn finds_what_is_broken_with_links_and_taps() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    let host = &healthy.node.host;
+    let path = tap(healthy.number);
+    host.ip(&format!("link set {LOWER} down"));
+    healthy.finds("lower device", "has 1 macvtaps, and is down");
+    host.ip(&format!("link set {LOWER} name other"));
+    wait_until("the device plugin sees it", || {
+        healthy.broken(&[]).len() > 1
+    });
+    healthy.finds(
+        "lower device",
+        "is not healthy: the lower device does not exist",
+    );
+    host.ip(&format!("link set other name {LOWER}"));
+    host.ip(&format!("link set {LOWER} up"));
+    wait_until("the device plugin sees it", || {
+        healthy.broken(&[]).is_empty()
+    });
+    chown(&path, Some(0), Some(0)).unwrap();
+    healthy.finds("tap", "belongs to 0:0");
+    chown(&path, Some(107), Some(107)).unwrap();
+    healthy.is_content();
+    // A node that is another macvtap's.
+    let (other, other_number) = (Host::new(), tap_number());
+    healthy.node.promised(&other, other_number).add();
+    let _resident = Resident::new(&other);
+    healthy.is_content();
+    let rdev = |path: &Path| std::os::unix::fs::MetadataExt::rdev(&fs::metadata(path).unwrap());
+    let (own, foreign) = (rdev(&path), rdev(&tap(other_number)));
+    let make = |rdev| {
+        fs::remove_file(&path).unwrap();
+        mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o660), rdev).unwrap();
+        chown(&path, Some(107), Some(107)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
+    };
+    make(foreign);
+    healthy.finds("tap", "a VM would be on a foreign link");
+    make(own);
+    healthy.is_content();
+    // A MAC twice: the kernel takes it while the second one is down.
+    let mac = healthy.pod.link(IFNAME).unwrap()["address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let words = [
+        "link",
+        "add",
+        "twin",
+        "--lower-device",
+        LOWER,
+        "--mac",
+        &mac,
+    ];
+    succeed(host, &words);
+    healthy.finds("MAC", &mac);
+    succeed(host, &["link", "delete", "twin"]);
+    healthy.is_content();
+    // A node that is left of a macvtap that is gone.
+    let stale = tap(tap_number());
+    mknod(&stale, SFlag::S_IFCHR, Mode::S_IRUSR, own).unwrap();
+    healthy.finds("tap", "is left of a macvtap that is gone");
+    fs::remove_file(stale).unwrap();
+    healthy.is_content();
+    fs::remove_file(&path).unwrap();
+    healthy.finds("tap", "is missing");
+    make_again(&path, own);
+}
+
+/// The kernel does not remove a node that it did not make.
+fn make_again(path: &Path, rdev: u64) {
+    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, rdev).unwrap();
+    fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn asks_the_network() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    let address = ["--lower-device", LOWER, "--probe-network", "10.14.0.1"];
+    let broken = healthy.broken(&address);
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert!(
+        broken[0].1.contains("10.14.0.1 does not answer"),
+        "{broken:?}"
+    );
+    healthy
+        .node
+        .wire
+        .ip(&format!("addr add 10.14.0.1/24 dev {FAR_END}"));
+    assert_eq!(healthy.broken(&address), []);
+}

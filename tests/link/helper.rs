@@ -1,0 +1,125 @@
+//! `link add`, `set` and `delete`.
+
+use crate::{
+    Resident, alone, fail,
+    netns::{Host, LOWER, Node, tap_exists, tap_number, wait_until},
+    succeed,
+};
+
+#[test]
+fn makes_changes_and_deletes_a_macvtap() {
+    let _alone = alone();
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let (tap, netns) = (number.to_string(), pod.path());
+    let words = [
+        "link",
+        "add",
+        "m0",
+        "--lower-device",
+        LOWER,
+        "--mode",
+        "vepa",
+        "--tap",
+        &tap,
+    ];
+    let more = [
+        "--netns",
+        &netns,
+        "--mac",
+        "02:00:00:00:00:07",
+        "--mtu",
+        "1400",
+        "--up",
+        "on",
+    ];
+    let printed = succeed(&node.host, &[&words[..], &more].concat());
+    assert_eq!(printed, format!("/dev/tap{number}\n"));
+    let link = pod.link("m0").unwrap();
+    assert_eq!(link["address"], "02:00:00:00:00:07");
+    assert_eq!(
+        (&link["mtu"], &link["ifindex"]),
+        (&1400.into(), &number.into())
+    );
+    assert_eq!(link["linkinfo"]["info_data"]["mode"], "vepa");
+    assert!(link["flags"].to_string().contains("\"UP\""), "{link}");
+    let words = [
+        "link", "set", "m0", "--netns", &netns, "--mode", "bridge", "--mtu", "1300",
+    ];
+    succeed(
+        &node.host,
+        &[
+            &words[..],
+            &["--promisc-mode", "on", "--all-multicast", "on"],
+        ]
+        .concat(),
+    );
+    let link = pod.link("m0").unwrap();
+    assert_eq!(link["linkinfo"]["info_data"]["mode"], "bridge");
+    assert_eq!(
+        (&link["mtu"], &link["promiscuity"]),
+        (&1300.into(), &1.into())
+    );
+    assert!(link["flags"].to_string().contains("ALLMULTI"), "{link}");
+    succeed(&node.host, &["link", "delete", "m0", "--netns", &netns]);
+    wait_until("it is gone", || !tap_exists(number));
+}
+
+#[test]
+fn touches_nothing_else_and_says_why() {
+    let _alone = alone();
+    let node = Node::new();
+    let host = &node.host;
+    for words in [["link", "delete", LOWER], ["link", "set", LOWER]] {
+        let stderr = fail(host, &words);
+        assert!(
+            stderr.contains("is a veth interface and no macvtap"),
+            "{stderr}"
+        );
+    }
+    let stderr = fail(host, &["link", "delete", "nobody"]);
+    assert!(
+        stderr.contains("there is no interface \"nobody\""),
+        "{stderr}"
+    );
+    let stderr = fail(host, &["link", "add", "m0", "--lower-device", "eth7"]);
+    assert!(
+        stderr.contains("lower device \"eth7\" does not exist"),
+        "{stderr}"
+    );
+    let stderr = fail(
+        host,
+        &[
+            "link",
+            "add",
+            "m0",
+            "--lower-device",
+            LOWER,
+            "--mode",
+            "hairpin",
+        ],
+    );
+    assert!(stderr.contains("hairpin"), "{stderr}");
+    let stderr = fail(host, &["link", "delete", "m0", "--netns", "/nowhere"]);
+    assert!(stderr.contains("netns /nowhere does not exist"), "{stderr}");
+    let (pod, number) = (Host::new(), tap_number());
+    node.promised(&pod, number).add();
+    let _resident = Resident::new(&pod);
+    let tap = number.to_string();
+    let stderr = fail(
+        host,
+        &["link", "add", "m0", "--lower-device", LOWER, "--tap", &tap],
+    );
+    assert!(stderr.contains("has a tap"), "{stderr}");
+    // What cannot be set leaves nothing behind.
+    let words = [
+        "link",
+        "add",
+        "m0",
+        "--lower-device",
+        LOWER,
+        "--mtu",
+        "9999",
+    ];
+    fail(host, &words);
+    assert_eq!(host.links(), [LOWER]);
+}

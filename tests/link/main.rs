@@ -1,0 +1,73 @@
+//! `macvtap link` and `macvtap doctor`, on macvtaps in all states.
+
+#![expect(
+    clippy::expect_used,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    reason = "in a test a panic is how to fail, and it is read from top to bottom"
+)]
+
+#[path = "../kubelet/mod.rs"]
+mod kubelet;
+#[path = "../netns/mod.rs"]
+mod netns;
+
+mod doctor;
+mod helper;
+mod list;
+
+use std::{
+    process::{Child, Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use netns::{Host, binary};
+
+/// What is looked at is the whole machine, so one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Somebody in a network namespace, by whom it is found.
+struct Resident(Child);
+
+impl Resident {
+    fn new(host: &Host) -> Self {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "sleep", "600"]);
+        Self(host.0.run(|| Ok(command.spawn()?)).unwrap())
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs the binary in a network namespace.
+fn run(host: &Host, words: &[&str]) -> Output {
+    let mut command = Command::new(binary());
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .env_remove("CNI_COMMAND");
+    host.output(&mut command)
+}
+
+/// Runs it; it has to succeed. What it printed.
+fn succeed(host: &Host, words: &[&str]) -> String {
+    let output = run(host, words);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{words:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs it; it has to fail. What it said.
+fn fail(host: &Host, words: &[&str]) -> String {
+    let output = run(host, words);
+    assert!(!output.status.success(), "{words:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
