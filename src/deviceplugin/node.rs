@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -31,6 +31,8 @@ use crate::{
 
 /// How long the loop may sleep when nothing is due.
 const LONG: Duration = Duration::from_hours(1);
+/// How often it is tried to learn while another device plugin does.
+const LEARN_AGAIN: Duration = Duration::from_secs(2);
 
 /// A node that offers macvtaps.
 pub struct Node {
@@ -49,6 +51,8 @@ pub struct Node {
     sockets_changed: bool,
     unfit: BTreeMap<String, String>,
     learning: Option<Learning>,
+    /// When to try to learn again, and where.
+    learn_again: Option<(Instant, PathBuf)>,
     kubelet_restarts: u64,
     link_resyncs: u64,
 }
@@ -78,6 +82,7 @@ impl Node {
             sockets_changed: false,
             unfit: BTreeMap::new(),
             learning: None,
+            learn_again: None,
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
@@ -88,21 +93,36 @@ impl Node {
     /// Begins to learn about ports in the namespaces of this directory, unless there is none.
     /// A device plugin that cannot learn works as before there was learning.
     pub fn learn(&mut self, netns_dir: Option<&Path>) {
-        let learning = match netns_dir {
-            Some(netns_dir) => Learning::start(netns_dir),
-            None => Err(Error::msg("it is so configured")),
-        };
-        match learning {
+        if let Some(netns_dir) = netns_dir {
+            self.try_to_learn(netns_dir.to_owned());
+        } else {
+            tell_learning_is_off(&Error::msg("it is so configured"));
+        }
+    }
+
+    /// While another device plugin learns, it is tried again and again: that one may be ending.
+    fn try_to_learn(&mut self, netns_dir: PathBuf) {
+        let again = self.learn_again.take().is_some();
+        match Learning::start(&netns_dir) {
             Ok(learning) => self.learning = Some(learning),
-            Err(error) => warn!(
-                "learning is off, VMs that migrate are out of reach of their neighbours for a \
-                 time: {error:#}"
-            ),
+            Err(error) => {
+                if !again {
+                    tell_learning_is_off(&error);
+                }
+                if is_in_use(&error) {
+                    self.learn_again = Some((Instant::now() + LEARN_AGAIN, netns_dir));
+                }
+            }
         }
     }
 
     /// Does what is due: serves, registers, ends what is offered no more.
     pub async fn act(&mut self) {
+        let again = self.learn_again.as_ref();
+        let again = again.filter(|(time, _)| *time <= Instant::now());
+        if let Some((_, netns_dir)) = again.cloned() {
+            self.try_to_learn(netns_dir);
+        }
         join_all(self.leaving.drain(..).map(Endpoint::stop)).await;
         let kubelet_changed = self.kubelet_changed();
         let sockets_changed = std::mem::take(&mut self.sockets_changed);
@@ -119,7 +139,11 @@ impl Node {
     /// When [`Self::act`] has to be called again, if nothing happens before.
     pub fn deadline(&self) -> Instant {
         let deadlines = self.endpoints.values().filter_map(Endpoint::deadline);
-        deadlines.min().unwrap_or_else(|| Instant::now() + LONG)
+        let again = self.learn_again.as_ref().map(|(time, _)| *time);
+        deadlines
+            .chain(again)
+            .min()
+            .unwrap_or_else(|| Instant::now() + LONG)
     }
 
     /// Takes in what happened.
@@ -302,6 +326,21 @@ impl Node {
         let endpoints = self.endpoints.into_values().chain(self.leaving);
         join_all(endpoints.map(Endpoint::stop)).await;
     }
+}
+
+fn tell_learning_is_off(error: &Error) {
+    warn!(
+        "learning is off, VMs that migrate are out of reach of their neighbours for a time: {error:#}"
+    );
+}
+
+fn is_in_use(error: &Error) -> bool {
+    let errors = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>());
+    errors
+        .into_iter()
+        .any(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 fn tell(offer: &Offer) {

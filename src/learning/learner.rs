@@ -109,6 +109,7 @@ impl Learning {
             stats: Stats::default(),
             published: Arc::clone(&stats),
             swept: Instant::now(),
+            complaint: String::new(),
         };
         let netns_dir = netns_dir.to_owned();
         let run = move || learner.run(&netns_dir, &listener, &woken);
@@ -168,6 +169,7 @@ struct Learner {
     stats: Stats,
     published: Arc<Mutex<Stats>>,
     swept: Instant,
+    complaint: String,
 }
 
 impl Learner {
@@ -350,13 +352,23 @@ impl Learner {
             Ok(true) => return true,
             Err(error) if errno(&error) != Some(Errno::ENODEV) => {
                 self.stats.failures += 1;
-                warn!("tap={tap} could not be set to {mode} mode: {error:#}");
+                self.complain(format!(
+                    "tap={tap} could not be set to {mode} mode: {error:#}"
+                ));
             }
             _ => {
                 self.ports.remove(&tap);
             }
         }
         false
+    }
+
+    /// Warns, but not twice in a row of the same.
+    fn complain(&mut self, complaint: String) {
+        if complaint != self.complaint {
+            warn!("{complaint}");
+            self.complaint = complaint;
+        }
     }
 
     fn log(&self, tap: u32, what: &str) {
@@ -376,14 +388,15 @@ impl Learner {
             let asked = match question::read_question(stream) {
                 Ok(asked) => asked,
                 Err(error) => {
-                    warn!("a question was not answered: {error:#}");
+                    self.complain(format!("a question was not answered: {error:#}"));
                     continue;
                 }
             };
             let parked = match self.take_on(&asked.question) {
                 Ok(()) => true,
                 Err(error) => {
-                    warn!("tap={} is not parked: {error:#}", asked.question.tap);
+                    let tap = asked.question.tap;
+                    self.complain(format!("tap={tap} is not parked: {error:#}"));
                     false
                 }
             };
@@ -487,7 +500,7 @@ impl Learner {
     fn follow(&mut self) {
         if let Err(error) = self.try_follow() {
             self.stats.failures += 1;
-            warn!("frames of some ports are not heard: {error:#}");
+            self.complain(format!("frames of some ports are not heard: {error:#}"));
         }
         let parked = self.ports.values().filter(|place| place.port.is_parked());
         self.stats.parked = u64::try_from(parked.count()).unwrap_or(u64::MAX);

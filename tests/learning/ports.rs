@@ -8,6 +8,7 @@ use std::{
 use macvtap::mac::MacAddr;
 
 use crate::{
+    kubelet::Plugin,
     netns::{FAR_END, Host, LOWER, binary, tap, tap_exists, tap_number, wait_until},
     switch::{Learner, VM, broadcast, connect, far_tap, gratuitous_arp, open, rarp, write},
 };
@@ -190,6 +191,29 @@ fn a_missing_capability_is_named_and_nothing_else_changes() {
     let plugin = learner.plugin.as_ref().unwrap();
     plugin.wait_for_log("learning is off");
     assert_eq!(learner.attach().mode(), "bridge");
+}
+
+/// As when a new DaemonSet takes over from an old one on the node.
+#[test]
+fn a_second_device_plugin_learns_when_the_first_has_ended() {
+    let mut learner = Learner::new();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(binary());
+    command
+        .arg("deviceplugin")
+        .arg("--kubelet-dir")
+        .arg(dir.path());
+    command.arg("--netns-dir").arg(dir.path());
+    command.env("DP_MACVTAP_CONF", "[]");
+    let second = Plugin::spawn(&learner.node.host, command);
+    second.wait_for_log("learning is off");
+    assert_eq!(learner.attach().mode(), "vepa");
+    learner.kill();
+    second.wait_for_log("learning ports=0");
+    let port = learner.attach();
+    assert_eq!(port.mode(), "vepa");
+    port.send(&broadcast(VM));
+    port.becomes("bridge");
 }
 
 /// A switch port that gives us back what we sent, as a hairpin or a bond does.
