@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
@@ -97,14 +97,14 @@ impl Learning {
     /// Begins to learn about the ports in the network namespaces that `netns_dir` lists, and
     /// about those that ADD asks about. Fails if a capability is missing.
     pub fn start(netns_dir: &Path) -> Result<Self> {
-        check_capabilities()?;
+        let announcements = announcements_if_allowed()?;
         let listener = question::listen()?;
         let (woken, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
         let stats = Arc::new(Mutex::new(Stats::default()));
         let mut learner = Learner {
             ports: BTreeMap::new(),
             lowers: BTreeMap::new(),
-            announcements: Announcements::open()?,
+            announcements,
             heard: BTreeSet::new(),
             stats: Stats::default(),
             published: Arc::clone(&stats),
@@ -423,7 +423,8 @@ impl Learner {
             format!("{path} is not that network namespace here; is /run/netns mounted?")
         })?;
         self.ports.insert(question.tap, place);
-        let outcome = self.try_follow();
+        // The rest is done after the answer: ADD waits for it.
+        let outcome = self.follow_watches();
         if outcome.is_err() {
             self.ports.remove(&question.tap);
         }
@@ -518,6 +519,10 @@ impl Learner {
             self.announcements.filter(&heard)?;
             self.heard = heard;
         }
+        self.follow_watches()
+    }
+
+    fn follow_watches(&mut self) -> Result<()> {
         let now = Instant::now();
         let mut wanted: BTreeMap<u32, BTreeSet<MacAddr>> = BTreeMap::new();
         for place in self.ports.values() {
@@ -620,15 +625,21 @@ fn close(watch: Option<Watch>) {
     }
 }
 
-/// Learning hears frames and changes modes in other network namespaces.
-fn check_capabilities() -> Result<()> {
+/// The sockets for announcements. Learning hears frames and changes modes in other network
+/// namespaces; nothing is opened for a try alone, for packet sockets take long to close.
+fn announcements_if_allowed() -> Result<Announcements> {
+    let announcements = Announcements::open();
+    let denied = |error: &Error| {
+        let error = error.downcast_ref::<io::Error>();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
     let mut missing = Vec::new();
-    if !packet::is_allowed()? {
+    if announcements.as_ref().is_err_and(denied) {
         missing.push("CAP_NET_RAW");
     }
     if Netns::current()?.run(|| Ok(())).is_err() {
         missing.push("CAP_SYS_ADMIN");
     }
     ensure!(missing.is_empty(), "{} is missing", missing.join(" and "));
-    Ok(())
+    announcements
 }

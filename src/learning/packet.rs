@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
     os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd},
 };
 
@@ -187,14 +186,5 @@ fn receive(socket: &Socket, buffer: &mut [u8]) -> Option<(u32, bool, usize)> {
             Ok((_, None)) | Err(Errno::EINTR | Errno::ENETDOWN) => {}
             Err(_) => return None,
         }
-    }
-}
-
-/// Whether this process may open packet sockets.
-pub fn is_allowed() -> Result<bool> {
-    match Socket::new(Domain::PACKET, Type::RAW, None) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(false),
-        Err(error) => Err(error).context("opening a packet socket"),
     }
 }
