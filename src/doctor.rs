@@ -12,15 +12,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use crate::{
+    call::NAME,
     cli,
     device_id::{TAPS, UNPROMISED_TAPS},
     deviceplugin::{kubelet, status},
-    netlink::Socket,
+    netlink::{Socket, errno},
     survey::{Macvtap, Survey},
-    tap::{self, Node},
+    tap::{self, Device, Node},
 };
 
 /// What was found about one thing.
@@ -180,8 +182,8 @@ fn kernel() -> Finding {
     match Socket::open().and_then(|mut socket| socket.probe_macvtap()) {
         Ok(()) => Finding::ok(check, "has macvtap, and lets us make one"),
         Err(error) => {
-            let cure = match crate::netlink::errno(&error) {
-                Some(nix::errno::Errno::EPERM) => "run it as root, or with CAP_NET_ADMIN",
+            let cure = match errno(&error) {
+                Some(Errno::EPERM) => "run it as root, or with CAP_NET_ADMIN",
                 _ => "modprobe macvtap; if there is none, a kernel with CONFIG_MACVTAP",
             };
             Finding::broken(check, format!("no macvtap can be made: {error:#}"), cure)
@@ -240,7 +242,7 @@ fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
 }
 
 fn plugin(dir: &Path) -> Finding {
-    let (check, path) = ("CNI plugin", dir.join(crate::call::NAME));
+    let (check, path) = ("CNI plugin", dir.join(NAME));
     let shown = path.display();
     let cure = "macvtap install, or the DaemonSet's init container";
     if !dir.exists() && in_image() {
@@ -333,8 +335,12 @@ fn lower_devices(survey: &Survey) -> Vec<Finding> {
 fn macvtaps(survey: &Survey) -> Vec<Finding> {
     let mut findings = Vec::new();
     for macvtap in &survey.macvtaps {
-        findings.extend(node(macvtap));
-        findings.extend(orphan(macvtap));
+        let number = macvtap.link.index;
+        if is_ours(number) {
+            let devices = survey.taps.get(&number);
+            findings.extend(node(macvtap, devices.map_or(&[], Vec::as_slice)));
+            findings.extend(orphan(macvtap));
+        }
     }
     findings.extend(same_mac(&survey.macvtaps));
     findings.extend(stale_nodes());
@@ -356,57 +362,47 @@ fn macvtaps(survey: &Survey) -> Vec<Finding> {
     findings
 }
 
-#[expect(clippy::too_many_lines, reason = "a table of cases")]
 /// Whether a promised tap's node is that of its macvtap, and QEMU may open it.
-fn node(macvtap: &Macvtap) -> Option<Finding> {
+fn node(macvtap: &Macvtap, devices: &[Device]) -> Option<Finding> {
     let number = macvtap.link.index;
-    if !is_ours(number) {
-        return None;
-    }
     let path = tap::path(number);
     let path = path.display();
-    let devices = tap::devices(number).ok()?;
     let again = "delete the pod: its next one gets a new tap";
-    match (tap::node(&tap::path(number)).ok()?, &devices[..]) {
+    let broken = |text: String, cure: String| Some(Finding::broken("tap", text, cure));
+    match (macvtap.node?, devices) {
         (Node::Device(found, owner, mode), [device]) if found == *device => {
-            let usable = owner.user == 0 || mode & 0o600 != 0o600;
-            usable.then(|| {
-                Finding::broken(
-                    "tap",
-                    format!(
-                        "{path} belongs to {}:{}, mode {mode:04o}",
-                        owner.user, owner.group
-                    ),
-                    format!("chown 107:107 {path} && chmod 660 {path} for KubeVirt"),
-                )
-            })
+            if owner.user != 0 && mode & 0o600 == 0o600 {
+                return None;
+            }
+            let (user, group) = (owner.user, owner.group);
+            broken(
+                format!("{path} belongs to {user}:{group}, mode {mode:04o}"),
+                format!("chown 107:107 {path} && chmod 660 {path} for KubeVirt"),
+            )
         }
-        (Node::Device(found, ..), [device]) => Some(Finding::broken(
-            "tap",
+        (Node::Device(found, ..), [device]) => broken(
             format!(
                 "{path} is device {found}, the macvtap's is {device}: a VM would be on a foreign link"
             ),
             format!("rm {path}, then {again}"),
-        )),
-        (Node::Foreign, _) => Some(Finding::broken(
-            "tap",
+        ),
+        (Node::Foreign, _) => broken(
             format!("{path} is no device"),
             format!("rm -r {path}, then {again}"),
-        )),
+        ),
         (Node::Missing, [_]) if in_image() => None,
-        (Node::Missing, [_]) => Some(Finding::broken("tap", format!("{path} is missing"), again)),
-        (_, several) => Some(Finding::broken(
-            "tap",
+        (Node::Missing, [_]) => broken(format!("{path} is missing"), again.to_owned()),
+        (_, several) => broken(
             format!("{} macvtaps are called tap {number}", several.len()),
-            again,
-        )),
+            again.to_owned(),
+        ),
     }
 }
 
 /// A macvtap that a pod should have, in our own namespace.
 fn orphan(macvtap: &Macvtap) -> Option<Finding> {
     let Macvtap { link, netns, .. } = macvtap;
-    (netns.is_empty() && is_ours(link.index)).then(|| {
+    netns.is_empty().then(|| {
         Finding::note(
             "macvtap",
             format!(
@@ -451,7 +447,8 @@ fn same_mac(macvtaps: &[Macvtap]) -> Vec<Finding> {
         .collect()
 }
 
-/// Nodes that would open whatever tap gets the device number next.
+/// Nodes that would open whatever tap gets the device number next. The taps are listed after
+/// the nodes: those of one that is just made are not stale.
 fn stale_nodes() -> Vec<Finding> {
     let (Ok(nodes), Ok(numbers)) = (tap::nodes(), tap::numbers()) else {
         return Vec::new();

@@ -17,7 +17,7 @@ use crate::{
     mode::Mode,
     netlink::{Link, Socket},
     netns::{self, Netns},
-    tap::{self, Node, Owner},
+    tap::{self, Device, Node, Owner},
 };
 
 /// Where libcni keeps the results of ADD, with the pod's name (`libcni` of
@@ -35,11 +35,11 @@ pub struct Macvtap {
     pub netns: String,
     /// Its lower device, if that is in our network namespace.
     pub lower: Option<String>,
-    /// The pod's namespace and name, where the runtime tells.
+    /// The pod's namespace and name, as far as the runtime told [`Survey::find_pods`].
     pub pod: Option<String>,
-    /// Who may open its tap, if the node is in our `/dev`.
-    pub owner: Option<Owner>,
-    /// The processes that have its tap open, as far as we can see them.
+    /// What stands at the path of its tap's node in our `/dev`, if we may look there.
+    pub node: Option<Node>,
+    /// The processes that have its tap open, as far as [`Survey::find_holders`] could see them.
     pub holders: Vec<String>,
 }
 
@@ -61,7 +61,9 @@ pub struct Survey {
     pub macvtaps: Vec<Macvtap>,
     /// The lower devices, by their name.
     pub lower_devices: Vec<LowerDevice>,
-    /// Taps of the machine whose network namespace could not be found.
+    /// The devices of the machine's taps by their numbers.
+    pub taps: BTreeMap<u32, Vec<Device>>,
+    /// Those of them whose network namespace could not be found.
     pub unseen: Vec<u32>,
     /// Network namespaces that could not be looked into: how many, and why the first.
     pub closed: Option<(usize, String)>,
@@ -81,6 +83,15 @@ impl Macvtap {
             _ if self.is_parked() => "bridge (parked)".to_owned(),
             Some(mode) => mode.name().to_owned(),
             None => "unknown".to_owned(),
+        }
+    }
+
+    /// Who may open its tap, if the node is in our `/dev`.
+    #[must_use]
+    pub fn owner(&self) -> Option<Owner> {
+        match self.node {
+            Some(Node::Device(_, owner, _)) => Some(owner),
+            _ => None,
         }
     }
 
@@ -110,7 +121,7 @@ impl Macvtap {
             "lowerDevice": self.lower,
             "netns": self.netns,
             "pod": self.pod,
-            "owner": self.owner.map(|owner| json!({"user": owner.user, "group": owner.group})),
+            "owner": self.owner().map(|owner| json!({"user": owner.user, "group": owner.group})),
             "holders": self.holders,
             "receivedBytes": stats.received_bytes,
             "receivedPackets": stats.received_frames,
@@ -132,12 +143,12 @@ impl Survey {
         let mut survey = Self {
             macvtaps: Vec::new(),
             lower_devices: Vec::new(),
+            taps: BTreeMap::new(),
             unseen: Vec::new(),
             closed: None,
         };
-        let holders = holders();
         for path in netns::all() {
-            let found = macvtaps_in(&path, &home, &names, &holders);
+            let found = macvtaps_in(&path, &home, &names);
             match found {
                 Ok(found) => survey.macvtaps.extend(found),
                 // One that vanished while we looked is none any more.
@@ -150,19 +161,32 @@ impl Survey {
             }
         }
         survey.macvtaps.sort_by_key(|macvtap| macvtap.link.index);
-        let pods = pods(Path::new(RESULTS));
-        for macvtap in &mut survey.macvtaps {
-            macvtap.pod = pods.get(&macvtap.netns).cloned();
-        }
         let seen: BTreeSet<u32> = survey
             .macvtaps
             .iter()
             .map(|macvtap| macvtap.link.index)
             .collect();
-        let all = tap::numbers()?;
-        survey.unseen = all.difference(&seen).copied().collect();
+        survey.taps = tap::by_number()?;
+        let unseen = survey.taps.keys().filter(|tap| !seen.contains(tap));
+        survey.unseen = unseen.copied().collect();
         survey.lower_devices = lower_devices(links, &survey.macvtaps);
         Ok(survey)
+    }
+
+    /// Looks which processes have the taps open: at each descriptor of each process.
+    pub fn find_holders(&mut self) {
+        let mut holders = holders();
+        for macvtap in &mut self.macvtaps {
+            macvtap.holders = holders.remove(&macvtap.link.index).unwrap_or_default();
+        }
+    }
+
+    /// Reads what pods the runtime says are in the network namespaces.
+    pub fn find_pods(&mut self) {
+        let pods = pods(Path::new(RESULTS));
+        for macvtap in &mut self.macvtaps {
+            macvtap.pod = pods.get(&macvtap.netns).cloned();
+        }
     }
 
     /// The same for programs. The keys stay.
@@ -190,12 +214,7 @@ impl Survey {
     }
 }
 
-fn macvtaps_in(
-    path: &Path,
-    home: &Netns,
-    lowers: &BTreeMap<u32, String>,
-    holders: &BTreeMap<u32, Vec<String>>,
-) -> Result<Vec<Macvtap>> {
+fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Result<Vec<Macvtap>> {
     let Some(netns) = Netns::open(path)? else {
         return Ok(Vec::new());
     };
@@ -227,8 +246,8 @@ fn macvtaps_in(
             .filter(|_| link.lower_nsid == nsid)
             .and_then(|index| lowers.get(&index).cloned()),
         pod: None,
-        owner: owner(link.index),
-        holders: holders.get(&link.index).cloned().unwrap_or_default(),
+        node: tap::node(&tap::path(link.index)).ok(),
+        holders: Vec::new(),
         link,
     });
     Ok(found.collect())
@@ -247,13 +266,6 @@ fn name_of(path: &Path) -> String {
     match fs::read_to_string(format!("/proc/{process}/comm")) {
         Ok(name) => format!("{} ({process})", name.trim_end()),
         Err(_) => format!("process {process}"),
-    }
-}
-
-fn owner(number: u32) -> Option<Owner> {
-    match tap::node(&tap::path(number)) {
-        Ok(Node::Device(_, owner, _)) => Some(owner),
-        _ => None,
     }
 }
 

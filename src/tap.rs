@@ -6,7 +6,7 @@
 //! its device number was compared with what sysfs says about tap N.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File, Permissions},
     io::ErrorKind,
@@ -24,12 +24,16 @@ use nix::{
     unistd::{Gid, Uid, fchownat},
 };
 
-use crate::{files, netlink::Link};
+use crate::{device_id, files, netlink::Link};
 
 /// Frames in a macvtap's queue where its lower device has none.
 const QUEUE_LENGTH: u32 = 1000;
 /// Who may open a tap beside root: everybody else is kept out.
 const MODE: u32 = 0o660;
+
+/// Bytes of `struct virtio_net_hdr`, which a tap has before each frame unless it is told
+/// otherwise (`IFF_VNET_HDR` is a macvtap's default).
+pub const VNET_HEADER: usize = 10;
 
 /// The device number of a tap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,15 +97,26 @@ pub fn devices(number: u32) -> Result<Vec<Device>> {
     Ok(taps.map(|(device, _)| device).collect())
 }
 
-/// The numbers of all taps of the machine, in whatever network namespace.
-pub fn numbers() -> Result<BTreeSet<u32>> {
-    let taps = all(major()?)?;
-    Ok(taps.into_iter().map(|(_, number)| number).collect())
+/// The devices of all taps of the machine by their numbers, in whatever network namespace.
+pub fn by_number() -> Result<BTreeMap<u32, Vec<Device>>> {
+    let mut taps: BTreeMap<u32, Vec<Device>> = BTreeMap::new();
+    for (device, number) in all(major()?)? {
+        taps.entry(number).or_default().push(device);
+    }
+    Ok(taps)
 }
 
-/// Whether the machine has tap `number`, in whatever network namespace.
-pub fn exists(number: u32) -> Result<bool> {
-    Ok(!devices(number)?.is_empty())
+/// The numbers of all taps of the machine.
+pub fn numbers() -> Result<BTreeSet<u32>> {
+    Ok(by_number()?.into_keys().collect())
+}
+
+/// A number that no tap has, drawn by `seed`, for a macvtap that nobody promised.
+pub fn free_number(seed: &str) -> Result<u32> {
+    let taken = numbers()?;
+    let mut drawn = (0..16).map(|attempt| device_id::unpromised_tap(seed, "tap", attempt));
+    let free = drawn.find(|number| !taken.contains(number));
+    free.context("16 tap numbers drawn at random are all in use")
 }
 
 /// Every tap of the machine with its number; `major` is macvtap's.
@@ -195,6 +210,26 @@ pub fn give(number: u32, device: Device, owner: Owner) -> Result<bool> {
     }
     make(number, device, owner)?;
     Ok(true)
+}
+
+/// Opens tap `number`, which was just made, for ourselves; reading does not wait.
+pub fn take(number: u32) -> Result<File> {
+    let root = Owner { user: 0, group: 0 };
+    match *devices(number)? {
+        [device] if give(number, device, root)? => open(number),
+        _ => bail!("{} is not the tap just made", path(number).display()),
+    }
+}
+
+/// Opens the node of tap `number`; reading does not wait.
+pub fn open(number: u32) -> Result<File> {
+    let path = path(number);
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
 }
 
 /// Whether the node of tap `number` is as [`give`] leaves it; else what is wrong.

@@ -4,28 +4,24 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::Ipv4Addr,
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use nix::fcntl::OFlag;
 
 use crate::{
-    device_id,
     mac::MacAddr,
     mode::Mode,
     netlink::{Change, Create, Socket},
     netns::Netns,
-    tap::{self, Owner},
+    tap::{self, VNET_HEADER},
 };
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(500);
-/// `struct virtio_net_hdr`, which a tap has before each frame.
-const VNET_HEADER: usize = 10;
 /// Ethernet header and ARP packet.
 const FRAME: usize = 42;
 
@@ -36,7 +32,7 @@ pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
     let link = host.link_by_name(lower)?;
     let link = link.with_context(|| format!("lower device {lower:?} does not exist"))?;
     let netns = Netns::create()?;
-    let number = free_number()?;
+    let number = tap::free_number(&format!("doctor-{}", std::process::id()))?;
     let mac = MacAddr::random();
     let create = Create {
         name: "doctor",
@@ -65,30 +61,10 @@ pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
     socket
         .change(number, &up)
         .context("setting the macvtap up")?;
-    let outcome = open(number).and_then(|tap| ask(&tap, mac, address));
+    let outcome = tap::take(number).and_then(|tap| ask(&tap, mac, address));
     socket.delete(number)?;
     tap::remove_stale(number)?;
     outcome
-}
-
-fn free_number() -> Result<u32> {
-    let seed = format!("doctor-{}", std::process::id());
-    let mut numbers = (0..16).map(|attempt| device_id::unpromised_tap(&seed, "doctor", attempt));
-    let taken = tap::numbers()?;
-    let free = numbers.find(|number| !taken.contains(number));
-    free.context("16 tap numbers drawn at random are all in use")
-}
-
-fn open(number: u32) -> Result<File> {
-    let devices = tap::devices(number)?;
-    let device = devices.first().context("the macvtap has no tap")?;
-    tap::give(number, *device, Owner { user: 0, group: 0 })?;
-    let mut options = File::options();
-    options
-        .read(true)
-        .write(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits());
-    options.open(tap::path(number)).context("opening the tap")
 }
 
 fn ask(mut tap: &File, mac: MacAddr, address: Ipv4Addr) -> Result<bool> {

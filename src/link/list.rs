@@ -7,7 +7,9 @@ use crate::survey::{Macvtap, Survey};
 
 /// Lists macvtaps and lower devices.
 pub fn list(json: bool) -> Result<()> {
-    let survey = Survey::new()?;
+    let mut survey = Survey::new()?;
+    survey.find_holders();
+    survey.find_pods();
     if json {
         return print(&format!("{:#}\n", survey.to_json()));
     }
@@ -85,7 +87,7 @@ fn row(macvtap: &Macvtap) -> Vec<String> {
         or_none(holders),
         or_none(
             macvtap
-                .owner
+                .owner()
                 .map(|owner| format!("{}:{}", owner.user, owner.group)),
         ),
         link.mtu.to_string(),

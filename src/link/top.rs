@@ -21,7 +21,9 @@ pub fn top(interval: f64, count: Option<u32>) -> Result<()> {
     let mut turn = 0;
     while count.is_none_or(|count| turn < count) {
         sleep(interval);
-        let macvtaps = Survey::new()?.macvtaps;
+        let mut survey = Survey::new()?;
+        survey.find_pods();
+        let macvtaps = survey.macvtaps;
         let now = (Instant::now(), stats(&macvtaps));
         let seconds = (now.0 - before.0).as_secs_f64();
         show(&macvtaps, &before.1, seconds)?;

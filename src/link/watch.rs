@@ -30,8 +30,10 @@ pub fn watch() -> Result<()> {
 }
 
 fn snapshot() -> Result<BTreeMap<u32, String>> {
-    let macvtaps = Survey::new()?.macvtaps;
-    Ok(macvtaps
+    let mut survey = Survey::new()?;
+    survey.find_holders();
+    Ok(survey
+        .macvtaps
         .iter()
         .map(|each| (each.link.index, line(each)))
         .collect())

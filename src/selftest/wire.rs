@@ -7,24 +7,20 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::{fd::AsFd, unix::fs::OpenOptionsExt},
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::{
-    fcntl::OFlag,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use anyhow::{Context, Result, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netns;
 use crate::{
-    device_id,
     mac::MacAddr,
     mode::Mode,
     netlink::{Change, Create, Socket},
     netns::Netns,
-    tap::{self, Owner},
+    tap::{self, VNET_HEADER},
 };
 
 /// The name of the lower device.
@@ -33,8 +29,6 @@ const FAR_END: &str = "wire0";
 const FAR_MAC: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0xfe]);
 /// The ethertype for local experiments (IEEE 802, 0x88b5): nothing else on the wire has it.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
-/// A tap's default: `IFF_VNET_HDR` with `struct virtio_net_hdr` before each frame.
-const VNET_HEADER: usize = 10;
 const LONGEST_FRAME: usize = 2048;
 /// The far end is quiet when nothing came for so long, in milliseconds.
 const QUIET: u8 = 20;
@@ -60,7 +54,7 @@ impl Wire {
         set_up(&mut socket, LOWER)?;
         let mut socket = far.socket()?;
         let lower = set_up(&mut socket, FAR_END)?;
-        let number = free_number()?;
+        let number = tap::free_number(&format!("selftest-{}", std::process::id()))?;
         socket.create(&Create {
             name: "tap",
             index: Some(number),
@@ -73,27 +67,23 @@ impl Wire {
             netns: None,
         })?;
         set_up(&mut socket, "tap")?;
-        let root = Owner { user: 0, group: 0 };
-        match *tap::devices(number)? {
-            [device] if tap::give(number, device, root)? => {}
-            _ => bail!("{} is not the tap just made", tap::path(number).display()),
-        }
+        let far_end = tap::take(number)?;
         Ok(Self {
             node,
             tap_number: number,
-            far_end: open(number)?,
+            far_end,
             _far: far,
         })
     }
 
     /// Writes a frame into the tap `number` and expects it on the wire.
     pub fn frame_out(&self, number: u32, mac: MacAddr) -> Result<()> {
-        transmit(&open(number)?, &self.far_end, (mac, FAR_MAC))
+        transmit(&tap::open(number)?, &self.far_end, (mac, FAR_MAC))
     }
 
     /// Sends a frame on the wire and expects it in the tap `number`.
     pub fn frame_in(&self, number: u32, mac: MacAddr) -> Result<()> {
-        transmit(&self.far_end, &open(number)?, (FAR_MAC, mac))
+        transmit(&self.far_end, &tap::open(number)?, (FAR_MAC, mac))
     }
 
     /// Reads what is left at the far end. A frame that waits there holds the netns that it was
@@ -119,27 +109,6 @@ fn set_up(socket: &mut Socket, name: &str) -> Result<u32> {
     };
     socket.change(index, &up)?;
     Ok(index)
-}
-
-fn free_number() -> Result<u32> {
-    let seed = format!("selftest-{}", std::process::id());
-    for attempt in 0..16 {
-        let number = device_id::unpromised_tap(&seed, FAR_END, attempt);
-        if tap::devices(number)?.is_empty() {
-            return Ok(number);
-        }
-    }
-    bail!("16 tap numbers drawn at random are all in use")
-}
-
-fn open(number: u32) -> Result<File> {
-    let path = tap::path(number);
-    File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))
 }
 
 /// Writes a frame to one tap and waits for it at the other. `macs` are its source and destination.
