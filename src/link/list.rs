@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::table::{Table, bytes, print};
+use super::table::{Table, bytes, print, print_sentence};
 use crate::survey::{Macvtap, Survey};
 
 /// Lists macvtaps and lower devices.
@@ -38,20 +38,20 @@ fn macvtaps(survey: &Survey) -> Result<()> {
         table.row(&row(macvtap));
     }
     if table.is_empty() {
-        print("there is no macvtap\n")?;
+        print_sentence("there is no macvtap")?;
     } else {
         table.print()?;
     }
     if !survey.unseen.is_empty() {
         let taps: Vec<String> = survey.unseen.iter().map(u32::to_string).collect();
         let taps = taps.join(", ");
-        print(&format!(
-            "in network namespaces that cannot be found: {taps}\n"
+        print_sentence(&format!(
+            "in network namespaces that cannot be found: {taps}"
         ))?;
     }
     if let Some((count, why)) = &survey.closed {
-        print(&format!(
-            "{count} network namespaces were not looked into: {why}\n"
+        print_sentence(&format!(
+            "{count} network namespaces were not looked into: {why}"
         ))?;
     }
     Ok(())

@@ -99,6 +99,27 @@ pub fn width() -> Option<usize> {
         .or(Some(80))
 }
 
+/// Prints a sentence, broken between words where the terminal ends.
+pub fn print_sentence(text: &str) -> Result<()> {
+    let lines = wrapped(text, width().unwrap_or(usize::MAX));
+    print(&format!("{}\n", lines.join("\n")))
+}
+
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + length <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// Prints at once.
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
@@ -149,6 +170,13 @@ mod tests {
         );
         assert_eq!(table.lines(Some(16)), ["TAP  INTERFACE", "1    a?[2J"]);
         assert_eq!(table.lines(Some(2)), ["TA", "1"]);
+    }
+
+    #[test]
+    fn breaks_sentences_between_words() {
+        assert_eq!(wrapped("one two, three", 8), ["one two,", "three"]);
+        assert_eq!(wrapped("one two", usize::MAX), ["one two"]);
+        assert_eq!(wrapped("longer than that", 3), ["longer", "than", "that"]);
     }
 
     #[test]
