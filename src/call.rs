@@ -6,11 +6,11 @@ use std::{ffi::OsString, path::Path};
 pub const NAME: &str = "macvtap";
 /// The parts of the program that a link named `macvtap-<applet>` calls.
 pub const APPLETS: [&str; 8] = [
-    "doctor",
-    "link",
     "cni",
     "deviceplugin",
+    "doctor",
     "install",
+    "link",
     "probe",
     "selftest",
     "uninstall",

@@ -10,6 +10,10 @@ use clap_complete::Shell;
 
 use crate::{mac::MacAddr, mode::Mode};
 
+/// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
+/// `deviceplugin/v1beta1`).
+const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
+
 /// macvtap networking for virtual machines on Kubernetes
 ///
 /// Called by a container runtime (with `CNI_COMMAND` set and no arguments), it is a CNI plugin.
@@ -31,11 +35,7 @@ pub enum Command {
     /// Tell whether the device plugin is registered with the kubelet, and what is not well
     Probe {
         /// The directory of the kubelet's device plugin socket
-        #[arg(
-            long,
-            value_name = "DIR",
-            default_value = "/var/lib/kubelet/device-plugins"
-        )]
+        #[arg(long, value_name = "DIR", default_value = KUBELET_DIR)]
         kubelet_dir: PathBuf,
     },
     /// List, make, change and watch the macvtaps of this machine
@@ -75,11 +75,7 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct Deviceplugin {
     /// The directory of the kubelet's device plugin socket
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "/var/lib/kubelet/device-plugins"
-    )]
+    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR)]
     pub kubelet_dir: PathBuf,
     /// Read the configuration from a file instead of the environment, and again when it changes
     #[arg(long, value_name = "FILE")]
@@ -192,11 +188,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 #[derive(Args, Clone, Debug)]
 pub struct Doctor {
     /// The directory of the kubelet's device plugin socket
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "/var/lib/kubelet/device-plugins"
-    )]
+    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR)]
     pub kubelet_dir: PathBuf,
     /// The CNI directory
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]

@@ -62,12 +62,11 @@ impl Http {
     }
 
     /// Answers by how it is now.
-    pub fn answer(&self, asker: TcpStream, status: &Value) {
+    pub fn answer(&self, asker: TcpStream, status: Value) {
         let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
             debug!("more than {MOST} ask by HTTP at once");
             return;
         };
-        let status = Arc::new(status.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let response = respond(request.uri().path(), &status);
             async move { Ok::<_, Infallible>(response) }

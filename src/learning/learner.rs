@@ -145,9 +145,32 @@ struct Place {
     mac: MacAddr,
     lower: u32,
     ifname: String,
-    netns: PathBuf,
-    identity: (u64, u64),
+    netns: PodNetns,
     since: Instant,
+}
+
+/// Where a pod's network namespace is. It is opened when it is needed and closed at once: a
+/// descriptor held would keep the pod's namespace alive.
+#[derive(Clone)]
+struct PodNetns {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl PodNetns {
+    /// Opens it; none if it is gone, or another one is at the path.
+    fn open(&self) -> Result<Option<Netns>> {
+        let Some(netns) = Netns::open(&self.path)? else {
+            return Ok(None);
+        };
+        let same = netns.identity()? == self.identity;
+        Ok(Some(netns).filter(|_| same))
+    }
+
+    /// A netlink socket in it; none if it is gone.
+    fn socket(&self) -> Result<Option<Socket>> {
+        self.open()?.map(|netns| netns.socket()).transpose()
+    }
 }
 
 /// What there is for one lower device.
@@ -321,7 +344,7 @@ impl Learner {
         let Some(place) = self.ports.get_mut(&tap) else {
             return;
         };
-        let Ok(Some(mut socket)) = enter(place) else {
+        let Ok(Some(mut socket)) = place.netns.socket() else {
             return; // The next sweep finds that it is gone.
         };
         let Ok(Some(link)) = socket.link(tap) else {
@@ -343,7 +366,7 @@ impl Learner {
             mode: Some(mode),
             ..Change::default()
         };
-        let outcome = match enter(place) {
+        let outcome = match place.netns.socket() {
             Ok(Some(mut socket)) => socket.change(tap, &change).map(|()| true),
             Ok(None) => Ok(false),
             Err(error) => Err(error),
@@ -414,12 +437,14 @@ impl Learner {
             mac: question.mac,
             lower: question.lower,
             ifname: question.ifname.clone(),
-            netns: mounted_here(&question.netns),
-            identity: question.identity,
+            netns: PodNetns {
+                path: mounted_here(&question.netns),
+                identity: question.identity,
+            },
             since: now,
         };
-        open(&place)?.with_context(|| {
-            let path = place.netns.display();
+        place.netns.open()?.with_context(|| {
+            let path = place.netns.path.display();
             format!("{path} is not that network namespace here; is /run/netns mounted?")
         })?;
         self.ports.insert(question.tap, place);
@@ -464,8 +489,10 @@ impl Learner {
                     mac,
                     lower,
                     ifname: link.name,
-                    netns: path.to_owned(),
-                    identity,
+                    netns: PodNetns {
+                        path: path.to_owned(),
+                        identity,
+                    },
                     since: now,
                 };
                 self.ports.insert(link.index, place);
@@ -583,20 +610,6 @@ fn port_of(link: &Link) -> Option<(u32, MacAddr)> {
     Some((link.lower.filter(|_| ours)?, link.mac?))
 }
 
-/// Opens the network namespace of a port; none if it is gone. It is closed at once by who uses
-/// it: a descriptor held would keep the pod's namespace alive.
-fn open(place: &Place) -> Result<Option<Netns>> {
-    let Some(netns) = Netns::open(&place.netns)? else {
-        return Ok(None);
-    };
-    let same = netns.identity()? == place.identity;
-    Ok(Some(netns).filter(|_| same))
-}
-
-fn enter(place: &Place) -> Result<Option<Socket>> {
-    open(place)?.map(|netns| netns.socket()).transpose()
-}
-
 /// The path under which a container sees what the runtime calls `/var/run/...`.
 fn mounted_here(netns: &str) -> PathBuf {
     let rest = netns.strip_prefix("/var/run/");
@@ -605,11 +618,11 @@ fn mounted_here(netns: &str) -> PathBuf {
 
 /// Sends a port's first frame from the port again. On a thread of its own: the kernel takes up
 /// to 20 ms to close a packet socket (`synchronize_net`).
-fn replay(netns: PathBuf, tap: u32, mut bytes: Vec<u8>) {
+fn replay(netns: PodNetns, tap: u32, mut bytes: Vec<u8>) {
     frame::complete_checksum(&mut bytes);
     std::thread::spawn(move || {
         let outcome = (|| {
-            let netns = Netns::open(&netns)?.context("its netns is gone")?;
+            let netns = netns.open()?.context("its netns is gone")?;
             netns.run(|| packet::send(tap, &bytes))
         })();
         if let Err(error) = outcome {

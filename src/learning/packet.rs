@@ -13,7 +13,7 @@ use nix::{
 use pnet_datalink::{
     Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, NetworkInterface,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::filter;
 use crate::mac::MacAddr;
@@ -58,11 +58,9 @@ impl Announcements {
     /// Hears those of `macs` from now on.
     pub fn filter(&self, macs: &BTreeSet<MacAddr>) -> Result<()> {
         let program = filter::by_source(macs, true);
-        for socket in &self.0 {
-            let attached = socket.attach_filter(&program);
-            attached.context("attaching a filter to a packet socket")?;
-        }
-        Ok(())
+        self.0
+            .iter()
+            .try_for_each(|socket| attach(socket, &program))
     }
 
     /// The sockets, to wait for.
@@ -72,13 +70,8 @@ impl Announcements {
 
     /// The next announcement, if there is one.
     pub fn next<'a>(&self, buffer: &'a mut [u8]) -> Option<Heard<'a>> {
-        let length = self.0.iter().find_map(|socket| receive(socket, buffer))?;
-        let (index, outgoing, length) = length;
-        Some(Heard {
-            index,
-            outgoing,
-            bytes: &buffer[..length],
-        })
+        let received = self.0.iter().find_map(|socket| receive(socket, buffer))?;
+        Some(received.with(buffer))
     }
 }
 
@@ -94,11 +87,7 @@ impl Watch {
     pub fn open(index: u32, macs: &BTreeSet<MacAddr>) -> Result<Self> {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None);
         let socket = socket.context("opening a packet socket")?;
-        let watch = |socket: &Socket| -> Result<()> {
-            let attached = socket.attach_filter(&filter::by_source(macs, false));
-            attached.context("attaching a filter to a packet socket")
-        };
-        watch(&socket)?;
+        attach(&socket, &filter::by_source(macs, false))?;
         let bound = bind(index, &socket)?;
         Ok(Self {
             socket,
@@ -108,8 +97,7 @@ impl Watch {
 
     /// Watches for these from now on. The kernel changes it at once, without a gap.
     pub fn filter(&self, macs: &BTreeSet<MacAddr>) -> Result<()> {
-        let attached = self.socket.attach_filter(&filter::by_source(macs, false));
-        attached.context("attaching a filter to a packet socket")
+        attach(&self.socket, &filter::by_source(macs, false))
     }
 
     /// The socket, to wait for.
@@ -119,12 +107,7 @@ impl Watch {
 
     /// The next frame, if there is one.
     pub fn next<'a>(&self, buffer: &'a mut [u8]) -> Option<Heard<'a>> {
-        let (index, outgoing, length) = receive(&self.socket, buffer)?;
-        Some(Heard {
-            index,
-            outgoing,
-            bytes: &buffer[..length],
-        })
+        Some(receive(&self.socket, buffer)?.with(buffer))
     }
 }
 
@@ -170,18 +153,38 @@ fn protocol(kind: u16) -> Protocol {
     Protocol::from(i32::from(kind.to_be()))
 }
 
-/// One frame: by which interface, whether it goes out, and how long it is. None also when the
-/// interface went down or away, which the socket tells once.
-fn receive(socket: &Socket, buffer: &mut [u8]) -> Option<(u32, bool, usize)> {
+fn attach(socket: &Socket, program: &[SockFilter]) -> Result<()> {
+    let attached = socket.attach_filter(program);
+    attached.context("attaching a filter to a packet socket")
+}
+
+/// What the kernel says of a frame, whose bytes are in a buffer.
+struct Received {
+    index: u32,
+    outgoing: bool,
+    length: usize,
+}
+
+impl Received {
+    fn with(self, buffer: &[u8]) -> Heard<'_> {
+        Heard {
+            index: self.index,
+            outgoing: self.outgoing,
+            bytes: &buffer[..self.length],
+        }
+    }
+}
+
+/// One frame. None also when the interface went down or away, which the socket tells once.
+fn receive(socket: &Socket, buffer: &mut [u8]) -> Option<Received> {
     loop {
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), buffer) {
             Ok((length, Some(address))) => {
-                let index = u32::try_from(address.ifindex()).ok()?;
-                return Some((
-                    index,
-                    address.pkttype() == OUTGOING,
-                    length.min(buffer.len()),
-                ));
+                return Some(Received {
+                    index: u32::try_from(address.ifindex()).ok()?,
+                    outgoing: address.pkttype() == OUTGOING,
+                    length: length.min(buffer.len()),
+                });
             }
             Ok((_, None)) | Err(Errno::EINTR | Errno::ENETDOWN) => {}
             Err(_) => return None,
