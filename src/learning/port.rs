@@ -249,13 +249,16 @@ mod tests {
         (actions, port.is_parked())
     }
 
-    #[expect(clippy::too_many_lines, reason = "a table")]
     #[test]
     fn learns() {
         use Action::{
             IgnoreFlood, IgnoreReflection, Park, ParkUnlessSent, Unpark, UnparkAndReplay,
         };
+        // Spoofed without end: five times in ten seconds, then no more.
         let flood = "or fa or fa or fa or fa or fa or fa";
+        let limited = [&[Unpark, Park].repeat(5)[..], &[Unpark, IgnoreFlood]].concat();
+        let parked_again = [&limited[..], &[Park]].concat();
+        let later = format!("{flood} 10000 fa");
         let table: &[(&str, &[Action], bool)] = &[
             // A VM starts: its first frame goes to the neighbours as well.
             ("ob ou", &[UnparkAndReplay], false),
@@ -284,44 +287,8 @@ mod tests {
             ("or or fr", &[Unpark, IgnoreReflection], false),
             // Parked after it has sent, it waits without end.
             ("ob 5000 fr 90000", &[UnparkAndReplay, Park], true),
-            // Spoofed without end: five times in ten seconds, then no more.
-            (
-                flood,
-                &[
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    IgnoreFlood,
-                ],
-                false,
-            ),
-            (
-                &format!("{flood} 10000 fa"),
-                &[
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    Park,
-                    Unpark,
-                    IgnoreFlood,
-                    Park,
-                ],
-                true,
-            ),
+            (flood, &limited, false),
+            (&later, &parked_again, true),
         ];
         let now = Instant::now();
         for (story, actions, parked) in table {

@@ -2,19 +2,19 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+    io::{BufRead, BufReader, Read},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::json;
 
-use crate::netns::{FAR_END, Host, IFNAME, Node, tap, tap_number, wait_until};
+use crate::netns::{
+    FAR_END, Host, IFNAME, Node, tap_number,
+    taps::{arrives, far_tap, open, send},
+    wait_until,
+};
 
-/// `struct virtio_net_hdr`, which a tap has before each frame.
-const VNET_HEADER: usize = 10;
 const MAC: &str = "02:00:00:00:00:aa";
 
 /// Who counts the frames with source address [`MAC`] on the wire.
@@ -52,40 +52,6 @@ impl Watcher {
     }
 }
 
-/// A tap at the far end of the wire: whatever is written there arrives at the node.
-fn far_tap(node: &Node) -> File {
-    let number = tap_number();
-    let words = format!("link add far index {number} link {FAR_END} type macvtap mode passthru");
-    node.wire.ip(&words);
-    node.wire.ip("link set far up");
-    open(&tap(number))
-}
-
-fn open(path: &Path) -> File {
-    let mut options = File::options();
-    options.read(true).write(true).custom_flags(0o4000); // O_NONBLOCK
-    options.open(path).unwrap()
-}
-
-fn send(mut tap: &File, frame: &[u8]) {
-    let bytes = [&[0; VNET_HEADER], frame].concat();
-    assert_eq!(tap.write(&bytes).unwrap(), bytes.len());
-}
-
-/// Whether `frame` can be read from the tap within a second.
-fn arrives(mut tap: &File, frame: &[u8], patience: Duration) -> bool {
-    let start = Instant::now();
-    let mut buffer = [0; 4096];
-    while start.elapsed() < patience {
-        match tap.read(&mut buffer) {
-            Ok(length) if buffer[VNET_HEADER..length] == *frame => return true,
-            Ok(_) => {}
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
-        }
-    }
-    false
-}
-
 fn mac(text: &str) -> [u8; 6] {
     text.parse::<macvtap::mac::MacAddr>().unwrap().0
 }
@@ -103,7 +69,7 @@ const SHORT: Duration = Duration::from_millis(100);
 fn pass_between_tap_and_wire() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     node.promised(&pod, number).with("mac", MAC).add();
-    let (near, far) = (open(&tap(number)), far_tap(&node));
+    let (near, far) = (open(number), far_tap(&node));
     let out = frame("02:00:00:00:00:ff", MAC);
     send(&near, &out);
     assert!(arrives(&far, &out, LONG));
@@ -128,7 +94,7 @@ fn only_an_all_multicast_macvtap_hears_the_guests_groups() {
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
         let call = node.promised(&pod, number).with("mac", MAC);
         call.with("allMulticast", key).add();
-        let (near, far) = (open(&tap(number)), far_tap(&node));
+        let (near, far) = (open(number), far_tap(&node));
         // The solicited-node group of a guest's address: neighbour discovery needs it.
         let group = frame("33:33:ff:12:34:56", "02:00:00:00:00:ff");
         send(&far, &group);
@@ -150,7 +116,7 @@ fn a_promiscuous_macvtap_hears_every_group_and_in_passthru_mode_everybody() {
         let call = node.cni(&pod, json!({"deviceID": id, "mac": MAC}));
         let call = call.with("promiscMode", true).with("allMulticast", false);
         call.add();
-        let (near, far) = (open(&tap(number)), far_tap(&node));
+        let (near, far) = (open(number), far_tap(&node));
         let others = frame(destination, "02:00:00:00:00:ff");
         send(&far, &others);
         assert!(arrives(&near, &others, LONG), "{mode}");
@@ -168,7 +134,7 @@ fn pass_between_two_pods_in_bridge_mode_only() {
                 let number = tap_number();
                 let id = crate::netns::device_id_in(mode, number);
                 node.cni(pod, json!({"deviceID": id, "mac": mac})).add();
-                open(&tap(number))
+                open(number)
             })
             .collect();
         let frame = frame(macs[1], macs[0]);

@@ -4,11 +4,10 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     },
     guest::{QEMU, can_run},
     netns::{Node, binary, device_id, owner, skipped, tap, tap_number},
+    wire::sha256,
 };
 
 /// Where Debian has the plugins that give a pod its first interface.
@@ -96,14 +96,16 @@ impl Containerd {
         containerd
     }
 
-    fn import(&self) {
-        let archive = self.dir.path().join("image.tar");
+    fn ctr(&self, words: &[&str]) -> Output {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.dir.path().join("sock"));
-        command
-            .args(["--namespace", "k8s.io", "images", "import"])
-            .arg(archive);
-        let output = command.output().unwrap();
+        command.args(["--namespace", "k8s.io"]).args(words);
+        command.output().unwrap()
+    }
+
+    fn import(&self) {
+        let archive = self.dir.path().join("image.tar");
+        let output = self.ctr(&["images", "import", archive.to_str().unwrap()]);
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -154,19 +156,9 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // Its shims outlive it, so the pods have to go first.
-        let mut command = Command::new("ctr");
-        command
-            .arg("--address")
-            .arg(self.dir.path().join("sock"))
-            .args(["--namespace", "k8s.io"]);
-        let list = command.args(["tasks", "list", "--quiet"]).output().unwrap();
+        let list = self.ctr(&["tasks", "list", "--quiet"]);
         for id in String::from_utf8_lossy(&list.stdout).lines() {
-            let mut command = Command::new("ctr");
-            command
-                .arg("--address")
-                .arg(self.dir.path().join("sock"))
-                .args(["--namespace", "k8s.io"]);
-            let _ = command.args(["tasks", "delete", "--force", id]).output();
+            self.ctr(&["tasks", "delete", "--force", id]);
         }
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -242,11 +234,7 @@ fn make_image(dir: &Path) {
         symlink("busybox", root.join("bin").join(name)).unwrap();
     }
     tar(&root, &dir.join("layer.tar"), &["."]);
-    let layer = fs::read(dir.join("layer.tar")).unwrap();
-    let sum = Sha256::digest(layer);
-    let sum = sum
-        .iter()
-        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let sum = sha256(&fs::read(dir.join("layer.tar")).unwrap());
     let config = format!(
         r#"{{"architecture": "amd64", "os": "linux", "config": {{"Cmd": ["/bin/sleep", "86400"]}},
             "rootfs": {{"type": "layers", "diff_ids": ["sha256:{sum}"]}}}}"#

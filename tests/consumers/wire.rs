@@ -70,6 +70,13 @@ impl Drop for Router {
     }
 }
 
+/// The sum as sha256sum prints it.
+pub fn sha256(bytes: &[u8]) -> String {
+    let sum = Sha256::digest(bytes);
+    sum.iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
 /// Serves `bytes` of noise once by TCP; how a guest fetches them, and what it then prints.
 pub fn serve_noise(wire: &Host, bytes: usize) -> (String, String, JoinHandle<()>) {
     let mut noise = vec![0; bytes];
@@ -80,9 +87,7 @@ pub fn serve_noise(wire: &Host, bytes: usize) -> (String, String, JoinHandle<()>
         state ^= state << 17;
         chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
     }
-    let sum = Sha256::digest(&noise)
-        .iter()
-        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let sum = sha256(&noise);
     let bind = || Ok(TcpListener::bind((ADDRESS, PORT))?);
     let listener = wire.0.run(bind).unwrap();
     let server = std::thread::spawn(move || {

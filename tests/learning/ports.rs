@@ -9,8 +9,12 @@ use macvtap::mac::MacAddr;
 
 use crate::{
     kubelet::Plugin,
-    netns::{FAR_END, Host, LOWER, binary, tap, tap_exists, tap_number, wait_until},
-    switch::{Learner, VM, broadcast, connect, far_tap, gratuitous_arp, open, rarp, write},
+    netns::{
+        FAR_END, LOWER, binary, tap_exists, tap_number,
+        taps::{far_tap, open, send},
+        wait_until,
+    },
+    switch::{Learner, VM, broadcast, connect, gratuitous_arp, rarp},
 };
 
 /// What a migration there and back is, frame by frame.
@@ -141,14 +145,6 @@ fn a_device_plugin_that_hangs_is_not_waited_for() {
     assert_eq!(port.mode(), "vepa");
 }
 
-fn mode(pod: &Host) -> String {
-    let link = pod.link("net1").unwrap();
-    link["linkinfo"]["info_data"]["mode"]
-        .as_str()
-        .unwrap()
-        .to_owned()
-}
-
 #[test]
 fn a_port_is_found_again_after_a_crash() {
     let (mut a, b) = (Learner::new(), Learner::new());
@@ -159,17 +155,17 @@ fn a_port_is_found_again_after_a_crash() {
     a.kill();
     a.start();
     assert!(a.log().contains("learning ports=1 parked=1"), "{}", a.log());
-    write(&open(&tap(number)), &broadcast(VM));
-    wait_until("it is live", || mode(&pod) == "bridge");
+    send(&open(number), &broadcast(VM));
+    wait_until("it is live", || pod.mode() == "bridge");
     // And one that is live is parked when its VM is announced elsewhere.
     a.kill();
     a.start();
     let target = b.attach();
     target.send(&rarp(VM));
-    wait_until("it is parked", || mode(&pod) == "vepa");
+    wait_until("it is parked", || pod.mode() == "vepa");
     // Who ends in order leaves none parked.
     a.plugin.as_ref().unwrap().signal("TERM");
-    wait_until("it is left live", || mode(&pod) == "bridge");
+    wait_until("it is left live", || pod.mode() == "bridge");
 }
 
 #[test]
@@ -332,7 +328,7 @@ fn a_silent_vm_is_live_after_a_minute() {
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(port.mode(), "bridge");
     // Then it turns out to be elsewhere.
-    write(&far_tap(&learner.node), &broadcast(VM));
+    send(&far_tap(&learner.node), &broadcast(VM));
     port.becomes("vepa");
 }
 
@@ -347,7 +343,7 @@ fn noise_does_not_keep_two_hundred_ports_from_learning() {
     let (before, start, mut sent) = (plugin.processor_time(), Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(3) {
         for n in 0..25 {
-            write(&tap, &gratuitous_arp(MacAddr([2, 9, 9, 9, 9, n])));
+            send(&tap, &gratuitous_arp(MacAddr([2, 9, 9, 9, 9, n])));
             sent += 1;
         }
         std::thread::sleep(Duration::from_millis(2));

@@ -2,14 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses another part of this")]
 
-use std::{
-    fs::File,
-    io::{Read, Write},
-    os::unix::fs::{OpenOptionsExt, symlink},
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs::File, os::unix::fs::symlink, process::Command, time::Duration};
 
 use macvtap::{deviceplugin::status, mac::MacAddr};
 use serde_json::Value;
@@ -17,13 +10,11 @@ use tempfile::TempDir;
 
 use crate::{
     kubelet::{Plugin, configuration},
-    netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, binary, tap, tap_number, wait_until},
+    netns::{Cni, FAR_END, Host, LOWER, Node, binary, tap_number, taps, wait_until},
 };
 
 /// The VM's MAC, which is the same on both nodes.
 pub const VM: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xaa]);
-/// `struct virtio_net_hdr`, which a tap has before each frame.
-const VNET_HEADER: usize = 10;
 
 /// A node, and the device plugin that learns there.
 pub struct Learner {
@@ -110,7 +101,7 @@ impl Learner {
 
     pub fn attach_as(&self, mac: MacAddr) -> Port<'_> {
         let (pod, number, cni) = self.attach_pod(mac);
-        let tap = open(&tap(number));
+        let tap = taps::open(number);
         Port {
             pod,
             number,
@@ -126,6 +117,17 @@ impl Learner {
         let cni = cni.with("mac", mac.to_string()).added();
         (pod, number, cni)
     }
+}
+
+/// A neighbour of the node's VMs, by its interface "peer0": a macvlan on the lower device.
+pub fn neighbour(node: &Node) -> Host {
+    let (neighbour, host) = (Host::new(), &node.host);
+    host.ip(&format!(
+        "link add peer0 link {LOWER} type macvlan mode bridge"
+    ));
+    host.ip(&format!("link set peer0 netns {}", neighbour.path()));
+    neighbour.ip("link set peer0 up");
+    neighbour
 }
 
 impl Drop for Learner {
@@ -147,11 +149,7 @@ pub struct Port<'a> {
 impl Port<'_> {
     /// The mode it is in.
     pub fn mode(&self) -> String {
-        let link = self.pod.link(IFNAME).expect("the port");
-        link["linkinfo"]["info_data"]["mode"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        self.pod.mode()
     }
 
     /// Waits until it is in a mode.
@@ -167,44 +165,13 @@ impl Port<'_> {
 
     /// The VM sends a frame.
     pub fn send(&self, frame: &[u8]) {
-        write(&self.tap, frame);
+        taps::send(&self.tap, frame);
     }
 
     /// Whether the VM receives a frame.
     pub fn receives(&self, frame: &[u8]) -> bool {
-        let start = Instant::now();
-        let mut buffer = [0; 4096];
-        while start.elapsed() < Duration::from_millis(300) {
-            match (&self.tap).read(&mut buffer) {
-                Ok(length) if buffer[VNET_HEADER..length] == *frame => return true,
-                Ok(_) => {}
-                Err(_) => std::thread::sleep(Duration::from_millis(1)),
-            }
-        }
-        false
+        taps::arrives(&self.tap, frame, Duration::from_millis(300))
     }
-}
-
-/// Writes a frame to a tap.
-pub fn write(mut tap: &File, frame: &[u8]) {
-    let bytes = [&[0; VNET_HEADER], frame].concat();
-    assert_eq!(tap.write(&bytes).unwrap(), bytes.len());
-}
-
-/// A tap at the far end of the wire: whatever is written there arrives at the node.
-pub fn far_tap(node: &Node) -> File {
-    let number = tap_number();
-    let words = format!("link add far index {number} link {FAR_END} type macvtap mode passthru");
-    node.wire.ip(&words);
-    node.wire.ip("link set far up");
-    open(&tap(number))
-}
-
-/// Opens a tap.
-pub fn open(path: &Path) -> File {
-    let mut options = File::options();
-    options.read(true).write(true).custom_flags(0o4000); // O_NONBLOCK
-    options.open(path).unwrap()
 }
 
 /// Connects the nodes' wires to one switch.

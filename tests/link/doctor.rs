@@ -232,13 +232,6 @@ fn finds_what_is_broken_with_links_and_taps() {
     healthy.is_content();
     fs::remove_file(&path).unwrap();
     healthy.finds("tap", "is missing");
-    make_again(&path, own);
-}
-
-/// The kernel does not remove a node that it did not make.
-fn make_again(path: &Path, rdev: u64) {
-    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, rdev).unwrap();
-    fs::remove_file(path).unwrap();
 }
 
 #[test]

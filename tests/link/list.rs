@@ -2,8 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{BufRead, BufReader},
     process::{Command, Stdio, id},
     sync::atomic::{AtomicBool, Ordering},
     thread::scope,
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Resident, alone,
-    netns::{Case, Host, IFNAME, LOWER, Node, binary, device_id_in, tap, tap_number},
+    netns::{Case, Host, IFNAME, LOWER, Node, binary, device_id_in, tap, tap_number, taps},
     run, succeed,
 };
 
@@ -267,25 +266,13 @@ fn top_has_the_busiest_first() {
         })
         .collect();
     let busy = pods[2].2;
-    let mut options = File::options();
-    let mut tap = options
-        .read(true)
-        .write(true)
-        .custom_flags(0o4000)
-        .open(tap(busy))
-        .unwrap();
+    let tap = taps::open(busy);
     let ended = AtomicBool::new(false);
     let text = scope(|scope| {
         scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
-                let frame = [
-                    &[0; 10][..],
-                    &[2, 0, 0, 0, 0, 9],
-                    &[2, 0, 0, 0, 0, 1],
-                    &[0x5a; 88],
-                ]
-                .concat();
-                tap.write_all(&frame).unwrap();
+                let addresses = [[2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]].concat();
+                taps::send(&tap, &[addresses, vec![0x5a; 88]].concat());
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         });

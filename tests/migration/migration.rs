@@ -20,9 +20,9 @@ use tempfile::TempDir;
 
 use crate::{
     guest::{Guest, Shell, can_run, file},
-    netns::{Host, LOWER},
+    netns::Host,
     qmp::Qmp,
-    switch::{Learner, VM, connect},
+    switch::{Learner, VM, connect, neighbour},
     table::{Direction, Phases, Table},
     traffic,
 };
@@ -89,19 +89,6 @@ fn peer(host: &Host, interface: &str, address: &str) {
     short("delay_first_probe_time", "1");
 }
 
-/// A neighbour of the node's VMs: a macvlan on the same lower device.
-fn neighbour(learner: &Learner, address: &str) -> Host {
-    let host = Host::new();
-    let words = format!("link add peer0 link {LOWER} type macvlan mode bridge");
-    learner.node.host.ip(&words);
-    learner
-        .node
-        .host
-        .ip(&format!("link set peer0 netns {}", host.path()));
-    peer(&host, "peer0", address);
-    host
-}
-
 fn reflect(switch: &Host) {
     for port in ["port0", "port1"] {
         let tc = |words: String| {
@@ -157,7 +144,9 @@ fn migrate(plan: Plan) -> Outcome {
         reflect(&switch);
     }
     peer(&switch, "br0", PEERS[2].1);
-    let (peer_a, peer_b) = (neighbour(&a, PEERS[0].1), neighbour(&b, PEERS[1].1));
+    let (peer_a, peer_b) = (neighbour(&a.node), neighbour(&b.node));
+    peer(&peer_a, "peer0", PEERS[0].1);
+    peer(&peer_b, "peer0", PEERS[1].1);
     let files = initramfs();
     let initramfs = files.path().join("initramfs");
     let initramfs = initramfs.to_str().unwrap();
@@ -211,11 +200,9 @@ fn migrate(plan: Plan) -> Outcome {
         phases.push(("switch-over", stop_time));
         sleep((resume + Duration::from_secs(2)).saturating_duration_since(Instant::now()));
         if plan.learning {
-            let mode =
-                |pod: &Host| pod.link("net1").unwrap()["linkinfo"]["info_data"]["mode"].clone();
             assert_eq!(
-                (mode(&source_pod), mode(&target_pod)),
-                (json!("vepa"), json!("bridge"))
+                (source_pod.mode(), target_pod.mode()),
+                ("vepa".to_owned(), "bridge".to_owned())
             );
         }
 

@@ -4,30 +4,21 @@ use std::time::{Duration, Instant};
 
 use crate::{
     guest::{Guest, can_run},
-    netns::{Host, LOWER},
-    switch::{Learner, VM},
+    switch::{Learner, VM, neighbour},
     wire::{ADDRESS, Router},
 };
 
-#[expect(clippy::too_many_lines, reason = "it is read from top to bottom")]
 #[test]
 fn a_guest_gets_its_lease_and_its_first_ping_from_a_neighbour() {
     if !can_run(&["qemu-system-x86_64", "setpriv", "dnsmasq"]) {
         return;
     }
     let learner = Learner::new();
-    let neighbour = Host::new();
-    let host = &learner.node.host;
-    host.ip(&format!(
-        "link add peer0 link {LOWER} type macvlan mode bridge"
-    ));
-    host.ip(&format!("link set peer0 netns {}", neighbour.path()));
-    neighbour.ip("link set peer0 up");
+    let neighbour = neighbour(&learner.node);
     let _router = Router::start_on(&neighbour, "peer0");
     for dhcp in [true, false] {
         let (pod, tap, cni) = learner.attach_pod(VM);
-        let mode = || pod.link("net1").unwrap()["linkinfo"]["info_data"]["mode"].clone();
-        assert_eq!(mode(), "vepa");
+        assert_eq!(pod.mode(), "vepa");
         let mut guest = Guest::boot(&pod, tap, &VM.to_string());
         let shell = &mut guest.shell;
         // The guest's own IPv6 would be the first to send.
@@ -54,7 +45,7 @@ fn a_guest_gets_its_lease_and_its_first_ping_from_a_neighbour() {
             let time: f64 = time.parse().unwrap();
             assert!(time < 500.0, "{time} ms");
         }
-        assert_eq!(mode(), "bridge");
+        assert_eq!(pod.mode(), "bridge");
         drop(guest);
         cni.succeed("DEL");
     }

@@ -8,6 +8,8 @@
     reason = "each test uses another part of this"
 )]
 
+pub mod taps;
+
 use std::{
     fs,
     io::Write,
@@ -103,6 +105,13 @@ impl Host {
             let list: Value = serde_json::from_slice(&output.stdout).unwrap();
             list[0].clone()
         })
+    }
+
+    /// The mode of the macvtap that tests attach.
+    pub fn mode(&self) -> String {
+        let link = self.link(IFNAME).expect("the pod's macvtap");
+        let mode = link["linkinfo"]["info_data"]["mode"].as_str();
+        mode.unwrap().to_owned()
     }
 
     /// The names of its links but loopback.
