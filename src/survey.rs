@@ -73,7 +73,7 @@ impl Macvtap {
     /// Whether it waits in VEPA mode for its VM, by learning.
     #[must_use]
     pub fn is_parked(&self) -> bool {
-        self.link.group == learning::GROUP && self.link.mode == Some(Mode::Vepa)
+        learning::is_parked(&self.link)
     }
 
     /// The mode that it is configured to have, and whether it is parked, in words.

@@ -85,8 +85,7 @@ fn check_lower(link: &Link, source: &Source) -> Result<()> {
     };
     if let Some(mode) = mode {
         // A parked port of a bridge is as it should be.
-        let parked =
-            mode == Mode::Bridge && link.mode == Some(Mode::Vepa) && link.group == learning::GROUP;
+        let parked = mode == Mode::Bridge && learning::is_parked(link);
         ensure!(
             link.mode == Some(mode) || parked,
             "interface {:?} is in mode {}, not {mode}",

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use super::{
     GROUP,
     frame::{self, Frame},
+    is_parked,
     packet::{self, Announcements, Heard, LARGEST, Watch},
     port::{Action, Event, Port},
     question::{self, Question},
@@ -483,7 +484,7 @@ impl Learner {
         let identity = netns.identity()?;
         for link in netns.socket()?.links()? {
             if let Some((lower, mac)) = port_of(&link) {
-                let (now, parked) = (Instant::now(), link.mode == Some(Mode::Vepa));
+                let (now, parked) = (Instant::now(), is_parked(&link));
                 let place = Place {
                     port: Port::found(parked, link.stats.sent_frames > 0, now),
                     mac,

@@ -19,7 +19,15 @@ pub mod question;
 
 pub use learner::{Learning, Stats};
 
+use crate::{mode::Mode, netlink::Link};
+
 /// The link group of macvtaps in bridge mode that ADD makes, in ASCII "mvtp": by it a device
 /// plugin finds its ports again after a restart, and knows a parked one from one that is in
 /// VEPA mode because it is configured so.
 pub const GROUP: u32 = 0x6d76_7470;
+
+/// Whether a macvtap of a bridge waits in VEPA mode for its VM.
+#[must_use]
+pub fn is_parked(link: &Link) -> bool {
+    link.group == GROUP && link.mode == Some(Mode::Vepa)
+}

@@ -108,8 +108,8 @@ impl Socket {
     pub(super) fn get(&mut self, kind: Rtm, body: Ifinfomsg) -> Result<Ifinfomsg> {
         self.send(kind, NlmF::ACK, body)?;
         let mut answer = None;
-        self.replies(&mut |message| {
-            answer = message.get_payload().cloned();
+        self.replies(&mut |frame| {
+            answer = frame.message()?.get_payload().cloned();
             Ok(())
         })?;
         answer.context("the kernel acknowledged the request, but sent no answer")
@@ -118,35 +118,26 @@ impl Socket {
     /// The number by which the socket's network namespace knows another one, if it does
     /// (`RTM_GETNSID`, whose header is shorter than those that neli pads).
     pub fn nsid(&mut self, netns: BorrowedFd<'_>) -> Result<Option<i32>> {
-        self.sequence = self.sequence.wrapping_add(1);
         let flags = (NlmF::REQUEST | NlmF::ACK).bits();
+        let sequence = self.next_sequence();
         let mut bytes = 28_u32.to_ne_bytes().to_vec();
         bytes.extend(GETNSID.to_ne_bytes());
         bytes.extend(flags.to_ne_bytes());
-        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
         bytes.extend([0; 8]); // no port; no family, padded
         bytes.extend(8_u16.to_ne_bytes());
         bytes.extend(NETNSA_FD.to_ne_bytes());
         bytes.extend(netns.as_raw_fd().to_ne_bytes());
-        let sent = self.netlink.send(&bytes, Msg::empty());
-        sent.context("sending a netlink request")?;
+        self.send_bytes(&bytes)?;
         let mut found = None;
-        loop {
-            let length = self.receive()?;
-            for frame in frames(&self.buffer[..length]) {
-                let frame = frame?;
-                match frame.kind {
-                    _ if frame.sequence != self.sequence => {}
-                    DONE | ERROR => return outcome(&frame).map(|()| found),
-                    // The attribute is the first: NETNSA_NSID.
-                    _ => {
-                        let number = frame.bytes.get(HEADER + 8..HEADER + 12);
-                        let number = number.and_then(|bytes| bytes.try_into().ok());
-                        found = number.map(i32::from_ne_bytes).filter(|number| *number >= 0);
-                    }
-                }
-            }
-        }
+        self.replies(&mut |frame| {
+            // The attribute is the first: NETNSA_NSID.
+            let number = frame.bytes.get(HEADER + 8..HEADER + 12);
+            let number = number.and_then(|bytes| bytes.try_into().ok());
+            found = number.map(i32::from_ne_bytes).filter(|number| *number >= 0);
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// Sends a request that is answered by many messages, each given to `each`.
@@ -162,8 +153,8 @@ impl Socket {
         for _ in 0..DUMP_ATTEMPTS {
             let mut list = Vec::new();
             self.send(kind, NlmF::DUMP, body.clone())?;
-            let complete = self.replies(&mut |message| {
-                list.extend(message.get_payload().map(each).transpose()?);
+            let complete = self.replies(&mut |frame| {
+                list.extend(frame.message()?.get_payload().map(each).transpose()?);
                 Ok(())
             })?;
             if complete {
@@ -174,24 +165,32 @@ impl Socket {
     }
 
     fn send(&mut self, kind: Rtm, flags: NlmF, body: Ifinfomsg) -> Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.next_sequence();
         let message = NlmsghdrBuilder::default()
             .nl_type(kind)
             .nl_flags(flags | NlmF::REQUEST)
-            .nl_seq(self.sequence)
+            .nl_seq(sequence)
             .nl_payload(NlPayload::Payload(body))
             .build()?;
         let mut bytes = Cursor::new(Vec::new());
         message.to_bytes(&mut bytes)?;
-        self.netlink
-            .send(bytes.get_ref(), Msg::empty())
-            .context("sending a netlink request")?;
+        self.send_bytes(bytes.get_ref())
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        let sent = self.netlink.send(bytes, Msg::empty());
+        sent.context("sending a netlink request")?;
         Ok(())
     }
 
     /// Hands the replies to the request just sent to `each`, up to the final
     /// one. False if the kernel interrupted the dump.
-    fn replies(&mut self, each: &mut dyn FnMut(&Message) -> Result<()>) -> Result<bool> {
+    fn replies(&mut self, each: &mut dyn FnMut(&Frame<'_>) -> Result<()>) -> Result<bool> {
         let mut complete = true;
         loop {
             let length = self.receive()?;
@@ -203,7 +202,7 @@ impl Socket {
                 complete &= !frame.flags.contains(NlmF::DUMP_INTR);
                 match frame.kind {
                     DONE | ERROR => return outcome(&frame).map(|()| complete),
-                    _ => each(&frame.message()?)?,
+                    _ => each(&frame)?,
                 }
             }
         }
