@@ -22,7 +22,7 @@ use crate::{
     holder,
     learning::{
         self,
-        question::{self, Question},
+        question::{self, Asked, Question},
     },
     mac::MacAddr,
     mode::Mode,
@@ -62,6 +62,15 @@ struct Plan {
     number: u32,
 }
 
+/// A macvtap that is in the pod and down.
+struct Made {
+    link: Link,
+    device: Device,
+    undo: Undo,
+    /// If a device plugin was asked whether it is to be parked. It is, until the answer.
+    asked: Option<Asked>,
+}
+
 struct Work<'a> {
     call: &'a Call<'a>,
     config: &'a Config,
@@ -82,12 +91,17 @@ pub fn add<'a>(call: &'a Call<'a>, config: &'a Config, netns: &'a Netns) -> Resu
         pod: netns.socket()?,
         deadline: Instant::now() + PATIENCE,
     };
-    let (link, device, undo) = match &config.source {
+    let Made {
+        link,
+        device,
+        undo,
+        asked,
+    } = match &config.source {
         Source::Promised(id) => work.create_promised(id)?,
         Source::Configured { lower, mode } => work.create_unpromised(lower, *mode)?,
         Source::Existing(existing) => work.hand_over(existing)?,
     };
-    match work.finish(&link, device) {
+    match work.finish(&link, device, asked) {
         Ok((link, mac)) => {
             info!("attached tap={} mac={mac} mtu={}", link.index, link.mtu);
             let interface = Interface {
@@ -137,7 +151,7 @@ impl Work<'_> {
 
     // === creation ===
 
-    fn create_promised(&mut self, id: &DeviceId) -> Result<(Link, Device, Undo)> {
+    fn create_promised(&mut self, id: &DeviceId) -> Result<Made> {
         let plan = Plan {
             lower: self.lower(&id.lower)?,
             mode: id.mode,
@@ -158,7 +172,7 @@ impl Work<'_> {
     }
 
     /// Without a device plugin there is no promise: any free number will do.
-    fn create_unpromised(&mut self, lower: &str, mode: Mode) -> Result<(Link, Device, Undo)> {
+    fn create_unpromised(&mut self, lower: &str, mode: Mode) -> Result<Made> {
         let mut plan = Plan {
             lower: self.lower(lower)?,
             mode,
@@ -226,22 +240,18 @@ impl Work<'_> {
 
     /// Makes the macvtap and makes sure of its tap. None if in the same
     /// moment another tap came by the same name: neither node can be trusted then.
-    fn try_create(&mut self, plan: &Plan) -> Result<Option<(Link, Device, Undo)>> {
+    fn try_create(&mut self, plan: &Plan) -> Result<Option<Made>> {
         let (lower, number) = (&plan.lower, plan.number);
-        let (mode, mac) = self.learned(plan)?;
+        let (mac, asked) = self.ask(plan)?;
         let create = Create {
             name: &self.call.environment.ifname,
             index: Some(number),
             lower: lower.index,
-            mode,
+            mode: asked.as_ref().map_or(plan.mode, |_| Mode::Vepa),
             mac,
             mtu: self.config.mtu,
             queue_length: tap::queue_length(lower),
-            group: if plan.mode == Mode::Bridge {
-                learning::GROUP
-            } else {
-                0
-            },
+            group: learning::group(plan.mode),
             netns: Some(self.netns.as_fd()),
         };
         let outcome = self.host.create(&create);
@@ -257,7 +267,12 @@ impl Work<'_> {
             return Err(self.explain_creation(error, plan));
         }
         match self.take_tap(number) {
-            Ok(Some(device)) => Ok(Some((link, device, Undo::Delete))),
+            Ok(Some(device)) => Ok(Some(Made {
+                link,
+                device,
+                undo: Undo::Delete,
+                asked,
+            })),
             Ok(None) => {
                 self.pod.delete(number)?;
                 Ok(None)
@@ -266,18 +281,16 @@ impl Work<'_> {
         }
     }
 
-    /// The mode and the MAC to make it with. Where a device plugin learns, a port of a bridge
-    /// begins parked, and its MAC has to be known before.
-    fn learned(&self, plan: &Plan) -> Result<(Mode, Option<MacAddr>)> {
-        let configured = (plan.mode, self.config.mac);
-        if plan.mode != Mode::Bridge {
-            return Ok(configured);
-        }
-        let Some(asker) = question::find() else {
-            return Ok(configured);
+    /// Asks the device plugin, if one learns, whether a port of a bridge begins parked. The MAC
+    /// has to be known for that. The answer is needed only before the macvtap is set up, for
+    /// until then no frame passes: it comes while the kernel makes the macvtap.
+    fn ask(&self, plan: &Plan) -> Result<(Option<MacAddr>, Option<Asked>)> {
+        let device_plugin = (plan.mode == Mode::Bridge).then(question::find).flatten();
+        let Some(device_plugin) = device_plugin else {
+            return Ok((self.config.mac, None));
         };
         let mac = self.config.mac.unwrap_or_else(MacAddr::random);
-        let parked = asker.ask(&Question {
+        let asked = device_plugin.ask(&Question {
             netns: self.call.environment.netns.clone(),
             identity: self.netns.identity()?,
             tap: plan.number,
@@ -285,8 +298,7 @@ impl Work<'_> {
             mac,
             lower: plan.lower.index,
         });
-        let mode = if parked { Mode::Vepa } else { Mode::Bridge };
-        Ok((mode, Some(mac)))
+        Ok((Some(mac), asked))
     }
 
     /// Whether what [`Self::try_create`] asked for is in the pod.
@@ -341,7 +353,7 @@ impl Work<'_> {
     // === hand-over ===
 
     /// Moves a macvtap that waits on the host into the pod.
-    fn hand_over(&mut self, existing: &Existing) -> Result<(Link, Device, Undo)> {
+    fn hand_over(&mut self, existing: &Existing) -> Result<Made> {
         let link = self.existing(&existing.id)?;
         self.check_name_free()?;
         self.check_configured(&link, existing)?;
@@ -363,7 +375,12 @@ impl Work<'_> {
             return Err(self.undone(&link, &undo, error));
         }
         match self.handed_over() {
-            Ok((moved, device)) => Ok((moved, device, undo)),
+            Ok((link, device)) => Ok(Made {
+                link,
+                device,
+                undo,
+                asked: None,
+            }),
             Err(error) => Err(self.undone(&link, &undo, error)),
         }
     }
@@ -448,12 +465,18 @@ impl Work<'_> {
     // === what both have in common ===
 
     /// Makes the link fit for a guest, and sets it up.
-    fn finish(&mut self, link: &Link, device: Device) -> Result<(Link, MacAddr)> {
+    fn finish(
+        &mut self,
+        link: &Link,
+        device: Device,
+        asked: Option<Asked>,
+    ) -> Result<(Link, MacAddr)> {
         let index = link.index;
         if !self.config.host_ipv6 {
             self.silence_ipv6(index)?;
         }
-        self.set_up(index)?;
+        let live = asked.is_some_and(|asked| !asked.is_to_be_parked());
+        self.set_up(index, live.then_some(Mode::Bridge))?;
         let link = self
             .pod
             .link(index)?
@@ -488,8 +511,9 @@ impl Work<'_> {
 
     /// Sets the link up. Only then the kernel looks whether the MAC is free on the
     /// lower device; its former holder may be going away just now.
-    fn set_up(&mut self, index: u32) -> Result<()> {
+    fn set_up(&mut self, index: u32, mode: Option<Mode>) -> Result<()> {
         let change = Change {
+            mode,
             up: Some(true),
             promiscuous: self.config.promiscuous.then_some(true),
             all_multicast: self.config.all_multicast.then_some(true),

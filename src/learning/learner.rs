@@ -406,25 +406,25 @@ impl Learner {
 
     // === ports that come and go ===
 
-    /// Answers what ADD asks. The frames of the new port are heard before it exists.
+    /// Answers what ADD asks. The frames of the new port are heard before it is set up.
     fn answer(&mut self, listener: &UnixListener) {
         while let Ok((stream, _)) = listener.accept() {
-            let asked = match question::read_question(stream) {
-                Ok(asked) => asked,
+            let request = match question::read_question(stream) {
+                Ok(request) => request,
                 Err(error) => {
                     self.complain(format!("a question was not answered: {error:#}"));
                     continue;
                 }
             };
-            let parked = match self.take_on(&asked.question) {
+            let parked = match self.take_on(&request.question) {
                 Ok(()) => true,
                 Err(error) => {
-                    let tap = asked.question.tap;
+                    let tap = request.question.tap;
                     self.complain(format!("tap={tap} is not parked: {error:#}"));
                     false
                 }
             };
-            if let Err(error) = asked.answer(parked) {
+            if let Err(error) = request.answer(parked) {
                 debug!("{error:#}"); // It did not wait, and makes the macvtap in bridge mode.
             }
         }

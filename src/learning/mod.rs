@@ -26,6 +26,16 @@ use crate::{mode::Mode, netlink::Link};
 /// VEPA mode because it is configured so.
 pub const GROUP: u32 = 0x6d76_7470;
 
+/// The link group that ADD gives a macvtap in this mode; 0, the kernel's own, where nothing is
+/// learnt of it.
+#[must_use]
+pub const fn group(mode: Mode) -> u32 {
+    match mode {
+        Mode::Bridge => GROUP,
+        _ => 0,
+    }
+}
+
 /// Whether a macvtap of a bridge waits in VEPA mode for its VM.
 #[must_use]
 pub fn is_parked(link: &Link) -> bool {

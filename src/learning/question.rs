@@ -64,20 +64,30 @@ pub fn find() -> Option<Asker> {
 }
 
 impl Asker {
-    /// Asks. True if the macvtap is to be parked; false too if there is no answer in time.
+    /// Asks, and does not wait for the answer. None if the device plugin cannot be asked.
     #[must_use]
-    pub fn ask(self, question: &Question) -> bool {
-        self.answer(question).unwrap_or(false)
-    }
-
-    fn answer(mut self, question: &Question) -> Result<bool> {
-        self.0.set_nonblocking(false)?;
-        self.0.set_read_timeout(Some(PATIENCE))?;
-        self.0.set_write_timeout(Some(PATIENCE))?;
+    pub fn ask(self, question: &Question) -> Option<Asked> {
+        let Self(mut stream) = self;
         let line = format!("{}\n", question.to_json());
-        self.0.write_all(line.as_bytes())?;
-        let answer = read(&self.0)?;
-        Ok(answer["version"] == VERSION && answer["mode"] == "vepa")
+        let mut ask = || {
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.write_all(line.as_bytes())
+        };
+        ask().ok().map(|()| Asked(stream))
+    }
+}
+
+/// A question whose answer is on the way.
+pub struct Asked(UnixStream);
+
+impl Asked {
+    /// Whether the macvtap is to be parked. False too if there is no answer in time.
+    #[must_use]
+    pub fn is_to_be_parked(self) -> bool {
+        let answer = read(&self.0);
+        answer.is_ok_and(|answer| answer["version"] == VERSION && answer["mode"] == "vepa")
     }
 }
 
@@ -90,24 +100,24 @@ pub fn listen() -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Who asked, and what.
-pub struct Asked {
+/// Who asks, and what.
+pub struct Request {
     /// The question.
     pub question: Question,
     stream: UnixStream,
 }
 
 /// Reads a question. It waits, but not long: whoever asks has it ready.
-pub fn read_question(stream: UnixStream) -> Result<Asked> {
+pub fn read_question(stream: UnixStream) -> Result<Request> {
     ensure!(is_root(&stream), "somebody else than root asks");
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let question = Question::from_json(&read(&stream)?)?;
-    Ok(Asked { question, stream })
+    Ok(Request { question, stream })
 }
 
-impl Asked {
+impl Request {
     /// Answers.
     pub fn answer(mut self, parked: bool) -> Result<()> {
         let mode = if parked { "vepa" } else { "bridge" };
