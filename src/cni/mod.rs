@@ -26,8 +26,9 @@ use anyhow::{Context, Result};
 use log::{debug, error};
 use serde_json::{Value, json};
 
+pub use self::config::Args;
 use self::{
-    config::{Args, Config},
+    config::Config,
     environment::Environment,
     error::{CniError, code},
     version::Version,
@@ -46,22 +47,28 @@ struct Call<'a> {
 #[must_use]
 pub fn main() -> ExitCode {
     print_panics();
-    let outcome = serve(
-        |name| {
-            let value = env::var_os(name).unwrap_or_default();
-            value.to_string_lossy().into_owned()
-        },
-        &mut io::stdin().lock(),
-        &mut Stdout,
-    );
-    let Err(failure) = outcome else {
-        return ExitCode::SUCCESS;
+    let get = |name: &str| {
+        let value = env::var_os(name).unwrap_or_default();
+        value.to_string_lossy().into_owned()
+    };
+    if answer(get, &mut io::stdin().lock(), &mut Stdout) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Does what the environment, by `get`, and `stdin` ask for. One JSON document goes to `stdout`,
+/// or nothing; true if it tells of no error.
+pub fn answer(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut dyn Write) -> bool {
+    let Err(failure) = serve(get, stdin, stdout) else {
+        return true;
     };
     let failure = CniError::from_chain(&failure);
     error!("failed code={}: {}", failure.code, failure.msg);
     // If standard output is closed, the exit status is all that is left to say.
-    let _ = Stdout.write_all(failure.to_json().as_bytes());
-    ExitCode::FAILURE
+    let _ = stdout.write_all(failure.to_json().as_bytes());
+    false
 }
 
 /// Standard output without the buffer of [`io::Stdout`], which would write a document line by

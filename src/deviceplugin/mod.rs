@@ -15,7 +15,7 @@ mod node;
 pub mod offer;
 mod registration;
 mod server;
-mod service;
+pub mod service;
 mod source;
 mod standby;
 pub mod status;

@@ -82,12 +82,16 @@ fn transport(frame: &[u8]) -> Option<(u32, usize, u8)> {
             let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff;
             let length = usize::from(u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]));
             let whole = fragment == 0 && length == packet.len();
-            let at = usize::from(packet[0] & 0xf) * 4;
+            // Version 4, and the header's length in words, of which five are always there.
+            let words = packet[0]
+                .checked_sub(0x40)
+                .filter(|words| (5..16).contains(words))?;
+            let at = usize::from(words) * 4;
             (whole.then_some(*packet.get(9)?)?, at, packet.get(12..20)?)
         }
         IPV6 => {
             let length = usize::from(u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]));
-            let whole = length + 40 == packet.len();
+            let whole = packet[0] >> 4 == 6 && length + 40 == packet.len();
             (whole.then_some(*packet.get(6)?)?, 40, packet.get(8..40)?)
         }
         _ => return None,

@@ -131,7 +131,7 @@ impl Link {
 }
 
 /// Names end at the first NUL; neli's own reading of strings panics on an empty one.
-fn text(payload: &[u8]) -> String {
+pub(super) fn text(payload: &[u8]) -> String {
     let end = payload.iter().position(|byte| *byte == 0);
     String::from_utf8_lossy(&payload[..end.unwrap_or(payload.len())]).into_owned()
 }
@@ -141,7 +141,7 @@ fn number(payload: &[u8]) -> Option<u32> {
 }
 
 /// The payload of the attribute `wanted` among the attributes in `payload`.
-fn nested(payload: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn nested(payload: &[u8], wanted: u16) -> Option<&[u8]> {
     let mut rest = payload;
     while let [a, b, c, d, ..] = *rest {
         let length = usize::from(u16::from_ne_bytes([a, b]));

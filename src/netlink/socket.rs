@@ -10,7 +10,7 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use neli::{
     FromBytes, ToBytes,
     consts::{
-        nl::{NlmF, NlmsgerrAttr},
+        nl::NlmF,
         rtnl::Rtm,
         socket::{Msg, NlFamily},
     },
@@ -21,12 +21,18 @@ use neli::{
 };
 use nix::errno::Errno;
 
+use super::link::{Link, nested, text};
+
 /// The kernel fills dumps into buffers of at most 32 KiB (`netlink_dump` in `af_netlink.c`).
 const BUFFER: usize = 32 * 1024;
 const HEADER: usize = 16;
 /// `NLMSG_ERROR` and `NLMSG_DONE` of `linux/netlink.h`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// `NLM_F_CAPPED` and `NLM_F_ACK_TLVS` of an error message, `NLMSGERR_ATTR_MSG`.
+const CAPPED: u16 = 0x100;
+const ACK_TLVS: u16 = 0x200;
+const ERROR_TEXT: u16 = 1;
 /// `RTM_GETNSID` of `linux/rtnetlink.h`, `NETNSA_FD` of `linux/net_namespace.h`.
 const GETNSID: u16 = 90;
 const NETNSA_FD: u16 = 3;
@@ -194,16 +200,9 @@ impl Socket {
         let mut complete = true;
         loop {
             let length = self.receive()?;
-            for frame in frames(&self.buffer[..length]) {
-                let frame = frame?;
-                if frame.sequence != self.sequence {
-                    continue; // left over from a request that was given up
-                }
-                complete &= !frame.flags.contains(NlmF::DUMP_INTR);
-                match frame.kind {
-                    DONE | ERROR => return outcome(&frame).map(|()| complete),
-                    _ => each(&frame)?,
-                }
+            let datagram = &self.buffer[..length];
+            if read(datagram, self.sequence, &mut complete, each)? {
+                return Ok(complete);
             }
         }
     }
@@ -224,10 +223,44 @@ impl Socket {
     }
 }
 
+/// Hands the replies to request number `sequence` in a datagram to `each`. True if the final one
+/// is among them; `complete` becomes false if the kernel interrupted the dump.
+fn read(
+    datagram: &[u8],
+    sequence: u32,
+    complete: &mut bool,
+    each: &mut dyn FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<bool> {
+    for frame in frames(datagram) {
+        let frame = frame?;
+        if frame.sequence != sequence {
+            continue; // left over from a request that was given up
+        }
+        *complete &= frame.flags & NlmF::DUMP_INTR.bits() == 0;
+        match frame.kind {
+            DONE | ERROR => return outcome(&frame).map(|()| true),
+            _ => each(&frame)?,
+        }
+    }
+    Ok(false)
+}
+
+/// The links that one datagram tells of, in answer to a request of that number. What a socket
+/// reads, for whoever wants to try it on other bytes than the kernel's.
+pub fn read_links(datagram: &[u8], sequence: u32) -> Result<Vec<Link>> {
+    let mut links = Vec::new();
+    read(datagram, sequence, &mut true, &mut |frame| {
+        let link = frame.message()?.get_payload().map(Link::decode);
+        links.extend(link.transpose()?);
+        Ok(())
+    })?;
+    Ok(links)
+}
+
 /// One message in a datagram.
 struct Frame<'a> {
     kind: u16,
-    flags: NlmF,
+    flags: u16,
     sequence: u32,
     bytes: &'a [u8],
 }
@@ -265,7 +298,7 @@ fn split(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     let aligned = length.next_multiple_of(4).min(bytes.len());
     let frame = Frame {
         kind: u16_at(4)?,
-        flags: NlmF::from(u16_at(6)?),
+        flags: u16_at(6)?,
         sequence: u32_at(8)?,
         bytes: &bytes[..aligned],
     };
@@ -279,7 +312,7 @@ fn outcome(frame: &Frame<'_>) -> Result<()> {
     match code {
         Some(0) => Ok(()),
         Some(code) => Err(Refused {
-            errno: Errno::from_raw(-code),
+            errno: Errno::from_raw(code.wrapping_neg()),
             text: extended_text(frame),
         }
         .into()),
@@ -287,20 +320,26 @@ fn outcome(frame: &Frame<'_>) -> Result<()> {
     }
 }
 
-/// The text of the extended acknowledgement. A dump's last message carries it
-/// where neli does not look; there the error number has to do.
+/// The text of the extended acknowledgement, an attribute that may follow the error number and
+/// the request, or its header alone. Not by neli, which panics where a request is cut short.
 fn extended_text(frame: &Frame<'_>) -> Option<String> {
-    if frame.kind != ERROR {
+    if frame.flags & ACK_TLVS == 0 {
         return None;
     }
-    match frame.message().ok()?.nl_payload() {
-        NlPayload::Err(error) => error
-            .ext_ack()
-            .get_attr_handle()
-            .get_attr_payload_as_with_len::<String>(NlmsgerrAttr::Msg)
-            .ok(),
-        _ => None,
-    }
+    let after_code = frame.bytes.get(HEADER + 4..)?;
+    let attributes = if frame.kind == DONE {
+        after_code
+    } else {
+        let request = u32::from_ne_bytes(after_code.get(..4)?.try_into().ok()?);
+        let capped = frame.flags & CAPPED != 0;
+        let request = if capped {
+            HEADER
+        } else {
+            usize::try_from(request).ok()?
+        };
+        after_code.get(request.checked_next_multiple_of(4)?..)?
+    };
+    nested(attributes, ERROR_TEXT).map(text)
 }
 
 #[cfg(test)]
@@ -349,5 +388,28 @@ mod tests {
         );
         assert!(of(DONE, &[]).is_err());
         assert!(of(ERROR, &(-1_i32).to_ne_bytes()).is_err());
+    }
+
+    #[test]
+    fn reads_the_text_behind_a_whole_request_or_its_header() {
+        let text = [9_u16.to_ne_bytes(), ERROR_TEXT.to_ne_bytes()].concat();
+        let text = [&text[..], b"busy\0\0\0\0"].concat();
+        let refused = |flags: u16, kind: u16, request: &[u8]| {
+            let body = [&(-16_i32).to_ne_bytes()[..], request, &text].concat();
+            let mut bytes = header(16 + u32::try_from(body.len()).unwrap(), kind, &body);
+            bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+            outcome(&split(&bytes).unwrap().0).unwrap_err().to_string()
+        };
+        let with = "the kernel answered Device or resource busy (EBUSY): busy";
+        let without = "the kernel answered Device or resource busy (EBUSY)";
+        let whole = header(32, 16, &[0; 16]);
+        let alone = header(4000, 16, &[]);
+        assert_eq!(refused(ACK_TLVS, ERROR, &whole), with);
+        assert_eq!(refused(ACK_TLVS | CAPPED, ERROR, &alone), with);
+        assert_eq!(refused(ACK_TLVS, DONE, &[]), with);
+        assert_eq!(refused(0, ERROR, &whole), without);
+        // As no kernel sends it.
+        assert_eq!(refused(ACK_TLVS, ERROR, &alone), without);
+        assert_eq!(refused(ACK_TLVS, ERROR, &[0xff; 16]), without);
     }
 }
