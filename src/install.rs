@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, Permissions},
     io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
@@ -209,7 +209,7 @@ fn write(source: &Path, unfinished: &Path) -> Result<()> {
         copied == length,
         "only {copied} of {length} bytes could be copied"
     );
-    chown(unfinished, Some(0), Some(0)).context("giving it to root")?;
+    fchown(&to, Some(0), Some(0)).context("giving it to root")?;
     to.set_permissions(Permissions::from_mode(MODE))?;
     to.sync_all()?;
     Ok(())
@@ -219,13 +219,19 @@ fn write(source: &Path, unfinished: &Path) -> Result<()> {
 fn try_out(unfinished: &Path) -> Result<()> {
     let mut command = Command::new(unfinished);
     command.env_clear().env("CNI_COMMAND", "VERSION");
-    command.stdin(Stdio::null());
-    let output = command.output().context("it cannot be executed there")?;
-    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("it cannot be executed there")?;
+    let mut answer = Vec::new();
+    let read = child
+        .stdout
+        .take()
+        .map(|mut out| out.read_to_end(&mut answer));
+    let status = child.wait().context("waiting for it")?;
+    read.transpose().context("reading its answer")?;
+    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
     ensure!(
-        output.status.success() && answer["supportedVersions"].is_array(),
-        "executed there it is no CNI plugin: it ended with {}",
-        output.status
+        status.success() && answer["supportedVersions"].is_array(),
+        "executed there it is no CNI plugin: it ended with {status}"
     );
     Ok(())
 }
@@ -300,7 +306,7 @@ fn digest(path: &Path) -> Result<String> {
     let reading = || format!("reading {}", path.display());
     let mut file = File::open(path).with_context(reading)?;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = vec![0; 1 << 20];
     loop {
         match file.read(&mut buffer).with_context(reading)? {
             0 => break,

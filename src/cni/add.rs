@@ -51,8 +51,8 @@ pub struct Attachment<'a> {
 enum Undo {
     /// The macvtap was made: delete it.
     Delete,
-    /// It existed on the host as this link: move it back.
-    MoveBack(Box<Link>),
+    /// It existed in this netns, the host's, as this link: move it back.
+    MoveBack(Netns, Box<Link>),
 }
 
 /// A macvtap to be made.
@@ -369,7 +369,8 @@ impl Work<'_> {
             up: Some(false),
             ..Change::default()
         };
-        let undo = Undo::MoveBack(Box::new(link.clone()));
+        // By now: where a thread does not come back from a pod's netns, it is not the host's.
+        let undo = Undo::MoveBack(Netns::current()?, Box::new(link.clone()));
         if let Err(error) = self.host.change(link.index, &change) {
             let error = error.context(format!("moving macvtap {:?} into the pod", link.name));
             return Err(self.undone(&link, &undo, error));
@@ -548,8 +549,13 @@ impl Work<'_> {
     /// Takes back what was done to `link`. Returns `error`, with what went wrong now added.
     fn undone(&mut self, link: &Link, undo: &Undo, error: Error) -> Error {
         let outcome = match undo {
-            Undo::Delete => self.pod.delete(link.index).map(|_| ()),
-            Undo::MoveBack(old) => self.move_back(old),
+            // Its node, where the kernel does not make and remove it, was made by us as well.
+            Undo::Delete => self
+                .pod
+                .delete(link.index)
+                .and_then(|_| tap::remove_stale(link.index))
+                .map(|_| ()),
+            Undo::MoveBack(home, old) => self.move_back(home, old),
         };
         match outcome {
             Ok(()) => error,
@@ -558,8 +564,7 @@ impl Work<'_> {
     }
 
     /// The kernel leaves a half-done move where it is: under the old name or the new one.
-    fn move_back(&mut self, old: &Link) -> Result<()> {
-        let home = Netns::current()?;
+    fn move_back(&mut self, home: &Netns, old: &Link) -> Result<()> {
         for name in [self.ifname().to_owned(), old.name.clone()] {
             let Some(link) = self.pod.link_by_name(&name)?.filter(Link::is_macvtap) else {
                 continue;

@@ -2,7 +2,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "in a test a panic is how to fail"
 )]
@@ -14,10 +13,8 @@ mod add;
 mod bad_input;
 mod check;
 mod del;
-mod faults;
 mod frames;
 mod hand_over;
-mod kill;
 mod logging;
 mod protocol;
 mod races;

@@ -1,58 +1,10 @@
 //! A node whose /dev is a tmpfs, as in `KinD`: nobody makes the taps' nodes but we.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    os::unix::fs::MetadataExt,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, os::unix::fs::MetadataExt, process::Command};
 
 use serde_json::json;
 
-use crate::netns::{Cni, Host, Node, owner, tap_exists, tap_number, wait_until};
-
-/// A mount namespace of its own, held by a process in it.
-struct Dev(Child);
-
-impl Dev {
-    fn new() -> Self {
-        let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && echo && read x";
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        let stdout = child.stdout.as_mut().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        assert_eq!(line, "\n", "no tmpfs could be mounted");
-        Self(child)
-    }
-
-    /// Calls the plugin in it.
-    fn enter<'a>(&self, call: &Cni<'a>) -> Cni<'a> {
-        let mount = format!("--mount=/proc/{}/ns/mnt", self.0.id());
-        call.clone().by(&["nsenter", &mount])
-    }
-
-    /// A file of its /dev, seen from outside.
-    fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root/dev/{name}", self.0.id()))
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path("")).unwrap().flatten();
-        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-        names.filter(|name| name != "null").collect()
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use crate::netns::{Host, Node, binary, dev::Dev, owner, tap_exists, tap_number, wait_until};
 
 #[test]
 fn add_makes_the_node_and_del_removes_it() {
@@ -124,12 +76,9 @@ fn foreign_files_are_left_alone() {
 #[test]
 fn the_selftest_passes_there() {
     let dev = Dev::new();
-    let mount = format!("--mount=/proc/{}/ns/mnt", dev.0.id());
-    let mut command = Command::new("nsenter");
-    command
-        .arg(mount)
-        .arg(crate::netns::binary())
-        .arg("selftest");
+    let [nsenter, mount] = dev.words();
+    let mut command = Command::new(nsenter);
+    command.arg(mount).arg(binary()).arg("selftest");
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");

@@ -8,6 +8,7 @@
     reason = "each test uses another part of this"
 )]
 
+pub mod dev;
 pub mod taps;
 
 use std::{
@@ -256,13 +257,18 @@ impl Cni<'_> {
         &self.stdin
     }
 
-    /// Calls a verb.
-    pub fn call(&self, verb: &str) -> Answer {
+    /// Calls a verb; how the program ended and what it printed.
+    pub fn output(&self, verb: &str) -> Output {
         let mut command = self.command(verb);
         let mut child = self.node.host.0.run(|| Ok(command.spawn()?)).unwrap();
         // A plugin that does not read what it was given is not wrong.
         let _ = child.stdin.take().unwrap().write_all(&self.stdin);
-        let output = child.wait_with_output().unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Calls a verb.
+    pub fn call(&self, verb: &str) -> Answer {
+        let output = self.output(verb);
         Answer {
             status: output.status.code().expect("killed by a signal"),
             stdout: String::from_utf8(output.stdout).unwrap(),

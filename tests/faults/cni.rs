@@ -1,0 +1,217 @@
+//! ADD and DEL. A runtime calls DEL after an ADD that failed or was killed, and later ADD again;
+//! after a DEL that failed, DEL again.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::{
+    injection::{Fault, alone, each, faults},
+    netns::{Cni, Host, LOWER, Node, dev::Dev, tap, tap_exists, tap_number},
+};
+
+/// The ways of ADD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The tap was promised by the device plugin.
+    Promised,
+    /// So it was, on a node whose /dev is a tmpfs.
+    Tmpfs,
+    /// The macvtap waits on the host.
+    Existing,
+    /// There is no device plugin.
+    Unpromised,
+}
+
+const WAITING: &str = "dev500";
+
+struct World {
+    way: Way,
+    node: Node,
+    pod: Host,
+    number: u32,
+    dev: Option<Dev>,
+}
+
+impl World {
+    fn new(way: Way) -> Self {
+        Self {
+            way,
+            node: Node::new(),
+            pod: Host::new(),
+            number: tap_number(),
+            dev: (way == Way::Tmpfs).then(Dev::new),
+        }
+    }
+
+    /// Sees to what has to be there before ADD.
+    fn prepare(&self) {
+        if self.way == Way::Existing && self.node.host.link(WAITING).is_none() {
+            let number = self.number;
+            self.node.host.ip(&format!(
+                "link add {WAITING} index {number} link {LOWER} type macvtap"
+            ));
+        }
+    }
+
+    fn call(&self, by: &[String]) -> Cni<'_> {
+        let config = match self.way {
+            Way::Promised | Way::Tmpfs => {
+                return self.by(self.node.promised(&self.pod, self.number), by);
+            }
+            Way::Existing => json!({"deviceID": WAITING}),
+            Way::Unpromised => json!({"lowerDevice": LOWER, "mode": "bridge"}),
+        };
+        let call = self.node.cni(&self.pod, config);
+        // The tap of one that nobody promised is drawn by the container's ID.
+        self.by(
+            call.env("CNI_CONTAINERID", &format!("c{}", self.number)),
+            by,
+        )
+    }
+
+    fn by<'a>(&self, call: Cni<'a>, words: &[String]) -> Cni<'a> {
+        let enter = self.dev.iter().flat_map(Dev::words);
+        let words: Vec<String> = enter.chain(words.iter().cloned()).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        call.by(&words)
+    }
+
+    fn assert_nothing_left(&self, after: &str) {
+        let links = self.pod.links();
+        assert!(links.is_empty(), "{after}: {links:?} is left in the pod");
+        let mut on_host = self.node.host.links();
+        // Before it was moved, or after it was moved back, it waits as before.
+        on_host.retain(|name| self.way != Way::Existing || name != WAITING);
+        assert_eq!(on_host, [LOWER], "{after}");
+        if self.node.host.link(WAITING).is_none() {
+            assert!(!tap_exists(self.number), "{after}: a tap is left");
+            assert!(!tap(self.number).exists(), "{after}: a node is left");
+        }
+        if let Some(dev) = &self.dev {
+            assert!(dev.names().is_empty(), "{after}: {:?} is left", dev.names());
+        }
+    }
+
+    /// What strace sees of `verb`.
+    fn faults(&self, verb: &str) -> Vec<Fault> {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let path = log.path().to_str().unwrap();
+        let words = ["strace", "-o", path].map(str::to_owned);
+        let answer = self.call(&words).call(verb);
+        assert_eq!(answer.status, 0, "{answer:?}");
+        faults(Path::new(path))
+    }
+
+    /// Calls a verb that suffers. True if it succeeded; if not, and nothing stopped it, it said
+    /// why in the way of CNI.
+    fn suffer(&self, verb: &str, fault: &Fault) -> bool {
+        let output = self.call(&fault.words()).output(verb);
+        let text = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() {
+            let result: Value = serde_json::from_str(&text).unwrap_or_default();
+            assert_eq!(
+                result["interfaces"].is_array(),
+                verb == "ADD",
+                "{fault}: {text}"
+            );
+            return true;
+        }
+        if fault.kills() || fault.ends_it() {
+            return false;
+        }
+        // What cannot be written cannot be read.
+        if !(fault.to_string().contains("=write") && text.is_empty()) {
+            let error: Value = serde_json::from_str(&text).unwrap_or_else(|error| {
+                panic!("{fault}: {error}: {output:?}");
+            });
+            assert!(error["code"].is_u64(), "{fault}: {error}");
+        }
+        false
+    }
+}
+
+fn add(way: Way) {
+    let _turn = alone();
+    let world = World::new(way);
+    world.prepare();
+    let faults = world.faults("ADD");
+    world.call(&[]).succeed("DEL");
+    let suffer = |world: &World, fault: &Fault| {
+        let after = fault.to_string();
+        world.prepare();
+        let succeeded = world.suffer("ADD", fault);
+        if !succeeded && !fault.kills() && !fault.ends_it() {
+            world.assert_nothing_left(&after);
+        }
+        world.call(&[]).succeed("DEL");
+        world.assert_nothing_left(&after);
+        world.prepare();
+        let again = world.call(&[]).added();
+        again.succeed("CHECK");
+        again.succeed("DEL");
+        !succeeded
+    };
+    each(
+        &format!("ADD, {way:?}"),
+        &faults,
+        || World::new(way),
+        suffer,
+    );
+}
+
+fn del(way: Way) {
+    let _turn = alone();
+    let world = World::new(way);
+    world.prepare();
+    world.call(&[]).add();
+    let faults = world.faults("DEL");
+    let suffer = |world: &World, fault: &Fault| {
+        let after = fault.to_string();
+        world.prepare();
+        world.call(&[]).add();
+        let succeeded = world.suffer("DEL", fault);
+        if succeeded {
+            world.assert_nothing_left(&after);
+        }
+        world.call(&[]).succeed("DEL");
+        world.assert_nothing_left(&after);
+        !succeeded
+    };
+    each(
+        &format!("DEL, {way:?}"),
+        &faults,
+        || World::new(way),
+        suffer,
+    );
+}
+
+#[test]
+fn add_of_a_promised_tap() {
+    add(Way::Promised);
+}
+
+#[test]
+fn add_on_a_tmpfs() {
+    add(Way::Tmpfs);
+}
+
+#[test]
+fn add_of_a_macvtap_that_waits() {
+    add(Way::Existing);
+}
+
+#[test]
+fn add_without_a_device_plugin() {
+    add(Way::Unpromised);
+}
+
+#[test]
+fn del_of_a_promised_tap() {
+    del(Way::Promised);
+}
+
+#[test]
+fn del_on_a_tmpfs() {
+    del(Way::Tmpfs);
+}

@@ -1,0 +1,135 @@
+//! The device plugin: it goes on, or it ends and says why; the one that is started next works.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use macvtap::selftest::kubelet::{Kubelet, Resource};
+use tempfile::TempDir;
+
+use crate::{
+    injection::{Fault, alone, each, faults},
+    kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
+    netns::{Node, binary},
+};
+
+struct World {
+    node: Node,
+    dir: TempDir,
+    kubelet: Kubelet,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        Self {
+            node: Node::new(),
+            dir,
+            kubelet,
+        }
+    }
+
+    fn start(&self, by: &[&str]) -> Plugin {
+        let binary = binary();
+        let mut words = by.iter().copied().chain([binary.to_str().unwrap()]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg("deviceplugin").arg("--kubelet-dir");
+        command
+            .arg(self.dir.path())
+            .arg("--netns-dir")
+            .arg(self.dir.path());
+        command.args(["--status-address", "127.0.0.1:0"]);
+        command.env("DP_MACVTAP_CONF", configuration());
+        Plugin::spawn(&self.node.host, command)
+    }
+
+    fn resource(&self) -> Option<Resource> {
+        self.kubelet.resource(RESOURCE)
+    }
+
+    /// Takes a device as a pod would.
+    fn allocate(&self) -> Result<()> {
+        let listed = |resource: &Resource| resource.connected && !resource.healthy().is_empty();
+        let resource = self.kubelet.wait_for(RESOURCE, PATIENCE, listed)?;
+        let ids = [resource.healthy()[0].clone()];
+        self.kubelet.allocate(RESOURCE, &ids)?;
+        Ok(())
+    }
+}
+
+/// Ends what runs under strace, which a signal to strace would not reach. Once more where a
+/// fault hit the very signal.
+fn end(plugin: &mut Plugin, fault: Option<&Fault>) -> Option<i32> {
+    let children = format!("/proc/{0}/task/{0}/children", plugin.id());
+    let start = Instant::now();
+    while plugin.is_alive() {
+        let children = std::fs::read_to_string(&children).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let _ = Command::new("kill").arg(child).status();
+        }
+        std::thread::sleep(Duration::from_millis(if fault.is_some() {
+            300
+        } else {
+            2000
+        }));
+        assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", plugin.log());
+    }
+    plugin.end().0
+}
+
+/// Waits for one of two ends: true if the kubelet has the devices, false if the plugin is gone.
+fn settled(world: &World, plugin: &mut Plugin, fault: &Fault) -> bool {
+    let start = Instant::now();
+    loop {
+        let resource = world.resource();
+        if resource.is_some_and(|resource| resource.connected && !resource.healthy().is_empty()) {
+            return true;
+        }
+        if !plugin.is_alive() {
+            return false;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "{fault}: {}",
+            plugin.log()
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn from_start_to_end() {
+    let _turn = alone();
+    let world = World::new();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut plugin = world.start(&["strace", "-f", "-o", log.path().to_str().unwrap()]);
+    world.allocate().unwrap();
+    assert_eq!(end(&mut plugin, None), Some(0));
+    let faults = faults(log.path());
+    let suffer = |world: &World, fault: &Fault| {
+        let mut plugin = world.start(&["strace", "-f", "-o", "/dev/null", &fault.to_string()]);
+        if settled(world, &mut plugin, fault) {
+            // The fault may hit just this, and the kubelet tries again.
+            let _ = world.allocate();
+            end(&mut plugin, Some(fault));
+        }
+        let (status, log) = (plugin.end().0, plugin.log());
+        let silent = fault.kills() || fault.ends_it();
+        // Libraries panic where their own pipes and event counters fail, which never do.
+        let said = log.contains("macvtap: ") || log.contains("panicked at");
+        assert!(
+            status == Some(0) || silent || said,
+            "{fault}: {status:?}: {log}"
+        );
+        assert!(!log.contains("panicked at src/"), "{fault}: {log}");
+        let mut next = world.start(&[]);
+        world.allocate().unwrap();
+        next.signal("TERM");
+        assert_eq!(next.end().0, Some(0), "{fault}: {}", next.log());
+        status != Some(0)
+    };
+    each("device plugin", &faults, World::new, suffer);
+}

@@ -1,0 +1,175 @@
+//! Faults, one at a time, by strace.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// Worlds side by side: most of the time goes into waiting for the kernel.
+const WORKERS: usize = 6;
+
+/// One test after the other: the more taps there are on the machine, the more system calls it
+/// takes to find one's own.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is done to one system call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    call: String,
+    /// The which one of its name, from 1.
+    number: u32,
+    /// None kills the program there.
+    errno: Option<&'static str>,
+}
+
+impl fmt::Display for Fault {
+    /// As strace takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.errno {
+            Some(errno) => write!(f, "--inject={}:error={errno}", self.call)?,
+            None => write!(f, "--inject={}:signal=KILL", self.call)?,
+        }
+        write!(f, ":when={}", self.number)
+    }
+}
+
+impl Fault {
+    /// Whether the program is killed there.
+    pub fn kills(&self) -> bool {
+        self.errno.is_none()
+    }
+
+    /// Whether Rust's own library or allocator ends the program there, which then can say
+    /// nothing.
+    pub fn ends_it(&self) -> bool {
+        self.errno == Some("ENOMEM") && ["brk", "mmap", "mremap"].contains(&self.call.as_str())
+    }
+
+    /// The words before a command that suffers from it.
+    pub fn words(&self) -> [String; 4] {
+        ["strace", "-o", "/dev/null", &self.to_string()].map(str::to_owned)
+    }
+}
+
+/// The errors that a system call of ours can have, by its manual page and with the arguments
+/// that we give. Those that only a wrong argument brings (EFAULT, EBADF...) are not among them,
+/// nor is ENOENT: that what is there were not there would be a lie. `close` can fail only on file
+/// systems that write then.
+fn errnos(call: &str) -> &'static [&'static str] {
+    match call {
+        "accept4" => &["EMFILE", "ENFILE", "ENOMEM"],
+        "bind" => &["EADDRINUSE", "EACCES", "ENOMEM"],
+        "brk" | "mmap" | "mremap" | "munmap" => &["ENOMEM"],
+        "chmod" | "fchmod" | "fchownat" | "fchown" => &["EPERM", "EROFS", "EIO"],
+        "clone3" | "clone" => &["EAGAIN", "ENOMEM"],
+        "connect" => &["ECONNREFUSED", "EAGAIN"],
+        "copy_file_range" => &["EIO", "ENOSPC", "EXDEV", "EOPNOTSUPP", "EINVAL"],
+        "epoll_create1" | "eventfd2" | "inotify_init1" => &["EMFILE", "ENOMEM"],
+        "epoll_ctl" | "inotify_add_watch" => &["ENOMEM", "ENOSPC"],
+        "fcntl" => &["EMFILE"],
+        "fstatfs" | "fsync" | "statfs" => &["EIO"],
+        "getsockname" | "getsockopt" => &["ENOBUFS"],
+        "link" | "linkat" => &["EIO", "ENOSPC", "EPERM"],
+        "listen" => &["EADDRINUSE"],
+        "mknod" | "mknodat" => &["EPERM", "ENOSPC", "EROFS"],
+        "newfstatat" | "statx" | "fstat" => &["EIO", "EACCES", "ENOMEM"],
+        "open" | "openat" => &["EMFILE", "ENFILE", "EACCES", "EIO"],
+        "pipe2" | "socketpair" => &["EMFILE", "ENFILE"],
+        "poll" | "ppoll" => &["EINTR", "ENOMEM"],
+        "read" | "pread64" => &["EIO", "EINTR"],
+        "getdents64" | "readlink" | "readlinkat" => &["EIO", "ENOMEM"],
+        "recvfrom" | "recvmsg" | "sendto" | "sendmsg" => &["ENOBUFS", "EINTR", "ENOMEM"],
+        "rename" | "renameat" | "unlink" => &["EIO", "ENOSPC", "EROFS", "EBUSY"],
+        "setns" => &["EPERM", "ENOMEM"],
+        "setsockopt" => &["ENOPROTOOPT", "ENOMEM"],
+        "socket" => &["EMFILE", "ENFILE", "ENOBUFS", "EACCES"],
+        "epoll_wait" | "wait4" | "waitid" => &["EINTR"],
+        "write" | "writev" => &["ENOSPC", "EINTR", "EIO", "EPIPE"],
+        _ => &[],
+    }
+}
+
+/// The faults that a program can have whose system calls strace wrote into `log`: at every
+/// call the end, at every one that can fail each of its errors.
+pub fn faults(log: &Path) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (call, count) in calls(log) {
+        for number in 1..=count {
+            let errnos = errnos(&call).iter().map(|errno| Some(*errno));
+            faults.extend([None].into_iter().chain(errnos).map(|errno| Fault {
+                call: call.clone(),
+                number,
+                errno,
+            }));
+        }
+    }
+    faults
+}
+
+fn calls(log: &Path) -> BTreeMap<String, u32> {
+    let mut calls = BTreeMap::new();
+    for line in fs::read_to_string(log).unwrap().lines() {
+        // With several threads each line begins with the thread's number.
+        let line = line.trim_start_matches(|char: char| char.is_ascii_digit() || char == ' ');
+        let name = line.split_once('(').map(|(name, _)| name);
+        // "+++ exited with 0 +++" is none; the program is not ours before execve returned.
+        let is_call = |name: &&str| !name.starts_with(['+', '-', '<']) && *name != "execve";
+        if let Some(name) = name.filter(is_call) {
+            *calls.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    calls
+}
+
+/// Tries each of the faults, side by side in worlds of their own, and says how many there were.
+/// `suffer` panics if something is wrong, and tells whether the fault stopped the program.
+pub fn each<W>(
+    what: &str,
+    faults: &[Fault],
+    world: impl Fn() -> W + Sync,
+    suffer: impl Fn(&W, &Fault) -> bool + Sync,
+) {
+    let (next, stopped, failures) = (
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+    );
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                let mut own = world();
+                while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = panic::catch_unwind(AssertUnwindSafe(|| suffer(&own, fault)));
+                    match outcome {
+                        Ok(true) if fault.kills() => _ = stopped.fetch_add(1, Ordering::Relaxed),
+                        Ok(_) => {}
+                        Err(_) => {
+                            failures.fetch_add(1, Ordering::Relaxed);
+                            own = world(); // Whatever is left in it is not the next one's.
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (stopped, failures) = (stopped.into_inner(), failures.into_inner());
+    let kills = faults.iter().filter(|fault| fault.kills()).count();
+    let injected = faults.len() - kills;
+    println!("{what}: killed at {stopped} system calls, {injected} errors injected");
+    assert_eq!(
+        failures, 0,
+        "faults after which something was wrong, see above"
+    );
+    // How often some calls come depends on what else is on the machine, and strace counts the
+    // calls of each thread by themselves.
+    assert!(stopped > 40 && stopped * 4 > kills * 3, "of {kills}");
+}
