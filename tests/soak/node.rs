@@ -1,0 +1,194 @@
+//! A node: its lower device, kubelet, device plugin, and what is true of it when it stands still.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    path::PathBuf,
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use macvtap::{
+    device_id::DeviceId,
+    selftest::kubelet::{Kubelet, Resource},
+    tap as taps,
+};
+use tempfile::TempDir;
+
+use crate::{
+    kubelet::{PATIENCE, Plugin, RESOURCE},
+    netns::{LOWER, Node, tap, taps::far_tap, wait_until},
+};
+
+/// Beside the lower device, for link events that concern nobody.
+pub const BYSTANDER: &str = "bystander";
+
+/// What a device plugin held when it was first counted.
+#[derive(Clone, Copy)]
+struct Baseline {
+    descriptors: usize,
+    memory: u64,
+}
+
+pub struct SoakNode {
+    pub node: Node,
+    dir: TempDir,
+    config: PathBuf,
+    /// Whether its device plugin is killed now and then.
+    pub killed: bool,
+    pub kubelet: RwLock<Option<Kubelet>>,
+    pub plugin: Mutex<Plugin>,
+    baseline: Mutex<Option<Baseline>>,
+    /// IDs that no pod has.
+    ids: Mutex<Vec<String>>,
+    /// All of them.
+    numbers: BTreeSet<u32>,
+    /// The far end of the wire; none while there is none.
+    pub far: RwLock<Option<File>>,
+    /// Odd while the lower device is being maltreated.
+    generation: AtomicU64,
+    /// Held for reading by whoever works, for writing to make all stand still.
+    still: RwLock<()>,
+}
+
+impl SoakNode {
+    pub fn new(killed: bool) -> Self {
+        let node = Node::new();
+        node.host.ip(&format!(
+            "link add {BYSTANDER} type veth peer name {BYSTANDER}1"
+        ));
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.json");
+        configure(&config, 100);
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        let plugin = Plugin::with_file(&node.host, dir.path(), &config);
+        let listed = |resource: &Resource| resource.healthy().len() == 100;
+        let ids = kubelet
+            .wait_for(RESOURCE, PATIENCE, listed)
+            .unwrap()
+            .healthy();
+        let far = far_tap(&node);
+        let numbers = ids.iter().map(|id| number(id)).collect();
+        Self {
+            node,
+            dir,
+            config,
+            killed,
+            kubelet: RwLock::new(Some(kubelet)),
+            plugin: Mutex::new(plugin),
+            baseline: Mutex::default(),
+            ids: Mutex::new(ids),
+            numbers,
+            far: RwLock::new(Some(far)),
+            generation: AtomicU64::new(0),
+            still: RwLock::default(),
+        }
+    }
+
+    /// Whoever works holds this.
+    pub fn work(&self) -> RwLockReadGuard<'_, ()> {
+        self.still.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By this it is known afterwards whether the lower device was left in peace.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Maltreats the lower device.
+    pub fn disturb(&self, work: impl FnOnce(&Self)) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        work(self);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn take_id(&self, place: u64) -> String {
+        let mut ids = lock(&self.ids);
+        let place = usize::try_from(place).unwrap() % ids.len();
+        ids.swap_remove(place)
+    }
+
+    pub fn give_id_back(&self, id: String) {
+        lock(&self.ids).push(id);
+    }
+
+    pub fn configure(&self, capacity: usize) {
+        configure(&self.config, capacity);
+    }
+
+    pub fn restart_plugin(&self) {
+        let mut plugin = lock(&self.plugin);
+        plugin.signal("KILL");
+        plugin.end();
+        *plugin = Plugin::with_file(&self.node.host, self.dir.path(), &self.config);
+    }
+
+    pub fn restart_kubelet(&self) {
+        let mut kubelet = self.kubelet.write().unwrap_or_else(PoisonError::into_inner);
+        drop(kubelet.take());
+        *kubelet = Some(Kubelet::start(self.dir.path()).unwrap());
+    }
+
+    /// All stand still: no pod has anything.
+    pub fn take_stock(&self) {
+        let _still = self.still.write().unwrap_or_else(PoisonError::into_inner);
+        // Namespaces that were dropped take a moment to go.
+        wait_until("every tap is gone", || {
+            taps::numbers().unwrap().is_disjoint(&self.numbers)
+        });
+        for number in &self.numbers {
+            assert!(!tap(*number).exists(), "tap {number} left a node");
+        }
+        let mut links = self.node.host.links();
+        links.sort();
+        assert_eq!(links, [BYSTANDER, &format!("{BYSTANDER}1"), LOWER]);
+        let kubelet = self.kubelet.read().unwrap_or_else(PoisonError::into_inner);
+        let offered = |resource: &Resource| resource.connected && resource.healthy().len() >= 100;
+        let resource = kubelet
+            .as_ref()
+            .unwrap()
+            .wait_for(RESOURCE, PATIENCE, offered);
+        let mut plugin = lock(&self.plugin);
+        resource.unwrap_or_else(|error| panic!("{error:#}: {}", plugin.log()));
+        assert!(plugin.is_alive(), "{}", plugin.log());
+        if !self.killed {
+            self.compare(&plugin);
+        }
+    }
+
+    fn compare(&self, plugin: &Plugin) {
+        let now = Baseline {
+            descriptors: plugin.descriptors(),
+            memory: plugin.memory(),
+        };
+        let first = *lock(&self.baseline).get_or_insert(now);
+        // A watch of the lower device comes and goes with ports that need it.
+        let more = now.descriptors.saturating_sub(first.descriptors);
+        assert!(
+            more <= 3,
+            "{} descriptors, {} before",
+            now.descriptors,
+            first.descriptors
+        );
+        // The log is not the plugin's; a few pages for tables that grew to their size.
+        let grown = now.memory.saturating_sub(first.memory);
+        assert!(grown < 1024, "{} KiB, {} before", now.memory, first.memory);
+    }
+}
+
+fn configure(path: &std::path::Path, capacity: usize) {
+    let text = format!(
+        r#"[{{"name": "dataplane", "lowerDevice": "{LOWER}", "mode": "bridge", "capacity": {capacity}}}]"#
+    );
+    std::fs::write(path, text).unwrap();
+}
+
+pub fn number(id: &str) -> u32 {
+    id.parse::<DeviceId>().unwrap().tap
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

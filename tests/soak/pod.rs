@@ -1,0 +1,300 @@
+//! Pods, one after the other: allocated, attached, checked, used, and gone in one way or another.
+
+use std::{
+    fs::File,
+    io::{Read, Write as _},
+    os::unix::fs::MetadataExt,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+
+use macvtap::{
+    mac::MacAddr,
+    tap::{self as taps, VNET_HEADER},
+};
+use serde_json::json;
+
+use crate::{
+    count::Count,
+    dice::Dice,
+    kubelet::RESOURCE,
+    netns::{
+        Answer, Cni, Host, owner, tap,
+        taps::{open, send},
+        wait_until,
+    },
+    node::{SoakNode, number},
+};
+
+/// An ethertype for experiments (IEEE 802, table of local ones).
+const KIND: [u8; 2] = [0x88, 0xb5];
+/// Frames of pods, and frames to them.
+const FROM: u8 = 1;
+const TO: u8 = 2;
+/// Longer than a frame takes on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Lives until it is told that it is over.
+pub fn live(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> bool) {
+    let mut pod = Host::new();
+    while going() {
+        let _work = node.work();
+        let id = node.take_id(dice.number());
+        let cycle = Cycle {
+            node,
+            pod: &pod,
+            number: number(&id),
+            count,
+            generation: node.generation(),
+        };
+        let gone = cycle.run(&id, &mut dice);
+        if gone {
+            // Its namespace goes without DEL. Another pod may have the ID at once.
+            pod = Host::new();
+            count.one("netns destroyed without DEL");
+        }
+        node.give_id_back(id);
+    }
+}
+
+struct Cycle<'a> {
+    node: &'a SoakNode,
+    pod: &'a Host,
+    number: u32,
+    count: &'a Count,
+    generation: u64,
+}
+
+impl Cycle<'_> {
+    /// Whether the lower device was left in peace since the cycle began.
+    fn calm(&self) -> bool {
+        self.generation.is_multiple_of(2) && self.node.generation() == self.generation
+    }
+
+    /// Fails unless the lower device was in trouble.
+    fn excuse(&self, what: &str) {
+        assert!(!self.calm(), "tap {}: {what}", self.number);
+        self.count.one("event: excused by the lower device");
+    }
+
+    /// True if the pod's namespace is to be destroyed.
+    fn run(&self, id: &str, dice: &mut Dice) -> bool {
+        self.allocate(id);
+        let mac = MacAddr::random();
+        let config = json!({"deviceID": id, "mac": mac.to_string()});
+        let call = self.node.node.cni(self.pod, config);
+        let call = call.env("CNI_CONTAINERID", &format!("soak-{}", dice.number()));
+        if dice.roll(8) == 0 {
+            self.kill(&call, dice);
+        }
+        let answer = call.call("ADD");
+        self.count.one("ADD");
+        if answer.status != 0 {
+            self.failed(&answer);
+            return false;
+        }
+        let result: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+        let call = call.with("prevResult", result);
+        self.check_node();
+        self.use_tap(mac, dice);
+        for _ in 0..dice.roll(8) {
+            self.check(&call);
+        }
+        if dice.roll(4) == 0 {
+            self.add_again(&call);
+        }
+        if dice.roll(4) == 0 {
+            self.pre_start(id);
+        }
+        if dice.roll(4) == 0 {
+            self.status(&call);
+        }
+        if dice.roll(6) == 0 {
+            return true;
+        }
+        for _ in 0..=dice.roll(2) {
+            call.succeed("DEL");
+            self.count.one("DEL");
+        }
+        self.assert_nothing_left();
+        false
+    }
+
+    fn allocate(&self, id: &str) {
+        let kubelet = self
+            .node
+            .kubelet
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        // The plugin may be about to register, or killed.
+        let answer = kubelet
+            .as_ref()
+            .unwrap()
+            .allocate(RESOURCE, &[id.to_owned()]);
+        if let Ok(answer) = answer {
+            let promised = &answer.container_responses[0].devices[0].host_path;
+            assert_eq!(*promised, tap(self.number).to_string_lossy());
+            self.count.one("Allocate");
+        }
+    }
+
+    fn pre_start(&self, id: &str) {
+        let kubelet = self
+            .node
+            .kubelet
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        if kubelet
+            .as_ref()
+            .unwrap()
+            .pre_start(RESOURCE, &[id.to_owned()])
+            .is_ok()
+        {
+            self.count.one("PreStartContainer");
+        }
+        // Without a tap, of a lower device that was removed, it makes one on the host.
+        let mut socket = self.node.node.host.0.socket().unwrap();
+        if !self.calm() && socket.link(self.number).unwrap().is_some() {
+            socket.delete(self.number).unwrap();
+        }
+    }
+
+    fn failed(&self, answer: &Answer) {
+        let error = answer.error();
+        assert!(self.pod.links().is_empty(), "after {error}");
+        self.excuse(&format!("ADD failed: {error}"));
+    }
+
+    /// An ADD that is killed, and the DEL that a runtime calls then.
+    fn kill(&self, call: &Cni<'_>, dice: &mut Dice) {
+        let mut command = call.command("ADD");
+        let mut child = self.node.node.host.0.run(|| Ok(command.spawn()?)).unwrap();
+        let _ = child.stdin.take().unwrap().write_all(call.input());
+        std::thread::sleep(dice.pause(4));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        self.count.one("ADD killed");
+        call.succeed("DEL");
+        self.count.one("DEL");
+        self.assert_nothing_left();
+    }
+
+    /// The promise: the tap's node is the tap's own, the guest's, and the only one.
+    fn check_node(&self) {
+        let path = tap(self.number);
+        let devices = taps::devices(self.number).unwrap();
+        if devices.is_empty() {
+            return self.excuse("the tap is gone");
+        }
+        assert_eq!(devices.len(), 1, "two taps are called {}", self.number);
+        assert_eq!(owner(&path), (107, 107, 0o660));
+        self.count.one("promise kept");
+    }
+
+    /// Frames out and in, as a guest's. What comes to the tap is the pod's own.
+    fn use_tap(&self, mac: MacAddr, dice: &mut Dice) {
+        let file = open(self.number);
+        let rdev = file.metadata().unwrap().rdev();
+        let token = dice.number();
+        for _ in 0..=dice.roll(3) {
+            let out = frame([0xff; 6], mac.0, FROM, token);
+            self.out(&file, &out);
+            self.arrive(&file, mac, token);
+        }
+        assert_eq!(file.metadata().unwrap().rdev(), rdev);
+    }
+
+    fn out(&self, file: &File, frame: &[u8]) {
+        let mut tap = file;
+        let bytes = [&[0; VNET_HEADER], frame].concat();
+        match tap.write(&bytes) {
+            Ok(length) if length == bytes.len() => self.count.one("frame out"),
+            other => self.excuse(&format!("no frame could be sent: {other:?}")),
+        }
+    }
+
+    fn arrive(&self, mut file: &File, mac: MacAddr, token: u64) {
+        let sent = {
+            let far = self.node.far.read().unwrap_or_else(PoisonError::into_inner);
+            let far = far.as_ref().filter(|_| self.calm());
+            far.map(|far| send(far, &frame(mac.0, [2, 0, 0, 0, 0, 0xfe], TO, token)))
+        };
+        if sent.is_none() {
+            return self.excuse("there is no wire");
+        }
+        let start = Instant::now();
+        let mut buffer = [0; 4096];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(length) => {
+                    let seen = &buffer[VNET_HEADER..length];
+                    let ours = seen.get(12..15) == Some(&[KIND[0], KIND[1], TO][..]);
+                    let own = seen.get(15..23) == Some(&token.to_be_bytes()[..]);
+                    assert!(
+                        !ours || own,
+                        "tap {} shows another pod's frame",
+                        self.number
+                    );
+                    if ours {
+                        return self.count.one("frame in");
+                    }
+                }
+                Err(_) if start.elapsed() > PATIENCE || !self.calm() => {
+                    return self.excuse("a frame did not arrive");
+                }
+                Err(_) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+
+    fn check(&self, call: &Cni<'_>) {
+        let answer = call.call("CHECK");
+        self.count.one("CHECK");
+        if answer.status != 0 {
+            self.excuse(&format!("CHECK failed: {}", answer.error()));
+        }
+    }
+
+    /// A runtime that has forgotten: an error, and no harm.
+    fn add_again(&self, call: &Cni<'_>) {
+        let answer = call.call("ADD");
+        self.count.one("ADD a second time");
+        if answer.status == 0 {
+            return self.excuse("ADD succeeded twice");
+        }
+        self.check(call);
+    }
+
+    fn status(&self, call: &Cni<'_>) {
+        let answer = call.call("STATUS");
+        self.count.one("STATUS");
+        if answer.status != 0 {
+            self.excuse(&format!("STATUS failed: {}", answer.error()));
+        }
+    }
+
+    fn assert_nothing_left(&self) {
+        let mut socket = self.pod.0.socket().unwrap();
+        let links = socket.links().unwrap();
+        assert!(links.iter().all(|link| link.loopback), "{links:?}");
+        // The tap of the ID's former pod may still be going, where ADD was killed too early to
+        // wait for that.
+        wait_until("the tap is gone", || {
+            taps::devices(self.number).unwrap().is_empty() && !tap(self.number).exists()
+        });
+    }
+}
+
+/// A frame with a pod's identity in it.
+fn frame(destination: [u8; 6], source: [u8; 6], direction: u8, token: u64) -> Vec<u8> {
+    let mut frame = [
+        &destination[..],
+        &source,
+        &KIND,
+        &[direction],
+        &token.to_be_bytes(),
+    ]
+    .concat();
+    frame.resize(60, 0);
+    frame
+}
