@@ -49,7 +49,7 @@ pub enum Command {
     /// Copy this binary into the CNI directory
     Install(Install),
     /// Remove this program from the CNI directory, and nothing else
-    Uninstall(Install),
+    Uninstall(InstallTarget),
     /// Copy as `install` does; existing manifests call it by this name
     #[command(hide = true)]
     Cp {
@@ -220,6 +220,17 @@ pub enum Switch {
 /// The options of the installer.
 #[derive(Args, Clone, Debug)]
 pub struct Install {
+    /// Where the binary goes
+    #[command(flatten)]
+    pub target: InstallTarget,
+    /// Also write the device plugin's seccomp profile to this file; its directory has to exist
+    #[arg(long, value_name = "FILE")]
+    pub seccomp_profile: Option<PathBuf>,
+}
+
+/// Where the binary is installed.
+#[derive(Args, Clone, Debug)]
+pub struct InstallTarget {
     /// The CNI directory; can be given again [default: /host/opt/cni/bin if it exists, or else
     /// /opt/cni/bin]
     #[arg(long, value_name = "DIR")]

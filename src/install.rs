@@ -26,6 +26,8 @@ const MARKER: &[u8] = b"this file is macvtap, a CNI plugin and device plugin; ma
 /// No plugin's name begins with a dot, so no runtime takes these for one.
 const UNFINISHED: &str = ".macvtap.tmp.";
 const MODE: u32 = 0o755;
+/// The system calls of the device plugin, in the form that the kubelet reads.
+const PROFILE: &[u8] = include_bytes!("../manifests/seccomp/macvtap-deviceplugin.json");
 
 /// What to install where.
 #[derive(Clone, Debug)]
@@ -36,8 +38,8 @@ pub struct Target {
     pub name: String,
 }
 
-impl From<&cli::Install> for Target {
-    fn from(options: &cli::Install) -> Self {
+impl From<&cli::InstallTarget> for Target {
+    fn from(options: &cli::InstallTarget) -> Self {
         Self {
             dirs: options.dir.clone(),
             name: options.name.clone(),
@@ -65,8 +67,12 @@ impl Target {
     }
 }
 
-/// Installs this binary in every directory. Goes on after a failure, and reports all.
-pub fn install(target: &Target) -> Result<ExitCode> {
+/// Installs this binary in every directory. Goes on after a failure, and reports all. First, if
+/// it is wanted, the device plugin's seccomp profile.
+pub fn install(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
+    if let Some(path) = seccomp_profile {
+        writeln!(io::stdout(), "{}", place_profile(path)?)?;
+    }
     each(target, |path| copy(Path::new(SELF), path))
 }
 
@@ -106,8 +112,8 @@ fn copy(source: &Path, target: &Path) -> Result<String> {
     if former == Former::File(new.clone(), true) && is_as_installed(target)? {
         return Ok(format!("{shown} is up to date, sha256 {new}"));
     }
-    let unfinished = dir.join(format!("{UNFINISHED}{}", std::process::id()));
-    let placed = write(source, &unfinished)
+    let unfinished = unfinished(dir);
+    let placed = copy_to(source, &unfinished)
         .and_then(|()| try_out(&unfinished))
         .and_then(|()| keep(&former, target))
         .and_then(|()| place(&unfinished, target));
@@ -173,8 +179,8 @@ fn directory(target: &Path) -> Result<&Path> {
         Ok(_) => bail!("{shown} is not a directory"),
         Err(error) => Err(error).with_context(|| {
             format!(
-                "looking at {shown}; it is the container runtime's CNI directory, \
-                 mounted from the host: another one is given by --dir"
+                "looking at {shown}; it is mounted from the host, the container runtime's CNI \
+                 directory (another one is given by --dir) or the kubelet's for seccomp profiles"
             )
         }),
     }
@@ -194,10 +200,37 @@ fn clear(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes the whole file under another name, and to the disk.
-fn write(source: &Path, unfinished: &Path) -> Result<()> {
-    let mut from = File::open(source)?;
+fn place_profile(path: &Path) -> Result<String> {
+    let dir = directory(path)?;
+    clear(dir)?;
+    let unfinished = unfinished(dir);
+    let placed = write(PROFILE, &unfinished, 0o644).and_then(|_| place(&unfinished, path));
+    if let Err(error) = placed {
+        // If that fails as well, the next installation clears it.
+        let _ = fs::remove_file(&unfinished);
+        return Err(explain(error, dir).context(format!("installing {}", path.display())));
+    }
+    Ok(format!("{} installed", path.display()))
+}
+
+fn unfinished(dir: &Path) -> PathBuf {
+    dir.join(format!("{UNFINISHED}{}", std::process::id()))
+}
+
+/// Copies the whole file under another name.
+fn copy_to(source: &Path, unfinished: &Path) -> Result<()> {
+    let from = File::open(source)?;
     let length = from.metadata()?.len();
+    let copied = write(from, unfinished, MODE)?;
+    ensure!(
+        copied == length,
+        "only {copied} of {length} bytes could be copied"
+    );
+    Ok(())
+}
+
+/// Writes a file that is root's, and to the disk; how many bytes.
+fn write(mut from: impl Read, unfinished: &Path, mode: u32) -> Result<u64> {
     let mut to = File::options()
         .write(true)
         .create_new(true)
@@ -205,14 +238,10 @@ fn write(source: &Path, unfinished: &Path) -> Result<()> {
         .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(unfinished)?;
     let copied = io::copy(&mut from, &mut to)?;
-    ensure!(
-        copied == length,
-        "only {copied} of {length} bytes could be copied"
-    );
     fchown(&to, Some(0), Some(0)).context("giving it to root")?;
-    to.set_permissions(Permissions::from_mode(MODE))?;
+    to.set_permissions(Permissions::from_mode(mode))?;
     to.sync_all()?;
-    Ok(())
+    Ok(copied)
 }
 
 /// Runs the new file as a container runtime would, before anybody else can.

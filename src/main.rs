@@ -43,7 +43,10 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Cni => Ok(cni::main()),
         Command::Deviceplugin(options) => deviceplugin::main(&options.into()),
         Command::Probe { kubelet_dir } => deviceplugin::status::probe(kubelet_dir),
-        Command::Install(options) => install::install(&options.into()),
+        Command::Install(options) => install::install(
+            &(&options.target).into(),
+            options.seccomp_profile.as_deref(),
+        ),
         Command::Uninstall(options) => install::uninstall(&options.into()),
         Command::Cp { source, target } => install::cp(source, target),
         Command::Link { command } => link::main(command),

@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File, Permissions},
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -17,8 +17,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use nix::{
+    errno::Errno,
     fcntl::{AtFlags, OFlag},
     sys::stat::{self, SFlag},
     unistd::{Gid, Uid, fchownat},
@@ -310,13 +311,15 @@ fn own(path: &Path, device: Device, owner: Owner) -> Result<bool> {
         return Ok(false);
     }
     let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
-    fchownat(&file, "", Some(user), Some(group), AtFlags::AT_EMPTY_PATH).with_context(|| {
+    let given = fchownat(&file, "", Some(user), Some(group), AtFlags::AT_EMPTY_PATH);
+    permitted(given.map_err(io::Error::from), "CAP_CHOWN").with_context(|| {
         let path = path.display();
         format!("giving {path} to {}:{}", owner.user, owner.group)
     })?;
     // fchmod refuses descriptors that were opened with O_PATH.
     let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-    fs::set_permissions(by_descriptor, Permissions::from_mode(MODE))
+    let set = fs::set_permissions(by_descriptor, Permissions::from_mode(MODE));
+    permitted(set, "CAP_FOWNER")
         .with_context(|| format!("setting the mode of {}", path.display()))?;
     Ok(true)
 }
@@ -327,7 +330,8 @@ fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
     files::remove(&unfinished)?;
     let rdev = stat::makedev(device.major, device.minor);
     let root_only = stat::Mode::S_IRUSR | stat::Mode::S_IWUSR;
-    stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev)
+    let made = stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev);
+    permitted(made.map_err(io::Error::from), "CAP_MKNOD")
         .with_context(|| format!("making the node {}", path.display()))?;
     let made = own(&unfinished, device, owner).and_then(|ours| {
         anyhow::ensure!(ours, "{} is not what was made", unfinished.display());
@@ -337,6 +341,16 @@ fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
         files::remove(&unfinished)?;
     }
     made
+}
+
+/// Names the capability that is missing where the kernel does not permit something.
+fn permitted(outcome: io::Result<()>, capability: &str) -> Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => {
+            Err(Error::new(error).context(format!("{capability} is needed")))
+        }
+        other => Ok(other?),
+    }
 }
 
 fn unfinished(number: u32) -> PathBuf {

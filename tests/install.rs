@@ -224,32 +224,31 @@ fn a_file_system_without_execution_is_told() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_told() {
-    let dir = Dir::new();
-    std::os::unix::fs::chown(dir.0.path(), Some(1234), Some(1234)).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+fn the_seccomp_profile_is_placed_beside_on_request() {
+    let (dir, profiles) = (Dir::new(), Dir::new());
+    let path = profiles.path("macvtap.json");
+    fs::write(&path, "of a former version").unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077 && exec \"$@\"", "sh"]);
+    command.arg(binary()).arg("install").arg("--dir");
     command
-        .arg(binary())
-        .arg("install")
-        .arg("--dir")
-        .arg(dir.0.path());
-    let text = failed(&command.output().unwrap());
-    assert!(text.contains("DAC_OVERRIDE"), "{text}");
-}
-
-#[test]
-fn needs_no_capability() {
-    let dir = Dir::new();
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
-    command
-        .arg(binary())
-        .arg("install")
-        .arg("--dir")
-        .arg(dir.0.path());
-    succeeded(&command.output().unwrap());
+        .arg(dir.0.path())
+        .arg("--seccomp-profile")
+        .arg(&path);
+    let text = succeeded(&command.output().unwrap());
+    assert!(
+        text.starts_with(&format!("{} installed\n", path.display())),
+        "{text}"
+    );
+    let profile: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o644);
+    assert_eq!(profiles.names(), ["macvtap.json"]);
     dir.check();
+    let mut command = Command::new(binary());
+    command.args(["install", "--seccomp-profile", "/nowhere/macvtap.json"]);
+    let text = failed(&command.output().unwrap());
+    assert!(text.contains("/nowhere"), "{text}");
 }
 
 fn cp(arguments: &[&Path]) -> Output {

@@ -6,8 +6,6 @@
     reason = "in a test a panic is how to fail"
 )]
 
-#[path = "kubelet/mod.rs"]
-mod kubelet;
 #[path = "netns/mod.rs"]
 mod netns;
 
@@ -20,16 +18,13 @@ use std::{
 };
 
 use clap::Parser;
-use kubelet::{Plugin, configuration, connected};
 use macvtap::{
     call::{self, Call},
     cli::Cli,
     deviceplugin::config::{self, Configuration},
-    selftest::kubelet::Kubelet,
 };
-use netns::{Host, IFNAME, Node, binary, device_id, skipped, tap_number};
+use netns::{Host, IFNAME, Node, device_id, skipped, tap_number};
 use serde_json::Value;
-use tempfile::tempdir;
 
 /// The names in the image, which `tests/image.rs` holds to be these.
 const IN_IMAGE: [&str; 5] = [
@@ -179,53 +174,6 @@ fn the_daemonset_has_the_least_privilege() {
     assert_eq!(rights.count(), 0, "nothing talks to the API");
 }
 
-/// What `setpriv` is given for a container's capabilities.
-fn bounding_set(container: &Value) -> String {
-    let added = words(&container["securityContext"]["capabilities"]["add"]);
-    let added = added
-        .iter()
-        .map(|name| format!(",+{}", name.to_lowercase()));
-    format!("--bounding-set=-all{}", added.collect::<String>())
-}
-
-#[test]
-fn the_daemonsets_capabilities_suffice() {
-    let daemonset = manifest("base/daemonset.yaml");
-    let all = containers(pod(&daemonset));
-    let confined = |container: &Value, verb: &str| {
-        let mut command = Command::new("setpriv");
-        command.args([
-            &bounding_set(container),
-            "--inh-caps=-all",
-            "--no-new-privs",
-        ]);
-        command.arg(binary()).arg(verb);
-        command
-    };
-    let dir = tempdir().unwrap();
-    let status = confined(all[0], "install")
-        .arg("--dir")
-        .arg(dir.path())
-        .output();
-    assert!(status.unwrap().status.success());
-    let (node, dir) = (Node::new(), tempdir().unwrap());
-    let kubelet = Kubelet::start(dir.path()).unwrap();
-    let mut command = confined(all[1], "deviceplugin");
-    command
-        .arg("--kubelet-dir")
-        .arg(dir.path())
-        .env("DP_MACVTAP_CONF", configuration());
-    let plugin = Plugin::spawn(&node.host, command);
-    plugin.wait_for_log("learning ports=");
-    let id = connected(&kubelet).healthy()[98].clone();
-    kubelet
-        .allocate(kubelet::RESOURCE, std::slice::from_ref(&id))
-        .unwrap();
-    // What NET_ADMIN is for: without it this fails.
-    kubelet.pre_start(kubelet::RESOURCE, &[id]).unwrap();
-    assert_eq!(node.host.links().len(), 2);
-}
-
 #[test]
 fn the_config_maps_are_accepted() {
     let of = |name: &str| {
@@ -344,6 +292,7 @@ fn the_overlays_build_with_our_image() {
         ("manifests/net-admin-only", 4),
         ("manifests/openshift", 5),
         ("manifests/original", 1),
+        ("manifests/seccomp", 4),
     ] {
         let Some(built) = kustomize(name) else {
             skipped("no kubectl with kustomize 5 on this machine");
@@ -364,6 +313,9 @@ fn the_overlays_build_with_our_image() {
             assert_eq!(words(&context["capabilities"]["add"]), ["NET_ADMIN"]);
             assert_eq!(words(&context["capabilities"]["drop"]), ["ALL"]);
         }
+        if name.ends_with("seccomp") {
+            check_profile(pod(daemonset));
+        }
         if name.ends_with("openshift") {
             let pod = pod(daemonset);
             assert_eq!(pod["securityContext"]["seLinuxOptions"]["type"], "spc_t");
@@ -374,6 +326,26 @@ fn the_overlays_build_with_our_image() {
             );
         }
     }
+}
+
+/// The init container writes the profile that the other one asks for.
+fn check_profile(pod: &Value) {
+    let [install, deviceplugin] = containers(pod)[..] else {
+        panic!("two containers");
+    };
+    let profile = &deviceplugin["securityContext"]["seccompProfile"];
+    assert_eq!(profile["type"], "Localhost");
+    let name = profile["localhostProfile"].as_str().unwrap();
+    let written = words(&install["args"]).last().unwrap().clone();
+    let mounts = list(&install["volumeMounts"]);
+    let mount = mounts.iter().find(|mount| mount["name"] == "seccomp");
+    let dir = mount.unwrap()["mountPath"].as_str().unwrap();
+    assert_eq!(written, format!("{dir}/{name}"));
+    let volumes = list(&pod["volumes"]);
+    let volume = volumes.iter().find(|volume| volume["name"] == "seccomp");
+    // Where the kubelet looks for profiles (kubernetes.io/docs/tutorials/security/seccomp).
+    let path = &volume.unwrap()["hostPath"]["path"];
+    assert_eq!(path, "/var/lib/kubelet/seccomp");
 }
 
 #[test]

@@ -343,7 +343,6 @@ impl Work<'_> {
                  only macvtap or macvlan of its lower device"
             ),
             Some(Errno::EOPNOTSUPP) => "the kernel has no macvtap; try: modprobe macvtap".into(),
-            Some(Errno::EPERM) => "CAP_NET_ADMIN is needed".into(),
             Some(Errno::ENODEV) => "it is gone by now".into(),
             _ => "see the kernel's answer".into(),
         };

@@ -3,13 +3,12 @@
 use std::{os::fd::AsFd, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::errno::Errno;
 
 use super::table::print;
 use crate::{
     cli::{LinkChange, Switch},
     mode::Mode,
-    netlink::{Change, Create, Link, Socket, errno},
+    netlink::{Change, Create, Link, Socket},
     netns::Netns,
     tap,
 };
@@ -38,7 +37,7 @@ pub fn add(name: &str, on: (&str, Mode, Option<u32>), wanted: &LinkChange) -> Re
         netns: netns.as_ref().map(AsFd::as_fd),
     };
     let outcome = socket.create(&create);
-    explained(outcome).with_context(|| format!("making macvtap {name:?} on {lower:?}"))?;
+    outcome.with_context(|| format!("making macvtap {name:?} on {lower:?}"))?;
     let mut there = socket_in(netns.as_ref())?;
     let link = find(&mut there, name)?;
     let change = change(
@@ -61,7 +60,7 @@ pub fn delete(name: &str, path: Option<&Path>) -> Result<()> {
     let mut socket = socket_in(netns(path)?.as_ref())?;
     let link = find(&mut socket, name)?;
     let deleted = socket.delete(link.index);
-    explained(deleted).with_context(|| format!("deleting macvtap {name:?}"))?;
+    deleted.with_context(|| format!("deleting macvtap {name:?}"))?;
     tap::remove_stale(link.index)?;
     Ok(())
 }
@@ -71,14 +70,7 @@ pub fn set(name: &str, mode: Option<Mode>, wanted: &LinkChange) -> Result<()> {
     let mut socket = socket_in(netns(wanted.netns.as_deref())?.as_ref())?;
     let link = find(&mut socket, name)?;
     let changed = socket.change(link.index, &change(mode, wanted));
-    explained(changed).with_context(|| format!("changing macvtap {name:?}"))
-}
-
-fn explained<T>(outcome: Result<T>) -> Result<T> {
-    outcome.map_err(|error| match errno(&error) {
-        Some(Errno::EPERM) => error.context("it needs CAP_NET_ADMIN"),
-        _ => error,
-    })
+    changed.with_context(|| format!("changing macvtap {name:?}"))
 }
 
 fn change(mode: Option<Mode>, wanted: &LinkChange) -> Change<'static> {

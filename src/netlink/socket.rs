@@ -56,10 +56,14 @@ impl fmt::Display for Refused {
             self.errno.desc(),
             name(self.errno)
         )?;
-        match &self.text {
-            Some(text) => write!(f, ": {text}"),
-            None => Ok(()),
+        if let Some(text) = &self.text {
+            write!(f, ": {text}")?;
         }
+        // rtnetlink_rcv_msg of net/core/rtnetlink.c, and each change of a link in another netns.
+        if self.errno == Errno::EPERM {
+            f.write_str("; it needs CAP_NET_ADMIN")?;
+        }
+        Ok(())
     }
 }
 

@@ -124,6 +124,41 @@ impl Host {
     }
 }
 
+/// A netns with a name, as runtimes and `ip netns` make them.
+pub struct Named {
+    pub host: Host,
+    name: String,
+}
+
+impl Named {
+    pub fn new() -> Self {
+        let name = format!("macvtap-test-{}", tap_number());
+        let ip = |verb: &str| {
+            Command::new("ip")
+                .args(["netns", verb, &name])
+                .status()
+                .unwrap()
+        };
+        assert!(ip("add").success());
+        let netns = Netns::open(Path::new(&format!("/run/netns/{name}")));
+        Self {
+            host: Host(netns.unwrap().unwrap()),
+            name,
+        }
+    }
+
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let mut command = Command::new("ip");
+        let _ = command.args(["netns", "delete", &self.name]).status();
+    }
+}
+
 /// A node with its lower device, up, and what is at the other end of the wire.
 pub struct Node {
     /// The node's own netns.

@@ -45,7 +45,10 @@ fn nothing_is_lost_and_nothing_is_left() {
     let (count, over) = (&Count::default(), &AtomicBool::new(false));
     let going = move || !over.load(Ordering::Relaxed);
     // The second node's device plugin is killed now and then, the first one's must not grow.
-    let nodes = [SoakNode::new(false), SoakNode::new(true)];
+    let nodes = [
+        SoakNode::new("soak-a", false),
+        SoakNode::new("soak-b", true),
+    ];
     std::thread::scope(|scope| {
         let _end = End(over);
         for (which, node) in (0..).zip(&nodes) {

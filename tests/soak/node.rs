@@ -18,7 +18,7 @@ use macvtap::{
 use tempfile::TempDir;
 
 use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE},
+    kubelet::{PATIENCE, Plugin},
     netns::{LOWER, Node, tap, taps::far_tap, wait_until},
 };
 
@@ -34,6 +34,8 @@ struct Baseline {
 
 pub struct SoakNode {
     pub node: Node,
+    /// The name of its resource: from that the numbers of its taps are drawn.
+    name: String,
     dir: TempDir,
     config: PathBuf,
     /// Whether its device plugin is killed now and then.
@@ -54,25 +56,26 @@ pub struct SoakNode {
 }
 
 impl SoakNode {
-    pub fn new(killed: bool) -> Self {
+    pub fn new(name: &str, killed: bool) -> Self {
         let node = Node::new();
         node.host.ip(&format!(
             "link add {BYSTANDER} type veth peer name {BYSTANDER}1"
         ));
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.json");
-        configure(&config, 100);
+        configure(&config, name, 100);
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let plugin = Plugin::with_file(&node.host, dir.path(), &config);
         let listed = |resource: &Resource| resource.healthy().len() == 100;
         let ids = kubelet
-            .wait_for(RESOURCE, PATIENCE, listed)
+            .wait_for(&kubelet_name(name), PATIENCE, listed)
             .unwrap()
             .healthy();
         let far = far_tap(&node);
         let numbers = ids.iter().map(|id| number(id)).collect();
         Self {
             node,
+            name: name.to_owned(),
             dir,
             config,
             killed,
@@ -114,8 +117,13 @@ impl SoakNode {
         lock(&self.ids).push(id);
     }
 
+    /// What the kubelet calls its resource.
+    pub fn resource(&self) -> String {
+        kubelet_name(&self.name)
+    }
+
     pub fn configure(&self, capacity: usize) {
-        configure(&self.config, capacity);
+        configure(&self.config, &self.name, capacity);
     }
 
     pub fn restart_plugin(&self) {
@@ -149,7 +157,7 @@ impl SoakNode {
         let resource = kubelet
             .as_ref()
             .unwrap()
-            .wait_for(RESOURCE, PATIENCE, offered);
+            .wait_for(&self.resource(), PATIENCE, offered);
         let mut plugin = lock(&self.plugin);
         resource.unwrap_or_else(|error| panic!("{error:#}: {}", plugin.log()));
         assert!(plugin.is_alive(), "{}", plugin.log());
@@ -164,13 +172,11 @@ impl SoakNode {
             memory: plugin.memory(),
         };
         let first = *lock(&self.baseline).get_or_insert(now);
-        // A watch of the lower device comes and goes with ports that need it.
-        let more = now.descriptors.saturating_sub(first.descriptors);
-        assert!(
-            more <= 3,
-            "{} descriptors, {} before",
-            now.descriptors,
-            first.descriptors
+        // Connections of a kubelet that is gone take a moment to close, and a watch of the lower
+        // device comes and goes with ports that need it.
+        wait_until(
+            "the device plugin has no more descriptors than before",
+            || plugin.descriptors() <= first.descriptors + 3,
         );
         // The log is not the plugin's; a few pages for tables that grew to their size.
         let grown = now.memory.saturating_sub(first.memory);
@@ -178,9 +184,13 @@ impl SoakNode {
     }
 }
 
-fn configure(path: &std::path::Path, capacity: usize) {
+fn kubelet_name(name: &str) -> String {
+    format!("macvtap.network.kubevirt.io/{name}")
+}
+
+fn configure(path: &std::path::Path, name: &str, capacity: usize) {
     let text = format!(
-        r#"[{{"name": "dataplane", "lowerDevice": "{LOWER}", "mode": "bridge", "capacity": {capacity}}}]"#
+        r#"[{{"name": "{name}", "lowerDevice": "{LOWER}", "mode": "bridge", "capacity": {capacity}}}]"#
     );
     std::fs::write(path, text).unwrap();
 }

@@ -10,19 +10,14 @@ use std::{
 
 use macvtap::{
     mac::MacAddr,
-    tap::{self as taps, VNET_HEADER},
+    tap::{self as taps, Owner, VNET_HEADER},
 };
 use serde_json::json;
 
 use crate::{
     count::Count,
     dice::Dice,
-    kubelet::RESOURCE,
-    netns::{
-        Answer, Cni, Host, owner, tap,
-        taps::{open, send},
-        wait_until,
-    },
+    netns::{Answer, Cni, Host, tap, taps::send, wait_until},
     node::{SoakNode, number},
 };
 
@@ -130,7 +125,7 @@ impl Cycle<'_> {
         let answer = kubelet
             .as_ref()
             .unwrap()
-            .allocate(RESOURCE, &[id.to_owned()]);
+            .allocate(&self.node.resource(), &[id.to_owned()]);
         if let Ok(answer) = answer {
             let promised = &answer.container_responses[0].devices[0].host_path;
             assert_eq!(*promised, tap(self.number).to_string_lossy());
@@ -147,7 +142,7 @@ impl Cycle<'_> {
         if kubelet
             .as_ref()
             .unwrap()
-            .pre_start(RESOURCE, &[id.to_owned()])
+            .pre_start(&self.node.resource(), &[id.to_owned()])
             .is_ok()
         {
             self.count.one("PreStartContainer");
@@ -181,19 +176,27 @@ impl Cycle<'_> {
 
     /// The promise: the tap's node is the tap's own, the guest's, and the only one.
     fn check_node(&self) {
-        let path = tap(self.number);
-        let devices = taps::devices(self.number).unwrap();
-        if devices.is_empty() {
+        let (path, devices) = (tap(self.number), taps::devices(self.number).unwrap());
+        if devices.is_empty() || !path.exists() {
             return self.excuse("the tap is gone");
         }
         assert_eq!(devices.len(), 1, "two taps are called {}", self.number);
-        assert_eq!(owner(&path), (107, 107, 0o660));
+        let owner = Owner {
+            user: 107,
+            group: 107,
+        };
+        if let Err(error) = taps::verify(self.number, devices[0], owner) {
+            return self.excuse(&format!("{error:#}"));
+        }
         self.count.one("promise kept");
     }
 
     /// Frames out and in, as a guest's. What comes to the tap is the pod's own.
     fn use_tap(&self, mac: MacAddr, dice: &mut Dice) {
-        let file = open(self.number);
+        let file = match taps::open(self.number) {
+            Ok(file) => file,
+            Err(error) => return self.excuse(&format!("{error:#}")),
+        };
         let rdev = file.metadata().unwrap().rdev();
         let token = dice.number();
         for _ in 0..=dice.roll(3) {
