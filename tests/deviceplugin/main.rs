@@ -13,6 +13,7 @@ mod netns;
 
 mod configuration;
 mod devices;
+mod kind;
 mod metrics;
 mod probe;
 mod registration;

@@ -1,0 +1,108 @@
+//! Two nodes on one kernel, as in `KinD`: each has a /dev of its own, but the numbers of taps
+//! are the machine's.
+
+use std::{collections::BTreeSet, process::Command};
+
+use macvtap::{device_id::DeviceId, selftest::kubelet::Kubelet};
+use tempfile::TempDir;
+
+use crate::{
+    kubelet::{Plugin, RESOURCE, configuration, connected},
+    netns::{Cni, Host, Node, binary, dev::Dev, tap_exists, wait_until},
+};
+
+/// A node that is a container.
+struct KindNode {
+    node: Node,
+    dev: Dev,
+    kubelet: Kubelet,
+    _plugin: Plugin,
+    _dir: TempDir,
+}
+
+impl KindNode {
+    fn new(hostname: &str) -> Self {
+        let (node, dev, dir) = (Node::new(), Dev::new(), tempfile::tempdir().unwrap());
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        let [nsenter, mount] = dev.words();
+        let mut command = Command::new(nsenter);
+        let script = format!("hostname {hostname} && exec \"$@\"");
+        command.args([&mount, "unshare", "--uts", "sh", "-c", &script, "sh"]);
+        command
+            .arg(binary())
+            .arg("deviceplugin")
+            .arg("--kubelet-dir")
+            .arg(dir.path());
+        command.env("DP_MACVTAP_CONF", configuration());
+        Self {
+            _plugin: Plugin::spawn(&node.host, command),
+            node,
+            dev,
+            kubelet,
+            _dir: dir,
+        }
+    }
+
+    fn ids(&self) -> Vec<String> {
+        connected(&self.kubelet).healthy()
+    }
+
+    /// Allocates a device to a pod, and attaches it.
+    fn call(&self, pod: &Host, id: &str) -> Cni<'_> {
+        self.kubelet.allocate(RESOURCE, &[id.to_owned()]).unwrap();
+        let call = self.node.cni(pod, serde_json::json!({"deviceID": id}));
+        self.dev.enter(&call)
+    }
+}
+
+fn number(id: &str) -> u32 {
+    id.parse::<DeviceId>().unwrap().tap
+}
+
+#[test]
+fn two_nodes_with_the_same_configuration_do_not_meet() {
+    let nodes = [KindNode::new("kind-worker"), KindNode::new("kind-worker2")];
+    let numbers = nodes.each_ref().map(|node| {
+        let numbers = node.ids().iter().map(|id| number(id)).collect();
+        let numbers: BTreeSet<u32> = numbers;
+        assert_eq!(numbers.len(), 100);
+        numbers
+    });
+    assert!(numbers[0].is_disjoint(&numbers[1]));
+    std::thread::scope(|scope| {
+        for node in &nodes {
+            for id in node.ids().into_iter().take(8) {
+                scope.spawn(move || {
+                    let pod = Host::new();
+                    let call = node.call(&pod, &id).added();
+                    node.kubelet.pre_start(RESOURCE, &[id]).unwrap();
+                    call.succeed("CHECK");
+                    call.succeed("DEL");
+                });
+            }
+        }
+    });
+    for node in &nodes {
+        assert!(node.dev.names().is_empty(), "{:?}", node.dev.names());
+    }
+}
+
+/// Nobody should name two nodes alike; if it happens, no pod gets another one's tap.
+#[test]
+fn of_two_nodes_with_one_name_one_gets_the_tap() {
+    let nodes = [KindNode::new("kind"), KindNode::new("kind")];
+    let id = nodes[0].ids()[42].clone();
+    assert_eq!(nodes[1].ids()[42], id);
+    let pods = [Host::new(), Host::new()];
+    let first = nodes[0].call(&pods[0], &id).added();
+    let second = nodes[1].call(&pods[1], &id);
+    let (code, msg) = second.fail("ADD");
+    let held = format!("/dev/tap{} is still held by", number(&id));
+    assert!(code == 11 && msg.contains(&held), "{code}: {msg}");
+    assert!(nodes[1].dev.names().is_empty());
+    first.succeed("CHECK");
+    first.succeed("DEL");
+    second.clone().added().succeed("CHECK");
+    second.succeed("DEL");
+    wait_until("the tap is gone", || !tap_exists(number(&id)));
+}
