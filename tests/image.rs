@@ -12,6 +12,7 @@ mod kubelet;
 mod netns;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -110,6 +111,7 @@ fn is_the_same_each_time_and_runs_in_containerd() {
     assert_eq!(make(), first);
     assert_eq!(fs::read(archive()).unwrap(), bytes);
     check_layout();
+    check_bill_of_materials(first.split_whitespace().nth(1).unwrap());
     let node = Node::new();
     let containerd = Containerd::start(&node.host);
     containerd.run(&["images", "import", archive().to_str().unwrap()]);
@@ -158,6 +160,52 @@ fn check_layout() {
         "bin/sh",
     ];
     assert_eq!(names, expected);
+}
+
+/// What is in the binary, and in the form that scanners read.
+fn check_bill_of_materials(digest: &str) {
+    let path = root().join("target/image.cdx.json");
+    let bill: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert!(bill["metadata"].to_string().contains(digest), "{bill}");
+    let components = bill["components"].as_array().unwrap();
+    let names: BTreeSet<&str> = components
+        .iter()
+        .filter_map(|component| component["name"].as_str())
+        .collect();
+    for name in [
+        "clap",
+        "neli",
+        "tokio",
+        "tonic",
+        "prost",
+        "serde_json",
+        "nix",
+    ] {
+        assert!(names.contains(name), "{name}");
+    }
+    // Of the build, of macros, of tests.
+    for name in ["protox", "tonic-prost-build", "clap_derive", "tempfile"] {
+        assert!(!names.contains(name), "{name}");
+    }
+    for component in components {
+        let hash = component["hashes"][0]["content"].as_str();
+        assert_eq!(hash.map(str::len), Some(64), "{component}");
+        assert!(
+            component["licenses"][0]["expression"].is_string(),
+            "{component}"
+        );
+    }
+    let python = root().join("target/python/bin/python");
+    let script = "import sys; from cyclonedx.validation.json import JsonStrictValidator; \
+        from cyclonedx.schema import SchemaVersion; \
+        print(JsonStrictValidator(SchemaVersion.V1_5).validate_str(open(sys.argv[1]).read()))";
+    let output = Command::new(python).args(["-c", script]).arg(path).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "None\n");
+        }
+        _ => netns::skipped("scripts/test could not install CycloneDX' schemas"),
+    }
 }
 
 /// As the init containers of our manifest and of the original's do it.

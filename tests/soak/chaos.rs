@@ -92,15 +92,18 @@ fn make_again(node: &SoakNode) {
     socket.create_veth(LOWER, FAR_END, wire).unwrap();
     host(node, &format!("link set {LOWER} up"));
     node.node.wire.ip(&format!("link set {FAR_END} up"));
-    wait_for_carrier(node);
     *far = Some(far_tap(&node.node));
+    wait_for_carrier(node);
 }
 
+/// Until then the far end's queue takes frames and drops them.
 fn wait_for_carrier(node: &SoakNode) {
-    wait_until("the lower device is up", || {
-        let link = node.node.host.link(LOWER);
-        link.is_some_and(|link| link["operstate"] == "UP")
-    });
+    for (host, name) in [(&node.node.host, LOWER), (&node.node.wire, "far")] {
+        wait_until("both ends are up", || {
+            let link = host.link(name);
+            link.is_some_and(|link| link["operstate"] == "UP")
+        });
+    }
 }
 
 fn tell_links(node: &SoakNode) {

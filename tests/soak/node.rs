@@ -72,6 +72,10 @@ impl SoakNode {
             .unwrap()
             .healthy();
         let far = far_tap(&node);
+        wait_until("the far end is up", || {
+            let link = node.wire.link("far");
+            link.is_some_and(|link| link["operstate"] == "UP")
+        });
         let numbers = ids.iter().map(|id| number(id)).collect();
         Self {
             node,
