@@ -55,8 +55,9 @@ fn every_descriptor_is_closed_at_exec() {
     let words = traced(log.path());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let case = Case::new();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let call = case.call().with("logFile", file.path().to_str().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("macvtap.log");
+    let call = case.call().with("logFile", file.to_str().unwrap());
     let call = call.with("logLevel", "debug").by(&words).added();
     assert_all_closed_at_exec(log.path());
     for verb in ["CHECK", "STATUS", "GC", "DEL"] {
@@ -111,7 +112,7 @@ fn modes_do_not_depend_on_a_umask() {
         let script = format!("umask {umask} && exec \"$@\"");
         let case = Case::new();
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("log");
+        let file = dir.path().join("macvtap.log");
         let call = case.call().with("logFile", file.to_str().unwrap());
         call.with("logLevel", "info")
             .by(&["sh", "-c", &script, "sh"])
@@ -170,7 +171,7 @@ fn planted_links_are_not_followed() {
         assert_untouched(&victim);
         let _ = fs::remove_file(dev.path(&name));
     }
-    let log = dir.path().join("log");
+    let log = dir.path().join("macvtap.log");
     symlink(&victim, &log).unwrap();
     let call = case.call().with("logFile", log.to_str().unwrap());
     call.with("logLevel", "debug").add();

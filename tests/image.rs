@@ -195,6 +195,10 @@ fn check_bill_of_materials(digest: &str) {
             "{component}"
         );
     }
+    check_schema(&path);
+}
+
+fn check_schema(path: &Path) {
     let python = root().join("target/python/bin/python");
     let script = "import sys; from cyclonedx.validation.json import JsonStrictValidator; \
         from cyclonedx.schema import SchemaVersion; \

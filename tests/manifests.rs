@@ -366,6 +366,22 @@ fn kubernetes_own_schemas_accept_them() {
     }
 }
 
+/// What the README claims about security is shown by tests that exist.
+#[test]
+fn the_readmes_claims_name_tests() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let spans = readme.split('`').filter(|span| span.starts_with("tests/"));
+    let named: Vec<(&str, &str)> = spans.filter_map(|span| span.split_once("::")).collect();
+    assert!(named.len() > 15, "{named:?}");
+    for (file, name) in named {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        assert!(
+            text.contains(&format!("#[test]\nfn {name}()")),
+            "{file}: {name}"
+        );
+    }
+}
+
 #[test]
 fn the_readmes_blocks_are_those_of_the_manifests() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();

@@ -190,18 +190,6 @@ fn a_tap_that_cannot_be_given_to_its_owner() {
 }
 
 #[test]
-fn without_the_capabilities() {
-    let case = Case::new();
-    let without = |capability: &str| {
-        let bounding = format!("--bounding-set=-{capability}");
-        let inheritable = format!("--inh-caps=-{capability}");
-        case.call().by(&["setpriv", &bounding, &inheritable])
-    };
-    case.refuses(&without("sys_admin"), 999, &["CAP_SYS_ADMIN"]);
-    case.refuses(&without("net_admin"), 999, &["CAP_NET_ADMIN"]);
-}
-
-#[test]
 fn a_lower_device_in_another_netns_only() {
     let case = Case::new();
     let id = format!("xMvp0@{FAR_END}:bridge:{}", case.number);

@@ -63,3 +63,25 @@ fn the_level_decides_and_a_wrong_one_is_refused() {
     assert_eq!(code, 7);
     assert!(msg.contains("logLevel") && msg.contains("loud"), "{msg}");
 }
+
+/// Who writes a configuration may be no administrator of the node.
+#[test]
+fn a_file_that_is_no_log_is_left_alone_and_a_line_stays_one() {
+    let (node, pod) = (Node::new(), Host::new());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("profile");
+    let call = node.promised(&pod, tap_number());
+    let answer = call.with("logFile", path.to_str()).call("ADD");
+    assert_eq!(answer.status, 0, "{answer:?}");
+    assert!(
+        answer.stderr.contains("neither below /var/log"),
+        "{answer:?}"
+    );
+    assert!(!path.exists());
+    let path = directory.path().join("macvtap.log");
+    let id = "x\n2026-01-01T00:00:00Z level=INFO forged";
+    let call = node.cni(&pod, serde_json::json!({"deviceID": id}));
+    call.with("logFile", path.to_str()).call("ADD");
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
