@@ -4,9 +4,11 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::{
     injection::{Fault, alone, each, faults},
+    kubelet::Plugin,
     netns::{Cni, Host, LOWER, Node, dev::Dev, tap, tap_exists, tap_number},
 };
 
@@ -15,6 +17,8 @@ use crate::{
 enum Way {
     /// The tap was promised by the device plugin.
     Promised,
+    /// So it was, and that one learns: ADD asks it.
+    Learning,
     /// So it was, on a node whose /dev is a tmpfs.
     Tmpfs,
     /// The macvtap waits on the host.
@@ -25,22 +29,33 @@ enum Way {
 
 const WAITING: &str = "dev500";
 
+/// A device plugin that answers ADD.
+fn learning(node: &Node) -> (Plugin, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("learning ports=");
+    (plugin, dir)
+}
+
 struct World {
     way: Way,
     node: Node,
     pod: Host,
     number: u32,
     dev: Option<Dev>,
+    _plugin: Option<(Plugin, TempDir)>,
 }
 
 impl World {
     fn new(way: Way) -> Self {
+        let node = Node::new();
         Self {
             way,
-            node: Node::new(),
             pod: Host::new(),
             number: tap_number(),
             dev: (way == Way::Tmpfs).then(Dev::new),
+            _plugin: (way == Way::Learning).then(|| learning(&node)),
+            node,
         }
     }
 
@@ -56,7 +71,7 @@ impl World {
 
     fn call(&self, by: &[String]) -> Cni<'_> {
         let config = match self.way {
-            Way::Promised | Way::Tmpfs => {
+            Way::Promised | Way::Learning | Way::Tmpfs => {
                 return self.by(self.node.promised(&self.pod, self.number), by);
             }
             Way::Existing => json!({"deviceID": WAITING}),
@@ -189,6 +204,11 @@ fn del(way: Way) {
 #[test]
 fn add_of_a_promised_tap() {
     add(Way::Promised);
+}
+
+#[test]
+fn add_that_asks_a_device_plugin() {
+    add(Way::Learning);
 }
 
 #[test]
