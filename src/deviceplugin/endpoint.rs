@@ -26,6 +26,8 @@ use crate::device_id::DeviceId;
 /// A resource that is offered.
 pub struct Endpoint {
     offer: Offer,
+    /// The numbers of the devices' taps.
+    taps: Vec<u32>,
     kubelet_dir: PathBuf,
     events: mpsc::UnboundedSender<Event>,
     server: Option<Server>,
@@ -52,6 +54,7 @@ impl Endpoint {
     /// An endpoint that is neither served nor registered yet.
     pub fn new(offer: Offer, kubelet_dir: PathBuf, events: mpsc::UnboundedSender<Event>) -> Self {
         Self {
+            taps: taps(&offer),
             offer,
             kubelet_dir,
             events,
@@ -80,6 +83,9 @@ impl Endpoint {
                     *list = offer.list.clone();
                     changed
                 });
+        }
+        if !Arc::ptr_eq(&self.offer.ids, &offer.ids) {
+            self.taps = taps(&offer);
         }
         self.offer = offer;
     }
@@ -230,10 +236,7 @@ impl Endpoint {
 
     /// How it is, for who asks. `taps` are all of the machine.
     pub fn status(&self, taps: &BTreeSet<u32>) -> Value {
-        let devices = self.offer.ids.iter();
-        let attached = devices
-            .filter_map(|id| id.parse::<DeviceId>().ok())
-            .filter(|id| taps.contains(&id.tap));
+        let attached = self.taps.iter().filter(|tap| taps.contains(tap));
         json!({
             "name": self.name(),
             "lowerDevice": self.offer.resource.lower,
@@ -289,4 +292,9 @@ impl Endpoint {
             self.complaint = complaint;
         }
     }
+}
+
+fn taps(offer: &Offer) -> Vec<u32> {
+    let devices = offer.ids.iter().map(|id| id.parse::<DeviceId>());
+    devices.filter_map(|id| Some(id.ok()?.tap)).collect()
 }

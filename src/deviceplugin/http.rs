@@ -61,12 +61,13 @@ impl Http {
         }
     }
 
-    /// Answers by how it is now.
-    pub fn answer(&self, asker: TcpStream, status: Value) {
+    /// Answers by how it is now, which costs something to find out.
+    pub fn answer(&self, asker: TcpStream, status: impl FnOnce() -> Value) {
         let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
             debug!("more than {MOST} ask by HTTP at once");
             return;
         };
+        let status = status();
         let service = service_fn(move |request: Request<Incoming>| {
             let response = respond(request.uri().path(), &status);
             async move { Ok::<_, Infallible>(response) }

@@ -165,7 +165,7 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
                 check_mount(&kubelet, &settings.kubelet_dir)?;
                 node.look_at_sockets();
             }
-            Some(asker) = http.asked() => http.answer(asker, node.status()),
+            Some(asker) = http.asked() => http.answer(asker, || node.status()),
             Some(asker) = asked(status.as_ref()) => status::answer(asker, &node.status()),
             () = changed(&mut config) => reload(&mut node, &mut source),
             signal = signals.next() => match signal {
@@ -199,10 +199,16 @@ fn listen(kubelet_dir: &Path) -> Option<UnixListener> {
         .ok()
 }
 
+/// Who asks next. Only root may: anybody in this netns can reach the socket.
 async fn asked(listener: Option<&UnixListener>) -> Option<UnixStream> {
-    match listener {
-        Some(listener) => listener.accept().await.ok().map(|(asker, _)| asker),
-        None => std::future::pending().await,
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    loop {
+        let (asker, _) = listener.accept().await.ok()?;
+        if asker.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
+            return Some(asker);
+        }
     }
 }
 

@@ -74,6 +74,7 @@ pub fn ask(kubelet_dir: &Path) -> Result<Value> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = String::new();
     stream.take(LONGEST).read_to_string(&mut text)?;
+    ensure!(!text.is_empty(), "it answers nobody but root");
     serde_json::from_str(&text).context("reading its answer")
 }
 

@@ -49,6 +49,30 @@ fn is_content_while_registered_and_says_what_is_not_well() {
 }
 
 #[test]
+fn only_root_may_ask() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("trying on");
+    let bin = tempdir().unwrap();
+    let copy = bin.path().join("macvtap");
+    std::fs::copy(binary(), &copy).unwrap();
+    for path in [bin.path(), &copy] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path, mode).unwrap();
+    }
+    for _ in 0..20 {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=1000", "--clear-groups"]).arg(&copy);
+        command.arg("probe").arg("--kubelet-dir").arg(dir.path());
+        let output = node.host.output(&mut command);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("nobody but root"), "{text}");
+    }
+    let (_, text) = probe(&node.host, dir.path());
+    assert!(text.contains("dataplane is not registered"), "{text}");
+}
+
+#[test]
 fn answers_the_shell_probe_of_existing_manifests() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let links = tempdir().unwrap();
