@@ -96,10 +96,10 @@ fn make_again(node: &SoakNode) {
     wait_for_carrier(node);
 }
 
-/// Until then the far end's queue takes frames and drops them.
 fn wait_for_carrier(node: &SoakNode) {
-    for (host, name) in [(&node.node.host, LOWER), (&node.node.wire, "far")] {
-        wait_until("both ends are up", || {
+    let (host, wire) = (&node.node.host, &node.node.wire);
+    for (host, name) in [(host, LOWER), (wire, FAR_END), (wire, "far")] {
+        wait_until("the wire is up", || {
             let link = host.link(name);
             link.is_some_and(|link| link["operstate"] == "UP")
         });
