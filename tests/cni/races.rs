@@ -1,8 +1,17 @@
 //! One device ID for two pods, and a pod that is not quite gone.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    os::unix::fs::MetadataExt,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use crate::netns::{Host, IFNAME, Node, owner, tap, tap_exists, tap_number};
+use macvtap::mac::MacAddr;
+
+use crate::netns::{
+    Host, IFNAME, Node, owner, tap, tap_exists, tap_number,
+    taps::{arrives, far_tap, open, send},
+};
 
 #[test]
 fn a_tap_that_is_held_is_answered_with_its_holder() {
@@ -35,6 +44,43 @@ fn the_holder_is_named_where_its_netns_has_a_process() {
         msg.contains(&format!("/proc/{}/ns/net", child.id())),
         "{msg}"
     );
+}
+
+/// A pod with `NET_ADMIN` in its own netns can make macvtaps there, and give them any index.
+#[test]
+fn a_pod_that_takes_the_number_of_another_gets_nothing_by_it() {
+    let (node, squatter, victim, number) = (Node::new(), Host::new(), Host::new(), tap_number());
+    squatter.ip("link add v0 type veth peer name v1");
+    let squat = || {
+        squatter.ip(&format!(
+            "link add squat index {number} link v0 type macvtap"
+        ))
+    };
+    squat();
+    let call = node.promised(&victim, number);
+    let (code, msg) = call.fail("ADD");
+    assert!(code == 11 && msg.contains("is still held by"), "{msg}");
+    assert_eq!(squatter.links().len(), 3, "it was left alone");
+    squatter.ip("link delete squat");
+    let call = call.added();
+    let own = std::fs::metadata(tap(number)).unwrap().rdev();
+    squat();
+    assert_eq!(std::fs::metadata(tap(number)).unwrap().rdev(), own);
+    let far = far_tap(&node);
+    let mac = victim.link(IFNAME).unwrap()["address"].clone();
+    let mac: MacAddr = mac.as_str().unwrap().parse().unwrap();
+    let file = open(number);
+    let mut frame = [&mac.0[..], &[2, 0, 0, 0, 0, 0xfe, 0x88, 0xb5]].concat();
+    frame.resize(60, 7);
+    send(&far, &frame);
+    assert!(arrives(&file, &frame, Duration::from_secs(5)));
+    drop(file);
+    squatter.ip("link delete squat");
+    assert_eq!(std::fs::metadata(tap(number)).unwrap().rdev(), own);
+    call.succeed("CHECK");
+    squat();
+    call.succeed("DEL");
+    assert!(victim.links().is_empty());
 }
 
 #[test]
