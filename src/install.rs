@@ -117,11 +117,7 @@ fn copy(source: &Path, target: &Path) -> Result<String> {
         .and_then(|()| try_out(&unfinished))
         .and_then(|()| keep(&former, target))
         .and_then(|()| place(&unfinished, target));
-    if let Err(error) = placed {
-        // If that fails as well, the next installation clears it.
-        let _ = fs::remove_file(&unfinished);
-        return Err(explain(error, dir).context(format!("installing {shown}")));
-    }
+    placed.map_err(|error| given_up(error, &unfinished, target))?;
     let found = digest(target)?;
     ensure!(
         found == new,
@@ -205,12 +201,16 @@ fn place_profile(path: &Path) -> Result<String> {
     clear(dir)?;
     let unfinished = unfinished(dir);
     let placed = write(PROFILE, &unfinished, 0o644).and_then(|_| place(&unfinished, path));
-    if let Err(error) = placed {
-        // If that fails as well, the next installation clears it.
-        let _ = fs::remove_file(&unfinished);
-        return Err(explain(error, dir).context(format!("installing {}", path.display())));
-    }
+    placed.map_err(|error| given_up(error, &unfinished, path))?;
     Ok(format!("{} installed", path.display()))
+}
+
+/// Takes away what was written until `error` came, which is returned with what was being done.
+fn given_up(error: Error, unfinished: &Path, target: &Path) -> Error {
+    // If that fails as well, the next installation clears it.
+    let _ = fs::remove_file(unfinished);
+    let dir = unfinished.parent().unwrap_or(unfinished);
+    explain(error, dir).context(format!("installing {}", target.display()))
 }
 
 fn unfinished(dir: &Path) -> PathBuf {
