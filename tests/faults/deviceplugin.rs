@@ -64,17 +64,17 @@ impl World {
 /// fault hit the very signal.
 fn end(plugin: &mut Plugin, fault: Option<&Fault>) -> Option<i32> {
     let children = format!("/proc/{0}/task/{0}/children", plugin.id());
-    let start = Instant::now();
+    let (start, mut told) = (Instant::now(), None);
+    let again = Duration::from_millis(if fault.is_some() { 300 } else { 2000 });
     while plugin.is_alive() {
-        let children = std::fs::read_to_string(&children).unwrap_or_default();
-        for child in children.split_whitespace() {
-            let _ = Command::new("kill").arg(child).status();
+        if told.is_none_or(|told: Instant| told.elapsed() > again) {
+            let children = std::fs::read_to_string(&children).unwrap_or_default();
+            for child in children.split_whitespace() {
+                let _ = Command::new("kill").arg(child).status();
+            }
+            told = Some(Instant::now());
         }
-        std::thread::sleep(Duration::from_millis(if fault.is_some() {
-            300
-        } else {
-            2000
-        }));
+        std::thread::sleep(Duration::from_millis(2));
         assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", plugin.log());
     }
     plugin.end().0
