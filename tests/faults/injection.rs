@@ -12,7 +12,7 @@ use std::{
 };
 
 /// Worlds side by side: most of the time goes into waiting for the kernel.
-const WORKERS: usize = 6;
+const WORKERS: usize = 12;
 
 /// One test after the other: the more taps there are on the machine, the more system calls it
 /// takes to find one's own.
