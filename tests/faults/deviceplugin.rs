@@ -60,24 +60,40 @@ impl World {
     }
 }
 
-/// Ends what runs under strace, which a signal to strace would not reach. Once more where a
-/// fault hit the very signal.
-fn end(plugin: &mut Plugin, fault: Option<&Fault>) -> Option<i32> {
-    let children = format!("/proc/{0}/task/{0}/children", plugin.id());
+/// A device plugin under strace, which would leave it behind at its own end.
+struct Traced(Plugin);
+
+impl Traced {
+    /// Sends a signal to what strace runs; one to strace would not reach it.
+    fn signal(&self, name: &str) {
+        let children = format!("/proc/{0}/task/{0}/children", self.0.id());
+        let children = std::fs::read_to_string(children).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let mut command = Command::new("kill");
+            let _ = command.arg(format!("-{name}")).arg(child).status();
+        }
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        self.signal("KILL");
+    }
+}
+
+/// Ends it. Once more where a fault hit the very signal.
+fn end(traced: &mut Traced, fault: Option<&Fault>) -> Option<i32> {
     let (start, mut told) = (Instant::now(), None);
     let again = Duration::from_millis(if fault.is_some() { 300 } else { 2000 });
-    while plugin.is_alive() {
+    while traced.0.is_alive() {
         if told.is_none_or(|told: Instant| told.elapsed() > again) {
-            let children = std::fs::read_to_string(&children).unwrap_or_default();
-            for child in children.split_whitespace() {
-                let _ = Command::new("kill").arg(child).status();
-            }
+            traced.signal("TERM");
             told = Some(Instant::now());
         }
         std::thread::sleep(Duration::from_millis(2));
-        assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", plugin.log());
+        assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", traced.0.log());
     }
-    plugin.end().0
+    traced.0.end().0
 }
 
 /// Waits for one of two ends: true if the kubelet has the devices, false if the plugin is gone.
@@ -105,18 +121,19 @@ fn from_start_to_end() {
     let _turn = alone();
     let world = World::new();
     let log = tempfile::NamedTempFile::new().unwrap();
-    let mut plugin = world.start(&["strace", "-f", "-o", log.path().to_str().unwrap()]);
+    let mut plugin = Traced(world.start(&["strace", "-f", "-o", log.path().to_str().unwrap()]));
     world.allocate().unwrap();
     assert_eq!(end(&mut plugin, None), Some(0));
     let faults = faults(log.path());
     let suffer = |world: &World, fault: &Fault| {
-        let mut plugin = world.start(&["strace", "-f", "-o", "/dev/null", &fault.to_string()]);
-        if settled(world, &mut plugin, fault) {
+        let words = ["strace", "-f", "-o", "/dev/null", &fault.to_string()];
+        let mut plugin = Traced(world.start(&words));
+        if settled(world, &mut plugin.0, fault) {
             // The fault may hit just this, and the kubelet tries again.
             let _ = world.allocate();
             end(&mut plugin, Some(fault));
         }
-        let (status, log) = (plugin.end().0, plugin.log());
+        let (status, log) = (plugin.0.end().0, plugin.0.log());
         let silent = fault.kills() || fault.ends_it();
         // Libraries panic where their own pipes and event counters fail, which never do.
         let said = log.contains("macvtap: ") || log.contains("panicked at");
