@@ -191,13 +191,13 @@ impl Socket {
 
     /// All links of the socket's network namespace.
     pub fn links(&mut self) -> Result<Vec<Link>> {
-        self.dump(Rtm::Getlink, &body(None, Vec::new())?, Link::decode)
+        self.dump(&body(None, Vec::new())?)
     }
 
     /// All links of the network namespace that the socket's own knows as `nsid`.
     pub fn links_in(&mut self, nsid: i32) -> Result<Vec<Link>> {
         let attributes = vec![attribute(Ifla::IfNetnsid, nsid)?];
-        self.dump(Rtm::Getlink, &body(None, attributes)?, Link::decode)
+        self.dump(&body(None, attributes)?)
     }
 
     fn find(&mut self, body: Ifinfomsg) -> Result<Option<Link>> {

@@ -150,25 +150,16 @@ impl Socket {
         Ok(found)
     }
 
-    /// Sends a request that is answered by many messages, each given to `each`.
+    /// Lists links, as `body` asks for.
     ///
     /// Where the kernel says that things changed while it was listing them
     /// (`NLM_F_DUMP_INTR`), the list may be wrong: it is asked for again.
-    pub(super) fn dump<T>(
-        &mut self,
-        kind: Rtm,
-        body: &Ifinfomsg,
-        each: fn(&Ifinfomsg) -> Result<T>,
-    ) -> Result<Vec<T>> {
+    pub(super) fn dump(&mut self, body: &Ifinfomsg) -> Result<Vec<Link>> {
         for _ in 0..DUMP_ATTEMPTS {
-            let mut list = Vec::new();
-            self.send(kind, NlmF::DUMP, body.clone())?;
-            let complete = self.replies(&mut |frame| {
-                list.extend(frame.message()?.get_payload().map(each).transpose()?);
-                Ok(())
-            })?;
-            if complete {
-                return Ok(list);
+            let mut links = Vec::new();
+            self.send(Rtm::Getlink, NlmF::DUMP, body.clone())?;
+            if self.replies(&mut |frame| frame.add_link(&mut links))? {
+                return Ok(links);
             }
         }
         bail!("links changed during each of {DUMP_ATTEMPTS} attempts to list them")
@@ -254,9 +245,7 @@ fn read(
 pub fn read_links(datagram: &[u8], sequence: u32) -> Result<Vec<Link>> {
     let mut links = Vec::new();
     read(datagram, sequence, &mut true, &mut |frame| {
-        let link = frame.message()?.get_payload().map(Link::decode);
-        links.extend(link.transpose()?);
-        Ok(())
+        frame.add_link(&mut links)
     })?;
     Ok(links)
 }
@@ -272,6 +261,13 @@ struct Frame<'a> {
 impl Frame<'_> {
     fn message(&self) -> Result<Message> {
         Message::from_bytes(&mut Cursor::new(self.bytes)).context("decoding a netlink reply")
+    }
+
+    /// Adds the link that it tells of, if it tells of one.
+    fn add_link(&self, links: &mut Vec<Link>) -> Result<()> {
+        let link = self.message()?.get_payload().map(Link::decode);
+        links.extend(link.transpose()?);
+        Ok(())
     }
 }
 
