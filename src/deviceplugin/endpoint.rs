@@ -1,6 +1,7 @@
 //! One resource: its devices, its server, its registration.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
@@ -26,8 +27,8 @@ use crate::device_id::DeviceId;
 /// A resource that is offered.
 pub struct Endpoint {
     offer: Offer,
-    /// The numbers of the devices' taps.
-    taps: Vec<u32>,
+    /// The numbers of the devices' taps, since somebody asked.
+    taps: OnceCell<Vec<u32>>,
     kubelet_dir: PathBuf,
     events: mpsc::UnboundedSender<Event>,
     server: Option<Server>,
@@ -54,8 +55,8 @@ impl Endpoint {
     /// An endpoint that is neither served nor registered yet.
     pub fn new(offer: Offer, kubelet_dir: PathBuf, events: mpsc::UnboundedSender<Event>) -> Self {
         Self {
-            taps: taps(&offer),
             offer,
+            taps: OnceCell::new(),
             kubelet_dir,
             events,
             server: None,
@@ -85,7 +86,7 @@ impl Endpoint {
                 });
         }
         if !Arc::ptr_eq(&self.offer.ids, &offer.ids) {
-            self.taps = taps(&offer);
+            self.taps.take();
         }
         self.offer = offer;
     }
@@ -236,7 +237,8 @@ impl Endpoint {
 
     /// How it is, for who asks. `taps` are all of the machine.
     pub fn status(&self, taps: &BTreeSet<u32>) -> Value {
-        let attached = self.taps.iter().filter(|tap| taps.contains(tap));
+        let own = self.taps.get_or_init(|| taps_of(&self.offer));
+        let attached = own.iter().filter(|tap| taps.contains(tap));
         json!({
             "name": self.name(),
             "lowerDevice": self.offer.resource.lower,
@@ -294,7 +296,7 @@ impl Endpoint {
     }
 }
 
-fn taps(offer: &Offer) -> Vec<u32> {
+fn taps_of(offer: &Offer) -> Vec<u32> {
     let devices = offer.ids.iter().map(|id| id.parse::<DeviceId>());
     devices.filter_map(|id| Some(id.ok()?.tap)).collect()
 }
