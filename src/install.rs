@@ -13,7 +13,11 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use nix::{errno::Errno, fcntl::OFlag};
 use sha2::{Digest, Sha256};
 
-use crate::{cli, failures::together, files};
+use crate::{
+    cli,
+    failures::{io_error, together},
+    files,
+};
 
 /// Who runs in a container finds the host's directory here.
 const MOUNTED: &str = "/host/opt/cni/bin";
@@ -352,9 +356,7 @@ fn digest(path: &Path) -> Result<String> {
 
 /// Adds what to do about it, where that is known.
 fn explain(error: Error, dir: &Path) -> Error {
-    let code = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<io::Error>())
+    let code = io_error(&error)
         .and_then(io::Error::raw_os_error)
         .map(Errno::from_raw);
     let dir = dir.display();

@@ -21,6 +21,7 @@ pub mod mac;
 pub mod mode;
 pub mod netlink;
 pub mod netns;
+pub mod peer;
 pub mod selftest;
 pub mod survey;
 pub mod tap;

@@ -43,6 +43,7 @@ use crate::{
     cli::{self, Switch},
     logging,
     netlink::LinkWatch,
+    peer,
 };
 
 /// The namespace of the resources' names.
@@ -206,7 +207,7 @@ async fn asked(listener: Option<&UnixListener>) -> Option<UnixStream> {
     };
     loop {
         let (asker, _) = listener.accept().await.ok()?;
-        if asker.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
+        if peer::is_root(&asker) {
             return Some(asker);
         }
     }

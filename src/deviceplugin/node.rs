@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -24,6 +25,7 @@ use super::{
     offer::{self, Offer},
 };
 use crate::{
+    failures::io_error,
     learning::Learning,
     netlink::{Link, Socket},
     tap,
@@ -335,12 +337,7 @@ fn tell_learning_is_off(error: &Error) {
 }
 
 fn is_in_use(error: &Error) -> bool {
-    let errors = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>());
-    errors
-        .into_iter()
-        .any(|error| error.kind() == io::ErrorKind::AddrInUse)
+    io_error(error).is_some_and(|error| error.kind() == ErrorKind::AddrInUse)
 }
 
 fn tell(offer: &Offer) {

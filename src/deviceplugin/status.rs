@@ -20,6 +20,8 @@ use tokio::{
 };
 use twox_hash::XxHash64;
 
+use crate::peer;
+
 /// How long the device plugin may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
@@ -69,8 +71,8 @@ pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
 pub fn ask(kubelet_dir: &Path) -> Result<Value> {
     let stream = StdStream::connect_addr(&address(kubelet_dir)?)?;
     // Only root may speak for the node's device plugin.
-    let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?;
-    ensure!(peer.uid() == 0, "user {} pretends to be it", peer.uid());
+    let user = peer::user(&stream)?;
+    ensure!(user == 0, "user {user} pretends to be it");
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = String::new();
     stream.take(LONGEST).read_to_string(&mut text)?;

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::ErrorKind,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixListener,
@@ -32,6 +33,7 @@ use super::{
     question::{self, Question},
 };
 use crate::{
+    failures::io_error,
     mac::MacAddr,
     mode::Mode,
     netlink::{Change, Link, Socket, errno},
@@ -644,8 +646,7 @@ fn close(watch: Option<Watch>) {
 fn announcements_if_allowed() -> Result<Announcements> {
     let announcements = Announcements::open();
     let denied = |error: &Error| {
-        let error = error.downcast_ref::<io::Error>();
-        error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        io_error(error).is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
     };
     let mut missing = Vec::new();
     if announcements.as_ref().is_err_and(denied) {

@@ -3,7 +3,7 @@
 //! host's network namespace: it needs neither file nor mount.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     os::{
         fd::AsRawFd,
         linux::net::SocketAddrExt,
@@ -13,13 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket,
-    sockopt::PeerCredentials,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::{Value, json};
 
-use crate::mac::MacAddr;
+use crate::{mac::MacAddr, peer};
 
 /// The socket's name.
 const NAME: &str = "macvtap-learning";
@@ -60,7 +57,7 @@ pub fn find() -> Option<Asker> {
     connect(socket.as_raw_fd(), &address).ok()?;
     let stream = UnixStream::from(socket);
     // Only root may have a say in the node's network.
-    (is_root(&stream)).then_some(Asker(stream))
+    peer::is_root(&stream).then_some(Asker(stream))
 }
 
 impl Asker {
@@ -69,13 +66,9 @@ impl Asker {
     pub fn ask(self, question: &Question) -> Option<Asked> {
         let Self(mut stream) = self;
         let line = format!("{}\n", question.to_json());
-        let mut ask = || {
-            stream.set_nonblocking(false)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
-            stream.write_all(line.as_bytes())
-        };
-        ask().ok().map(|()| Asked(stream))
+        set_patience(&stream).ok()?;
+        stream.write_all(line.as_bytes()).ok()?;
+        Some(Asked(stream))
     }
 }
 
@@ -109,10 +102,8 @@ pub struct Request {
 
 /// Reads a question. It waits, but not long: whoever asks has it ready.
 pub fn read_question(stream: UnixStream) -> Result<Request> {
-    ensure!(is_root(&stream), "somebody else than root asks");
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    ensure!(peer::is_root(&stream), "somebody else than root asks");
+    set_patience(&stream)?;
     let question = Question::from_json(&read(&stream)?)?;
     Ok(Request { question, stream })
 }
@@ -165,8 +156,11 @@ impl Question {
     }
 }
 
-fn is_root(stream: &UnixStream) -> bool {
-    getsockopt(stream, PeerCredentials).is_ok_and(|peer| peer.uid() == 0)
+/// Neither end waits for ever.
+fn set_patience(stream: &UnixStream) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))
 }
 
 fn read(stream: &UnixStream) -> Result<Value> {

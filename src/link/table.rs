@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::{Error, Result};
 use terminal_size::{Width, terminal_size};
 
+use crate::failures::io_error;
+
 /// Spaces between columns.
 const GAP: usize = 2;
 
@@ -129,8 +131,7 @@ pub fn print(text: &str) -> Result<()> {
 
 /// Whether an error is that nobody reads any more.
 pub fn is_closed(error: &Error) -> bool {
-    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
-    kind == Some(io::ErrorKind::BrokenPipe)
+    io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The kernel takes nearly every byte in names; a terminal obeys some.
