@@ -19,7 +19,7 @@ use std::{
     process::Command,
 };
 
-use kubelet::{Plugin, RESOURCE, SOCKET, configuration, connected};
+use kubelet::{Plugin, RESOURCE, SOCKET, command, connected};
 use macvtap::selftest::kubelet::Kubelet;
 use netns::{Case, Host, Node, binary, dev::Dev, owner, tap};
 
@@ -86,15 +86,9 @@ fn every_descriptor_of_the_device_plugin_is_closed_at_exec() {
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let log = tempfile::NamedTempFile::new().unwrap();
     let words = traced(log.path());
-    let mut command = Command::new(&words[0]);
-    command
-        .args(&words[1..])
-        .arg("-D")
-        .arg(binary())
-        .arg("deviceplugin");
-    command.arg("--kubelet-dir").arg(dir.path());
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut command = command(&[&words[..], &["-D"]].concat(), dir.path());
     command.args(["--status-address", "127.0.0.1:0"]);
-    command.env("DP_MACVTAP_CONF", configuration());
     let mut plugin = Plugin::spawn(&node.host, command);
     let id = connected(&kubelet).healthy()[93].clone();
     kubelet
@@ -127,15 +121,7 @@ fn modes_do_not_depend_on_a_umask() {
         case.call().by(&words).add();
         assert_eq!(owner(&dev.path(&format!("tap{number}"))), (107, 107, 0o660));
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", &script, "sh"])
-            .arg(binary())
-            .arg("deviceplugin");
-        command
-            .arg("--kubelet-dir")
-            .arg(dir.path())
-            .env("DP_MACVTAP_CONF", configuration());
+        let command = command(&["sh", "-c", &script, "sh"], dir.path());
         let _plugin = Plugin::spawn(&case.node.host, command);
         connected(&kubelet);
         assert_eq!(owner(&dir.path().join(SOCKET)), (0, 0, 0o600), "{umask}");

@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use netns::binary;
+use netns::{binary, names};
 use tempfile::{TempDir, tempdir};
 
 const OTHER: &str = "#!/bin/sh\necho another program\n";
@@ -45,12 +45,7 @@ impl Dir {
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).unwrap().flatten();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
+        names(self.0.path())
     }
 
     fn check(&self) {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
+    kubelet::{PATIENCE, Plugin},
     netns::{Host, LOWER, Node, binary, skipped},
 };
 
@@ -88,7 +88,7 @@ fn a_bad_entry_does_not_cost_the_others() {
 #[test]
 fn discovery_offers_what_ip_says_is_a_nic() {
     // The machine's own netns: only there are physical interfaces. Nothing is changed in it.
-    let host = Host(Netns::current().unwrap());
+    let host = Host::of(Netns::current().unwrap());
     let links: Value = serde_json::from_str(&host.ip("-j -d link show")).unwrap();
     let fit = links.as_array().unwrap().iter().filter(|link| {
         let kind = link["linkinfo"]["info_kind"].as_str();
@@ -240,32 +240,4 @@ fn a_file_that_is_broken_or_missing_at_the_start_ends_it() {
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.contains("macvtap.json"), "{text}");
     }
-}
-
-#[test]
-fn devices_differ_between_two_nodes_on_one_kernel() {
-    let (node, dir) = (Node::new(), tempdir().unwrap());
-    let kubelet = Kubelet::start(dir.path()).unwrap();
-    let mut lists = Vec::new();
-    for hostname in ["kind-worker", "kind-worker2"] {
-        let mut command = Command::new("unshare");
-        let script = format!("hostname {hostname} && exec \"$@\"");
-        command
-            .args(["--uts", "sh", "-c", &script, "sh"])
-            .arg(binary());
-        command
-            .arg("deviceplugin")
-            .arg("--kubelet-dir")
-            .arg(dir.path());
-        command.env("DP_MACVTAP_CONF", configuration());
-        let plugin = Plugin::spawn(&node.host, command);
-        let wanted = |resource: &macvtap::selftest::kubelet::Resource| resource.connected;
-        let resource = kubelet.wait_for(RESOURCE, PATIENCE, wanted).unwrap();
-        lists.push(resource.healthy());
-        drop(plugin);
-        kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| !resource.connected)
-            .unwrap();
-    }
-    assert!(lists[0].iter().all(|id| !lists[1].contains(id)));
 }

@@ -1,14 +1,14 @@
 //! Two nodes on one kernel, as in `KinD`: each has a /dev of its own, but the numbers of taps
 //! are the machine's.
 
-use std::{collections::BTreeSet, process::Command};
+use std::collections::BTreeSet;
 
-use macvtap::{device_id::DeviceId, selftest::kubelet::Kubelet};
+use macvtap::selftest::kubelet::Kubelet;
 use tempfile::TempDir;
 
 use crate::{
-    kubelet::{Plugin, RESOURCE, configuration, connected},
-    netns::{Cni, Host, Node, binary, dev::Dev, tap_exists, wait_until},
+    kubelet::{Plugin, RESOURCE, command, connected},
+    netns::{Cni, Host, Node, dev::Dev, tap_exists, tap_of, wait_until},
 };
 
 /// A node that is a container.
@@ -25,15 +25,11 @@ impl KindNode {
         let (node, dev, dir) = (Node::new(), Dev::new(), tempfile::tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let [nsenter, mount] = dev.words();
-        let mut command = Command::new(nsenter);
         let script = format!("hostname {hostname} && exec \"$@\"");
-        command.args([&mount, "unshare", "--uts", "sh", "-c", &script, "sh"]);
-        command
-            .arg(binary())
-            .arg("deviceplugin")
-            .arg("--kubelet-dir")
-            .arg(dir.path());
-        command.env("DP_MACVTAP_CONF", configuration());
+        let words = [
+            &nsenter, &mount, "unshare", "--uts", "sh", "-c", &script, "sh",
+        ];
+        let command = command(&words, dir.path());
         Self {
             _plugin: Plugin::spawn(&node.host, command),
             node,
@@ -55,15 +51,11 @@ impl KindNode {
     }
 }
 
-fn number(id: &str) -> u32 {
-    id.parse::<DeviceId>().unwrap().tap
-}
-
 #[test]
 fn two_nodes_with_the_same_configuration_do_not_meet() {
     let nodes = [KindNode::new("kind-worker"), KindNode::new("kind-worker2")];
     let numbers = nodes.each_ref().map(|node| {
-        let numbers = node.ids().iter().map(|id| number(id)).collect();
+        let numbers = node.ids().iter().map(|id| tap_of(id)).collect();
         let numbers: BTreeSet<u32> = numbers;
         assert_eq!(numbers.len(), 100);
         numbers
@@ -97,12 +89,12 @@ fn of_two_nodes_with_one_name_one_gets_the_tap() {
     let first = nodes[0].call(&pods[0], &id).added();
     let second = nodes[1].call(&pods[1], &id);
     let (code, msg) = second.fail("ADD");
-    let held = format!("/dev/tap{} is still held by", number(&id));
+    let held = format!("/dev/tap{} is still held by", tap_of(&id));
     assert!(code == 11 && msg.contains(&held), "{code}: {msg}");
     assert!(nodes[1].dev.names().is_empty());
     first.succeed("CHECK");
     first.succeed("DEL");
     second.clone().added().succeed("CHECK");
     second.succeed("DEL");
-    wait_until("the tap is gone", || !tap_exists(number(&id)));
+    wait_until("the tap is gone", || !tap_exists(tap_of(&id)));
 }

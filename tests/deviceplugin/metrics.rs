@@ -12,8 +12,8 @@ use std::{
 use macvtap::{deviceplugin::metrics::METRICS, selftest::kubelet::Kubelet};
 
 use crate::{
-    kubelet::{Plugin, RESOURCE, configuration, connected},
-    netns::{LOWER, Node, binary, skipped, wait_until},
+    kubelet::{Plugin, RESOURCE, command, connected},
+    netns::{LOWER, Node, skipped, wait_until},
 };
 
 struct Served {
@@ -40,16 +40,8 @@ impl Served {
         let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
         node.host.ip("link set lo up");
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        let mut command = Command::new(binary());
-        command.args([
-            "deviceplugin",
-            "--status-address",
-            "127.0.0.1:0",
-            "--kubelet-dir",
-        ]);
-        command
-            .arg(dir.path())
-            .env("DP_MACVTAP_CONF", configuration());
+        let mut command = command(&[], dir.path());
+        command.args(["--status-address", "127.0.0.1:0"]);
         let plugin = Plugin::spawn(&node.host, command);
         plugin.wait_for_log("status address=");
         let log = plugin.log();

@@ -11,7 +11,7 @@ use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
 
 use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, configuration, connected},
+    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, command, configuration, connected},
     netns::{Node, binary, wait_until},
 };
 
@@ -141,16 +141,17 @@ fn the_directory_may_be_missing_and_be_replaced() {
 fn without_inotify_it_polls() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     // The machine's limit is everybody's; so only this process sees it reached.
-    let mut command = Command::new("strace");
-    command.args(["-D", "-f", "-o", "/dev/null", "-e", "trace=inotify_init1"]);
-    command.args(["-e", "inject=inotify_init1:error=EMFILE"]);
-    command
-        .arg(binary())
-        .arg("deviceplugin")
-        .arg("--kubelet-dir");
-    command
-        .arg(dir.path())
-        .env("DP_MACVTAP_CONF", configuration());
+    let trace = [
+        "strace",
+        "-D",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=inotify_init1",
+    ];
+    let words = [&trace[..], &["-e", "inject=inotify_init1:error=EMFILE"]].concat();
+    let command = command(&words, dir.path());
     let plugin = Plugin::spawn(&node.host, command);
     plugin.wait_for_log("cannot be watched, so it is polled");
     for _ in 0..3 {
@@ -178,14 +179,12 @@ fn existing_manifests_call_it_with_glogs_flags() {
 fn net_admin_is_all_the_power_it_needs() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-all,+net_admin", "--inh-caps=-all"]);
-    command
-        .arg("--no-new-privs")
-        .arg(binary())
-        .arg("deviceplugin");
-    command.arg("--kubelet-dir").arg(dir.path());
-    command.env("DP_MACVTAP_CONF", configuration());
+    let rights = [
+        "--bounding-set=-all,+net_admin",
+        "--inh-caps=-all",
+        "--no-new-privs",
+    ];
+    let command = command(&[&["setpriv"], &rights[..]].concat(), dir.path());
     let _plugin = Plugin::spawn(&node.host, command);
     let resource = connected(&kubelet);
     let id = &resource.healthy()[..1];

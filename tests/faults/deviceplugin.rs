@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use crate::{
     injection::{Fault, alone, each, faults},
-    kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
-    netns::{Node, binary},
+    kubelet::{PATIENCE, Plugin, RESOURCE, command},
+    netns::Node,
 };
 
 struct World {
@@ -33,31 +33,23 @@ impl World {
     }
 
     fn start(&self, by: &[&str]) -> Plugin {
-        let binary = binary();
-        let mut words = by.iter().copied().chain([binary.to_str().unwrap()]);
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).arg("deviceplugin").arg("--kubelet-dir");
-        command
-            .arg(self.dir.path())
-            .arg("--netns-dir")
-            .arg(self.dir.path());
+        let mut command = command(by, self.dir.path());
+        command.arg("--netns-dir").arg(self.dir.path());
         command.args(["--status-address", "127.0.0.1:0"]);
-        command.env("DP_MACVTAP_CONF", configuration());
         Plugin::spawn(&self.node.host, command)
-    }
-
-    fn resource(&self) -> Option<Resource> {
-        self.kubelet.resource(RESOURCE)
     }
 
     /// Takes a device as a pod would.
     fn allocate(&self) -> Result<()> {
-        let listed = |resource: &Resource| resource.connected && !resource.healthy().is_empty();
-        let resource = self.kubelet.wait_for(RESOURCE, PATIENCE, listed)?;
+        let resource = self.kubelet.wait_for(RESOURCE, PATIENCE, is_listed)?;
         let ids = [resource.healthy()[0].clone()];
         self.kubelet.allocate(RESOURCE, &ids)?;
         Ok(())
     }
+}
+
+fn is_listed(resource: &Resource) -> bool {
+    resource.connected && !resource.healthy().is_empty()
 }
 
 /// A device plugin under strace, which would leave it behind at its own end.
@@ -73,6 +65,21 @@ impl Traced {
             let _ = command.arg(format!("-{name}")).arg(child).status();
         }
     }
+
+    /// Ends it. Once more where a fault hit the very signal.
+    fn finish(&mut self, fault: Option<&Fault>) -> Option<i32> {
+        let (start, mut told) = (Instant::now(), None);
+        let again = Duration::from_millis(if fault.is_some() { 300 } else { 2000 });
+        while self.0.is_alive() {
+            if told.is_none_or(|told: Instant| told.elapsed() > again) {
+                self.signal("TERM");
+                told = Some(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+            assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", self.0.log());
+        }
+        self.0.end().0
+    }
 }
 
 impl Drop for Traced {
@@ -81,27 +88,12 @@ impl Drop for Traced {
     }
 }
 
-/// Ends it. Once more where a fault hit the very signal.
-fn end(traced: &mut Traced, fault: Option<&Fault>) -> Option<i32> {
-    let (start, mut told) = (Instant::now(), None);
-    let again = Duration::from_millis(if fault.is_some() { 300 } else { 2000 });
-    while traced.0.is_alive() {
-        if told.is_none_or(|told: Instant| told.elapsed() > again) {
-            traced.signal("TERM");
-            told = Some(Instant::now());
-        }
-        std::thread::sleep(Duration::from_millis(2));
-        assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", traced.0.log());
-    }
-    traced.0.end().0
-}
-
 /// Waits for one of two ends: true if the kubelet has the devices, false if the plugin is gone.
 fn settled(world: &World, plugin: &mut Plugin, fault: &Fault) -> bool {
     let start = Instant::now();
     loop {
-        let resource = world.resource();
-        if resource.is_some_and(|resource| resource.connected && !resource.healthy().is_empty()) {
+        let resource = world.kubelet.resource(RESOURCE);
+        if resource.as_ref().is_some_and(is_listed) {
             return true;
         }
         if !plugin.is_alive() {
@@ -123,7 +115,7 @@ fn from_start_to_end() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let mut plugin = Traced(world.start(&["strace", "-f", "-o", log.path().to_str().unwrap()]));
     world.allocate().unwrap();
-    assert_eq!(end(&mut plugin, None), Some(0));
+    assert_eq!(plugin.finish(None), Some(0));
     let faults = faults(log.path());
     let suffer = |world: &World, fault: &Fault| {
         let words = ["strace", "-f", "-o", "/dev/null", &fault.to_string()];
@@ -131,7 +123,7 @@ fn from_start_to_end() {
         if settled(world, &mut plugin.0, fault) {
             // The fault may hit just this, and the kubelet tries again.
             let _ = world.allocate();
-            end(&mut plugin, Some(fault));
+            plugin.finish(Some(fault));
         }
         let (status, log) = (plugin.0.end().0, plugin.0.log());
         let silent = fault.kills() || fault.ends_it();

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{
     injection::{Fault, alone, each, faults},
-    netns::binary,
+    netns::{binary, names},
 };
 
 const OTHER: &str = "#!/bin/sh\necho another program\n";
@@ -58,14 +58,6 @@ impl World {
     fn found(&self) -> Option<Vec<u8>> {
         fs::read(self.target()).ok()
     }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.dir.path()).unwrap().flatten();
-        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-        let mut names: Vec<String> = names.collect();
-        names.sort();
-        names
-    }
 }
 
 fn install(what: &str, former: Option<&[u8]>, left: &[&str]) {
@@ -95,7 +87,7 @@ fn install(what: &str, former: Option<&[u8]>, left: &[&str]) {
         let again = world.install(&[]);
         assert!(again.status.success(), "{fault}: {again:?}");
         assert_eq!(world.found().as_ref(), Some(&new), "{fault}");
-        assert_eq!(world.names(), left, "{fault}");
+        assert_eq!(names(world.dir.path()), left, "{fault}");
         !output.status.success()
     };
     each(what, &faults, || World::new(former), suffer);

@@ -3,7 +3,12 @@
 
 #![allow(dead_code, reason = "each fuzz target uses one of these")]
 
-use std::{cell::RefCell, os::fd::AsRawFd, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    os::fd::{AsFd, AsRawFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use macvtap::{
     cni,
@@ -42,7 +47,7 @@ impl Sandbox {
         let (host, pod, far) = (netns(), netns(), netns());
         host.run(|| {
             let mut socket = Socket::open()?;
-            socket.create_veth("eth0", "far0", std::os::fd::AsFd::as_fd(&far))?;
+            socket.create_veth("eth0", "far0", far.as_fd())?;
             let index = socket.link_by_name("eth0")?.unwrap().index;
             let up = netlink::Change {
                 up: Some(true),
@@ -63,6 +68,16 @@ impl Sandbox {
         let links = self.pod.socket().unwrap().links().unwrap();
         let names = links.into_iter().filter(|link| !link.loopback);
         names.map(|link| link.name).collect()
+    }
+
+    /// What a value of the environment stands for.
+    fn place(&self, value: &str) -> String {
+        let path = |netns: &Netns| format!("/proc/self/fd/{}", netns.as_fd().as_raw_fd());
+        match value {
+            "@pod" => path(&self.pod),
+            "@host" => path(&self.host),
+            _ => value.to_owned(),
+        }
     }
 }
 
@@ -102,22 +117,6 @@ pub fn cni(data: &[u8]) {
             sandbox.pod = netns();
         }
     });
-}
-
-impl Sandbox {
-    fn place(&self, value: &str) -> String {
-        let path = |netns: &Netns| {
-            format!(
-                "/proc/self/fd/{}",
-                std::os::fd::AsFd::as_fd(netns).as_raw_fd()
-            )
-        };
-        match value {
-            "@pod" => path(&self.pod),
-            "@host" => path(&self.host),
-            _ => value.to_owned(),
-        }
-    }
 }
 
 /// One JSON document or nothing, and of the kind that the exit status says.

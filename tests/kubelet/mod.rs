@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test uses another part of this")]
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
@@ -37,6 +38,17 @@ pub fn configuration() -> String {
     format!(r#"[{{"name": "dataplane", "lowerDevice": "{LOWER}", "mode": "bridge"}}]"#)
 }
 
+/// A command that runs the device plugin with [`configuration`], after these words.
+pub fn command(by: &[&str], kubelet_dir: &Path) -> Command {
+    let binary = binary();
+    let mut words = by.iter().map(OsStr::new).chain([binary.as_os_str()]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg("deviceplugin");
+    command.arg("--kubelet-dir").arg(kubelet_dir);
+    command.env("DP_MACVTAP_CONF", configuration());
+    command
+}
+
 /// Waits until the kubelet has a stream of [`RESOURCE`].
 pub fn connected(kubelet: &Kubelet) -> Resource {
     let connected = |resource: &Resource| resource.connected;
@@ -58,41 +70,27 @@ impl Plugin {
 
     /// Starts one with a configuration of the environment.
     pub fn configured(host: &Host, kubelet_dir: &Path, configuration: &str) -> Self {
-        let mut command = Command::new(binary());
-        command.arg("deviceplugin").args(["-v", "4"]);
-        command.arg("--kubelet-dir").arg(kubelet_dir);
-        command.env("DP_MACVTAP_CONF", configuration);
+        let mut command = command(&[], kubelet_dir);
+        command
+            .args(["-v", "4"])
+            .env("DP_MACVTAP_CONF", configuration);
         Self::spawn(host, command)
     }
 
     /// Starts one with a configuration file.
     pub fn with_file(host: &Host, kubelet_dir: &Path, file: &Path) -> Self {
-        let mut command = Command::new(binary());
-        command.arg("deviceplugin").arg("--config").arg(file);
-        command.arg("--kubelet-dir").arg(kubelet_dir);
+        let mut command = command(&[], kubelet_dir);
+        command.arg("--config").arg(file);
+        command.env_remove("DP_MACVTAP_CONF");
         Self::spawn(host, command)
     }
 
     /// Starts one in a mount namespace of its own, after what `mounts` does there.
     pub fn mounted(host: &Host, kubelet_dir: &Path, mounts: &str) -> Self {
         let script = format!("{mounts} && exec \"$@\"");
-        let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            &script,
-            "sh",
-        ]);
-        command
-            .arg(binary())
-            .arg("deviceplugin")
-            .arg("--kubelet-dir");
-        command
-            .arg(kubelet_dir)
-            .env("DP_MACVTAP_CONF", configuration());
+        let private = ["unshare", "--mount", "--propagation", "private"];
+        let words = [&private[..], &["sh", "-c", &script, "sh"]].concat();
+        let command = command(&words, kubelet_dir);
         Self::spawn(host, command)
     }
 

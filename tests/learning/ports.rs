@@ -8,7 +8,7 @@ use std::{
 use macvtap::mac::MacAddr;
 
 use crate::{
-    kubelet::Plugin,
+    kubelet::{Plugin, command},
     netns::{
         FAR_END, LOWER, binary, tap_exists, tap_number,
         taps::{far_tap, open, send},
@@ -194,11 +194,7 @@ fn a_missing_capability_is_named_and_nothing_else_changes() {
 fn a_second_device_plugin_learns_when_the_first_has_ended() {
     let mut learner = Learner::new();
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(binary());
-    command
-        .arg("deviceplugin")
-        .arg("--kubelet-dir")
-        .arg(dir.path());
+    let mut command = command(&[], dir.path());
     command.arg("--netns-dir").arg(dir.path());
     command.env("DP_MACVTAP_CONF", "[]");
     let second = Plugin::spawn(&learner.node.host, command);
@@ -270,9 +266,7 @@ fn a_lower_device_that_comes_back_is_learnt_on_again() {
     host.ip(&format!("link set {FAR_END} netns {}", wire.path()));
     host.ip(&format!("link set {LOWER} up"));
     wire.ip(&format!("link set {FAR_END} up"));
-    wait_until("it is up", || {
-        host.link(LOWER).unwrap()["operstate"] == "UP"
-    });
+    wait_until("it is up", || host.is_up(LOWER));
     let second = learner.attach();
     assert_eq!(second.mode(), "vepa");
     second.send(&broadcast(VM));

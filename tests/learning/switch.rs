@@ -189,9 +189,9 @@ pub fn connect(nodes: [&Node; 2]) -> Host {
     }
     // The kernel sees after a moment that there is a carrier again, and drops frames before.
     wait_until("the switch has its ports up", || {
-        let up = |host: &Host, name: &str| host.link(name).unwrap()["operstate"] == "UP";
-        let ports = up(&switch, "port0") && up(&switch, "port1") && up(&switch, "br0");
-        ports && nodes.iter().all(|node| up(&node.host, LOWER))
+        let ports = ["port0", "port1", "br0"];
+        ports.iter().all(|name| switch.is_up(name))
+            && nodes.iter().all(|node| node.host.is_up(LOWER))
     });
     switch
 }

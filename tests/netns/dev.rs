@@ -1,13 +1,12 @@
 //! A mount namespace whose /dev is a tmpfs, as in a node of `KinD`.
 
 use std::{
-    fs,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
-use super::Cni;
+use super::{Cni, names};
 
 /// A mount namespace of its own, held by a process in it.
 pub struct Dev(Child);
@@ -45,9 +44,9 @@ impl Dev {
 
     /// What is in it, beside the null device.
     pub fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path("")).unwrap().flatten();
-        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
-        names.filter(|name| name != "null").collect()
+        let mut names = names(&self.path(""));
+        names.retain(|name| name != "null");
+        names
     }
 }
 

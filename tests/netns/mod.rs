@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::netns::Netns;
+use macvtap::{device_id::DeviceId, netns::Netns};
 use serde_json::{Value, json};
 
 /// The name of every node's lower device.
@@ -65,18 +65,51 @@ pub fn device_id_in(mode: &str, number: u32) -> String {
     format!("dataplaneMvp7@{LOWER}:{mode}:{number}")
 }
 
-/// A netns, held by a descriptor.
-pub struct Host(pub Netns);
+/// The number of a device ID's tap.
+pub fn tap_of(id: &str) -> u32 {
+    id.parse::<DeviceId>().unwrap().tap
+}
+
+/// A netns, held by a descriptor; some have a name as well.
+pub struct Host(pub Netns, Option<Name>);
+
+/// A name of a netns, as runtimes and `ip netns` give it.
+struct Name(String);
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let mut command = Command::new("ip");
+        let _ = command.args(["netns", "delete", &self.0]).status();
+    }
+}
 
 impl Host {
     /// A fresh one.
     pub fn new() -> Self {
-        Self(Netns::create().expect("the tests make network namespaces: run them as root"))
+        Self::of(Netns::create().expect("the tests make network namespaces: run them as root"))
+    }
+
+    /// One that there is.
+    pub fn of(netns: Netns) -> Self {
+        Self(netns, None)
+    }
+
+    /// A fresh one with a name, for who may not look into the descriptors of the test.
+    pub fn named() -> Self {
+        let name = Name(format!("macvtap-test-{}", tap_number()));
+        let mut command = Command::new("ip");
+        let made = command.args(["netns", "add", &name.0]).status();
+        assert!(made.unwrap().success());
+        let netns = Netns::open(Path::new(&format!("/run/netns/{}", name.0)));
+        Self(netns.unwrap().unwrap(), Some(name))
     }
 
     /// A path to it, for whoever is to open it.
     pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", id(), self.0.as_fd().as_raw_fd())
+        match &self.1 {
+            Some(Name(name)) => format!("/run/netns/{name}"),
+            None => format!("/proc/{}/fd/{}", id(), self.0.as_fd().as_raw_fd()),
+        }
     }
 
     /// Runs a command in it.
@@ -108,6 +141,12 @@ impl Host {
         })
     }
 
+    /// Whether the link is up, and frames pass.
+    pub fn is_up(&self, name: &str) -> bool {
+        self.link(name)
+            .is_some_and(|link| link["operstate"] == "UP")
+    }
+
     /// The mode of the macvtap that tests attach.
     pub fn mode(&self) -> String {
         let link = self.link(IFNAME).expect("the pod's macvtap");
@@ -121,41 +160,6 @@ impl Host {
         let names = list.as_array().unwrap().iter();
         let names = names.map(|link| link["ifname"].as_str().unwrap().to_owned());
         names.filter(|name| name != "lo").collect()
-    }
-}
-
-/// A netns with a name, as runtimes and `ip netns` make them.
-pub struct Named {
-    pub host: Host,
-    name: String,
-}
-
-impl Named {
-    pub fn new() -> Self {
-        let name = format!("macvtap-test-{}", tap_number());
-        let ip = |verb: &str| {
-            Command::new("ip")
-                .args(["netns", verb, &name])
-                .status()
-                .unwrap()
-        };
-        assert!(ip("add").success());
-        let netns = Netns::open(Path::new(&format!("/run/netns/{name}")));
-        Self {
-            host: Host(netns.unwrap().unwrap()),
-            name,
-        }
-    }
-
-    pub fn path(&self) -> String {
-        format!("/run/netns/{}", self.name)
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        let mut command = Command::new("ip");
-        let _ = command.args(["netns", "delete", &self.name]).status();
     }
 }
 
@@ -365,6 +369,15 @@ pub fn tap_exists(number: u32) -> bool {
     entries
         .filter_map(|entry| fs::read_link(entry.path()).ok())
         .any(|target| target.to_string_lossy().ends_with(&suffix))
+}
+
+/// The names in a directory, in their order.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
 }
 
 /// User, group and permission bits of a node.

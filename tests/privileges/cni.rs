@@ -1,28 +1,15 @@
 //! The CNI plugin, which has what its runtime has: with what it needs, and less.
 
-use crate::netns::{Cni, Named, Node, dev::Dev, tap_exists, tap_number};
+use crate::netns::{Case, Cni, Host, dev::Dev, tap_exists};
 
 /// What the README says that it needs.
 const NEEDED: [&str; 4] = ["net_admin", "sys_admin", "chown", "fowner"];
 
-struct Case {
-    node: Node,
-    pod: Named,
-    number: u32,
-}
-
-impl Case {
-    fn new() -> Self {
-        Self {
-            node: Node::new(),
-            pod: Named::new(),
-            number: tap_number(),
-        }
-    }
-
-    fn call(&self) -> Cni<'_> {
-        let call = self.node.promised(&self.pod.host, self.number);
-        call.env("CNI_NETNS", &self.pod.path())
+/// A pod whose netns everybody can open who may enter one.
+fn case() -> Case {
+    Case {
+        pod: Host::named(),
+        ..Case::new()
     }
 }
 
@@ -35,7 +22,7 @@ fn confined<'a>(call: &Cni<'a>, capabilities: &[&str], before: &[String]) -> Cni
 
 #[test]
 fn what_the_readme_says_suffices() {
-    let case = Case::new();
+    let case = case();
     let call = confined(&case.call(), &NEEDED, &[]).added();
     call.succeed("CHECK");
     call.succeed("STATUS");
@@ -52,20 +39,20 @@ fn one_less_is_told_and_nothing_is_left() {
         ("chown", "CAP_CHOWN"),
         ("fowner", "CAP_FOWNER"),
     ] {
-        let case = Case::new();
+        let case = case();
         let kept: Vec<&str> = NEEDED.into_iter().filter(|name| *name != missing).collect();
         let (_, msg) = confined(&case.call(), &kept, &[]).fail("ADD");
         assert!(msg.contains(told), "without {missing}: {msg}");
-        assert!(case.pod.host.links().is_empty() && !tap_exists(case.number));
+        assert!(case.pod.links().is_empty() && !tap_exists(case.number));
     }
 }
 
 #[test]
 fn a_tmpfs_needs_mknod_as_well() {
-    let (case, dev) = (Case::new(), Dev::new());
+    let (case, dev) = (case(), Dev::new());
     let (_, msg) = confined(&case.call(), &NEEDED, &dev.words()).fail("ADD");
     assert!(msg.contains("CAP_MKNOD"), "{msg}");
-    assert!(case.pod.host.links().is_empty() && dev.names().is_empty());
+    assert!(case.pod.links().is_empty() && dev.names().is_empty());
     let with = [&NEEDED[..], &["mknod"]].concat();
     let call = confined(&case.call(), &with, &dev.words()).added();
     call.succeed("CHECK");

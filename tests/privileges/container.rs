@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -16,7 +16,7 @@ use crate::netns::{Host, binary};
 /// golang-github-containers-common.
 const RUNTIME_DEFAULT: &str = "/usr/share/containers/seccomp.json";
 
-pub fn root() -> &'static Path {
+fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -34,14 +34,12 @@ pub fn own_profile() -> Value {
 }
 
 /// `RuntimeDefault` for a container with these capabilities.
-pub fn runtime_default(capabilities: &[String]) -> Value {
+fn runtime_default(capabilities: &[String]) -> Value {
     let text = fs::read(RUNTIME_DEFAULT).expect("scripts/test installs the profile");
     let profile: Value = serde_json::from_slice(&text).unwrap();
     let has = |list: &Value| {
-        let names = list["caps"].as_array().into_iter().flatten();
-        names
-            .into_iter()
-            .all(|name| capabilities.iter().any(|capability| name == capability))
+        let mut names = list["caps"].as_array().into_iter().flatten();
+        names.all(|name| capabilities.iter().any(|capability| name == capability))
     };
     let rules = profile["syscalls"]
         .as_array()
@@ -156,9 +154,9 @@ impl Container {
     pub fn command(&self) -> Command {
         let path = self.bundle.path().join("config.json");
         fs::write(path, self.config.to_string()).unwrap();
-        let bundle: PathBuf = self.bundle.path().into();
         let mut command = self.runc(&["run", "--bundle"]);
-        command.arg(bundle).arg(&self.name).stdin(Stdio::null());
+        command.arg(self.bundle.path()).arg(&self.name);
+        command.stdin(Stdio::null());
         command
     }
 

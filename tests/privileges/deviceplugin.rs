@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::{
     container::{Container, own_profile, pod},
     kubelet::{Plugin, RESOURCE, configuration, connected},
-    netns::{Named, Node, tap_number, taps, wait_until},
+    netns::{Host, Node, tap_number, taps, wait_until},
 };
 
 /// A node with a kubelet and the device plugin's container, and a pod whose netns has a name.
@@ -21,7 +21,7 @@ struct World {
     node: Node,
     kubelet: Kubelet,
     dirs: [TempDir; 2],
-    pod: Named,
+    pod: Host,
     slot: usize,
 }
 
@@ -34,7 +34,7 @@ impl World {
             node: Node::new(),
             kubelet: Kubelet::start(dirs[0].path()).unwrap(),
             dirs,
-            pod: Named::new(),
+            pod: Host::named(),
             slot: NEXT.fetch_add(1, Ordering::Relaxed),
         }
     }
@@ -95,17 +95,14 @@ impl World {
     fn learn(&self) {
         let number = tap_number();
         let mac = MacAddr([2, 0, 0, 0, 0, 0x11]);
-        let call = self.node.promised(&self.pod.host, number);
-        let call = call
-            .env("CNI_NETNS", &self.pod.path())
-            .with("mac", mac.to_string());
-        let call = call.added();
-        assert_eq!(self.pod.host.mode(), "vepa", "it was not asked");
+        let call = self.node.promised(&self.pod, number);
+        let call = call.with("mac", mac.to_string()).added();
+        assert_eq!(self.pod.mode(), "vepa", "it was not asked");
         let tap = taps::open(number);
         let mut frame = [&[0xff; 6][..], &mac.0, &[0x88, 0xb5]].concat();
         frame.resize(60, 0);
         taps::send(&tap, &frame);
-        wait_until("the port is live", || self.pod.host.mode() == "bridge");
+        wait_until("the port is live", || self.pod.mode() == "bridge");
         drop(tap);
         call.succeed("DEL");
     }
