@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    os::fd::AsFd,
     process::{Command, Stdio},
     sync::PoisonError,
     time::Duration,
@@ -10,8 +11,8 @@ use std::{
 use crate::{
     count::Count,
     dice::Dice,
-    netns::{FAR_END, LOWER, taps::far_tap, wait_until},
-    node::{BYSTANDER, SoakNode, lock},
+    netns::{FAR_END, LOWER, taps::far_tap},
+    node::{BYSTANDER, SoakNode, lock, wait_for_wire},
 };
 
 /// Link events at a time.
@@ -68,7 +69,7 @@ fn flap(node: &SoakNode) {
         host(node, &format!("link set {LOWER} down"));
         host(node, &format!("link set {LOWER} up"));
     }
-    wait_for_carrier(node);
+    wait_for_wire(&node.node);
 }
 
 fn rename(node: &SoakNode) {
@@ -79,7 +80,7 @@ fn rename(node: &SoakNode) {
     host(node, "link set elsewhere down");
     host(node, &format!("link set elsewhere name {LOWER}"));
     host(node, &format!("link set {LOWER} up"));
-    wait_for_carrier(node);
+    wait_for_wire(&node.node);
 }
 
 fn make_again(node: &SoakNode) {
@@ -88,22 +89,12 @@ fn make_again(node: &SoakNode) {
     host(node, &format!("link delete {LOWER}"));
     std::thread::sleep(Duration::from_millis(20));
     let mut socket = node.node.host.0.socket().unwrap();
-    let wire = std::os::fd::AsFd::as_fd(&node.node.wire.0);
+    let wire = node.node.wire.0.as_fd();
     socket.create_veth(LOWER, FAR_END, wire).unwrap();
     host(node, &format!("link set {LOWER} up"));
     node.node.wire.ip(&format!("link set {FAR_END} up"));
     *far = Some(far_tap(&node.node));
-    wait_for_carrier(node);
-}
-
-fn wait_for_carrier(node: &SoakNode) {
-    let (host, wire) = (&node.node.host, &node.node.wire);
-    for (host, name) in [(host, LOWER), (wire, FAR_END), (wire, "far")] {
-        wait_until("the wire is up", || {
-            let link = host.link(name);
-            link.is_some_and(|link| link["operstate"] == "UP")
-        });
-    }
+    wait_for_wire(&node.node);
 }
 
 fn tell_links(node: &SoakNode) {

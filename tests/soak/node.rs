@@ -11,7 +11,6 @@ use std::{
 };
 
 use macvtap::{
-    device_id::DeviceId,
     selftest::kubelet::{Kubelet, Resource},
     tap as taps,
 };
@@ -19,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{
     kubelet::{PATIENCE, Plugin},
-    netns::{LOWER, Node, tap, taps::far_tap, wait_until},
+    netns::{FAR_END, LOWER, Node, tap, tap_of, taps::far_tap, wait_until},
 };
 
 /// Beside the lower device, for link events that concern nobody.
@@ -40,7 +39,7 @@ pub struct SoakNode {
     config: PathBuf,
     /// Whether its device plugin is killed now and then.
     pub killed: bool,
-    pub kubelet: RwLock<Option<Kubelet>>,
+    kubelet: RwLock<Option<Kubelet>>,
     pub plugin: Mutex<Plugin>,
     baseline: Mutex<Option<Baseline>>,
     /// IDs that no pod has.
@@ -72,11 +71,8 @@ impl SoakNode {
             .unwrap()
             .healthy();
         let far = far_tap(&node);
-        wait_until("the far end is up", || {
-            let link = node.wire.link("far");
-            link.is_some_and(|link| link["operstate"] == "UP")
-        });
-        let numbers = ids.iter().map(|id| number(id)).collect();
+        wait_for_wire(&node);
+        let numbers = ids.iter().map(|id| tap_of(id)).collect();
         Self {
             node,
             name: name.to_owned(),
@@ -137,6 +133,12 @@ impl SoakNode {
         *plugin = Plugin::with_file(&self.node.host, self.dir.path(), &self.config);
     }
 
+    /// Does something with the kubelet, which restarts at no such time.
+    pub fn with_kubelet<T>(&self, work: impl FnOnce(&Kubelet) -> T) -> T {
+        let kubelet = self.kubelet.read().unwrap_or_else(PoisonError::into_inner);
+        work(kubelet.as_ref().unwrap())
+    }
+
     pub fn restart_kubelet(&self) {
         let mut kubelet = self.kubelet.write().unwrap_or_else(PoisonError::into_inner);
         drop(kubelet.take());
@@ -156,12 +158,9 @@ impl SoakNode {
         let mut links = self.node.host.links();
         links.sort();
         assert_eq!(links, [BYSTANDER, &format!("{BYSTANDER}1"), LOWER]);
-        let kubelet = self.kubelet.read().unwrap_or_else(PoisonError::into_inner);
         let offered = |resource: &Resource| resource.connected && resource.healthy().len() >= 100;
-        let resource = kubelet
-            .as_ref()
-            .unwrap()
-            .wait_for(&self.resource(), PATIENCE, offered);
+        let resource =
+            self.with_kubelet(|kubelet| kubelet.wait_for(&self.resource(), PATIENCE, offered));
         let mut plugin = lock(&self.plugin);
         resource.unwrap_or_else(|error| panic!("{error:#}: {}", plugin.log()));
         assert!(plugin.is_alive(), "{}", plugin.log());
@@ -199,8 +198,12 @@ fn configure(path: &std::path::Path, name: &str, capacity: usize) {
     std::fs::write(path, text).unwrap();
 }
 
-pub fn number(id: &str) -> u32 {
-    id.parse::<DeviceId>().unwrap().tap
+/// Waits until frames pass from end to end.
+pub fn wait_for_wire(node: &Node) {
+    wait_until("the wire is up", || {
+        let far = [FAR_END, "far"];
+        node.host.is_up(LOWER) && far.iter().all(|name| node.wire.is_up(name))
+    });
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

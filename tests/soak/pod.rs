@@ -12,13 +12,14 @@ use macvtap::{
     mac::MacAddr,
     tap::{self as taps, Owner, VNET_HEADER},
 };
+use nix::sys::stat::{major, minor};
 use serde_json::json;
 
 use crate::{
     count::Count,
     dice::Dice,
-    netns::{Answer, Cni, Host, tap, taps::send, wait_until},
-    node::{SoakNode, number},
+    netns::{Answer, Cni, Host, tap, tap_of, taps::send, wait_until},
+    node::SoakNode,
 };
 
 /// An ethertype for experiments (IEEE 802, table of local ones).
@@ -38,7 +39,7 @@ pub fn live(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> 
         let cycle = Cycle {
             node,
             pod: &pod,
-            number: number(&id),
+            number: tap_of(&id),
             count,
             generation: node.generation(),
         };
@@ -116,16 +117,11 @@ impl Cycle<'_> {
     }
 
     fn allocate(&self, id: &str) {
-        let kubelet = self
-            .node
-            .kubelet
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let (resource, ids) = (self.node.resource(), [id.to_owned()]);
         // The plugin may be about to register, or killed.
-        let answer = kubelet
-            .as_ref()
-            .unwrap()
-            .allocate(&self.node.resource(), &[id.to_owned()]);
+        let answer = self
+            .node
+            .with_kubelet(|kubelet| kubelet.allocate(&resource, &ids));
         if let Ok(answer) = answer {
             let promised = &answer.container_responses[0].devices[0].host_path;
             assert_eq!(*promised, tap(self.number).to_string_lossy());
@@ -134,17 +130,11 @@ impl Cycle<'_> {
     }
 
     fn pre_start(&self, id: &str) {
-        let kubelet = self
+        let (resource, ids) = (self.node.resource(), [id.to_owned()]);
+        let answer = self
             .node
-            .kubelet
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        if kubelet
-            .as_ref()
-            .unwrap()
-            .pre_start(&self.node.resource(), &[id.to_owned()])
-            .is_ok()
-        {
+            .with_kubelet(|kubelet| kubelet.pre_start(&resource, &ids));
+        if answer.is_ok() {
             self.count.one("PreStartContainer");
         }
         // Without a tap, of a lower device that was removed, it makes one on the host.
@@ -176,8 +166,8 @@ impl Cycle<'_> {
 
     /// The promise: the tap's node is the tap's own, the guest's, and the only one.
     fn check_node(&self) {
-        let (path, devices) = (tap(self.number), taps::devices(self.number).unwrap());
-        if devices.is_empty() || !path.exists() {
+        let devices = taps::devices(self.number).unwrap();
+        if devices.is_empty() {
             return self.excuse("the tap is gone");
         }
         assert_eq!(devices.len(), 1, "two taps are called {}", self.number);
@@ -198,13 +188,22 @@ impl Cycle<'_> {
             Err(error) => return self.excuse(&format!("{error:#}")),
         };
         let rdev = file.metadata().unwrap().rdev();
+        let opened = format!("{}:{}", major(rdev), minor(rdev));
+        let Some(own) = taps::devices(self.number).unwrap().pop() else {
+            return self.excuse("the tap is gone");
+        };
+        assert_eq!(
+            opened,
+            own.to_string(),
+            "tap {} is a foreign one",
+            self.number
+        );
         let token = dice.number();
         for _ in 0..=dice.roll(3) {
             let out = frame([0xff; 6], mac.0, FROM, token);
             self.out(&file, &out);
             self.arrive(&file, mac, token);
         }
-        assert_eq!(file.metadata().unwrap().rdev(), rdev);
     }
 
     fn out(&self, file: &File, frame: &[u8]) {
