@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::learning::question;
+use macvtap::learning::query;
 use netns::{Host, IFNAME, LOWER, Node, binary, device_id, tap_number};
 use serde_json::json;
 use tempfile::{NamedTempFile, TempDir};
@@ -132,7 +132,7 @@ impl Learning {
             .env("DP_MACVTAP_CONF", "[]");
         let child = node.host.0.run(|| Ok(command.spawn()?)).unwrap();
         netns::wait_until("it answers", || {
-            node.host.0.run(|| Ok(question::find().is_some())).unwrap()
+            node.host.0.run(|| Ok(query::find().is_some())).unwrap()
         });
         Self(child, dir)
     }

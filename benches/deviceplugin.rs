@@ -22,7 +22,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET};
 use macvtap::{
-    deviceplugin::api::{
+    deviceplugin::grpc::api::{
         AllocateRequest, ContainerAllocateRequest, device_plugin_client::DevicePluginClient,
     },
     selftest::kubelet::{Kubelet, Resource},

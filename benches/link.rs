@@ -20,8 +20,8 @@ use std::{
 };
 
 use macvtap::{
-    mode::Mode,
     netlink::{Create, Socket},
+    types::mode::Mode,
 };
 use netns::{Host, LOWER, Node, binary, tap_number};
 

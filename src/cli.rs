@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{mac::MacAddr, mode::Mode};
+use crate::types::{mac::MacAddr, mode::Mode};
 
 /// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
 /// `deviceplugin/v1beta1`).
@@ -18,7 +18,7 @@ const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
 ///
 /// Called by a container runtime (with `CNI_COMMAND` set and no arguments), it is a CNI plugin.
 #[derive(Debug, Parser)]
-#[command(name = crate::call::NAME, version, arg_required_else_help = true)]
+#[command(name = crate::dispatch::NAME, version, arg_required_else_help = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -236,6 +236,6 @@ pub struct InstallTarget {
     #[arg(long, value_name = "DIR")]
     pub dir: Vec<PathBuf>,
     /// The name of the file, which is the `type` in configurations
-    #[arg(long, default_value = crate::call::NAME)]
+    #[arg(long, default_value = crate::dispatch::NAME)]
     pub name: String,
 }

@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     cli,
-    failures::{io_error, together},
-    files,
+    host::files,
+    types::errors::{io_error, together},
 };
 
 /// Who runs in a container finds the host's directory here.

@@ -1,27 +1,24 @@
 //! macvtap networking for virtual machines on Kubernetes: the parts of the
 //! `macvtap` binary, as a library for its tests and benchmarks.
+//!
+//! Imports run down this list, never up:
+//! the applets, `macvtap`, `learning`, `host`, `netlink`, `types`.
 
 #![forbid(unsafe_code)]
 
-pub mod call;
 pub mod cli;
+pub mod dispatch;
+
 pub mod cni;
-pub mod device_id;
 pub mod deviceplugin;
 pub mod doctor;
-pub mod failures;
-pub mod fields;
-pub mod files;
-pub mod holder;
 pub mod install;
-pub mod learning;
 pub mod link;
-pub mod logging;
-pub mod mac;
-pub mod mode;
-pub mod netlink;
-pub mod netns;
-pub mod peer;
 pub mod selftest;
-pub mod survey;
-pub mod tap;
+
+pub mod learning;
+pub mod macvtap;
+
+pub mod host;
+pub mod netlink;
+pub mod types;

@@ -7,15 +7,16 @@ use std::{env, ffi::OsString, io, process::ExitCode};
 use anyhow::{Error, Result, anyhow};
 use clap::{CommandFactory, Parser};
 use macvtap::{
-    call::{self, Call},
     cli::{Cli, Command},
-    cni, deviceplugin, doctor, install, link, selftest,
+    cni, deviceplugin,
+    dispatch::{self, Call},
+    doctor, install, link, selftest,
 };
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = env::args_os().collect();
     let cni_command = env::var_os("CNI_COMMAND").is_some_and(|command| !command.is_empty());
-    match call::read(&args, cni_command) {
+    match dispatch::read(&args, cni_command) {
         Call::Cni => cni::main(),
         Call::About => cni::about(&mut io::stderr()),
         Call::NoShell => fail(&anyhow!(
@@ -54,7 +55,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Selftest { json } => selftest::main(*json),
         Command::Completions { shell } => {
             let mut command = Cli::command();
-            clap_complete::generate(*shell, &mut command, call::NAME, &mut io::stdout());
+            clap_complete::generate(*shell, &mut command, dispatch::NAME, &mut io::stdout());
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -65,7 +65,7 @@ fn helps() {
     let output = run(&["--help"]);
     assert!(output.status.success());
     let help = text(&output.stdout);
-    for applet in macvtap::call::APPLETS {
+    for applet in macvtap::dispatch::APPLETS {
         assert!(help.contains(applet), "{applet} is not in {help}");
     }
     let output = run(&["--version"]);

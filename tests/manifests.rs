@@ -19,9 +19,9 @@ use std::{
 
 use clap::Parser;
 use macvtap::{
-    call::{self, Call},
     cli::Cli,
     deviceplugin::config::{self, Configuration},
+    dispatch::{self, Call},
 };
 use netns::{Host, IFNAME, Node, device_id, skipped, tap_number};
 use serde_json::Value;
@@ -100,7 +100,7 @@ fn command_line(container: &Value) -> Vec<String> {
 fn check_runs(line: &[String]) {
     assert!(IN_IMAGE.contains(&line[0].as_str()), "{line:?}");
     let args: Vec<OsString> = line.iter().map(OsString::from).collect();
-    match call::read(&args, false) {
+    match dispatch::read(&args, false) {
         Call::CommandLine(line) => {
             Cli::try_parse_from(line).unwrap();
         }
@@ -228,7 +228,7 @@ fn the_virtual_machine_uses_the_binding_and_the_network() {
     assert!(bindings.get(binding).is_some());
     let mac = interface["macAddress"].as_str().unwrap();
     assert!(
-        mac.parse::<macvtap::mac::MacAddr>()
+        mac.parse::<macvtap::types::mac::MacAddr>()
             .unwrap()
             .is_assignable()
     );

@@ -15,9 +15,8 @@ use std::{
 };
 
 use macvtap::{
-    mac::MacAddr,
-    mode::Mode,
-    netlink::{Change, Create, Link, Refused},
+    netlink::{Change, Create, Link, NetlinkError},
+    types::{mac::MacAddr, mode::Mode},
 };
 use netns::{FAR_END, Host, LOWER, Node, tap_number};
 use nix::errno::Errno;
@@ -149,7 +148,7 @@ fn a_refusal_has_the_kernels_own_text() {
         ..Change::default()
     };
     let error = host.change(lower.index, &change).unwrap_err();
-    let refused: &Refused = error.downcast_ref().unwrap();
+    let refused: &NetlinkError = error.downcast_ref().unwrap();
     assert_eq!(refused.errno, Errno::EINVAL);
     assert_eq!(
         refused.text.as_deref(),
@@ -161,7 +160,7 @@ fn a_refusal_has_the_kernels_own_text() {
         "{text}"
     );
     let error = host.create(&macvtap(LOWER, lower.index)).unwrap_err();
-    let refused: &Refused = error.downcast_ref().unwrap();
+    let refused: &NetlinkError = error.downcast_ref().unwrap();
     assert_eq!(refused.errno, Errno::EEXIST);
 }
 

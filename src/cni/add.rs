@@ -18,17 +18,21 @@ use super::{
     result::{self, Interface},
 };
 use crate::{
-    device_id::{self, DeviceId},
-    holder,
+    host::{
+        netns::Netns,
+        tap::{self, Device, Node},
+    },
     learning::{
         self,
-        question::{self, Asked, Question},
+        query::{self, PendingReply, Query},
     },
-    mac::MacAddr,
-    mode::Mode,
+    macvtap::holder,
     netlink::{Change, Create, Link, Socket, errno},
-    netns::Netns,
-    tap::{self, Device, Node},
+    types::{
+        device_id::{self, DeviceId},
+        mac::MacAddr,
+        mode::Mode,
+    },
 };
 
 /// How long ADD waits for a tap or a MAC that the previous holder still has. A netns takes
@@ -36,7 +40,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
 /// How many numbers are tried for a tap that nobody promised.
-const UNPROMISED_ATTEMPTS: u32 = 16;
+const STANDALONE_ATTEMPTS: u32 = 16;
 
 /// An attachment just made: the result to print, and how to take it back.
 pub struct Attachment<'a> {
@@ -68,7 +72,7 @@ struct Made {
     device: Device,
     undo: Undo,
     /// If a device plugin was asked whether it is to be parked. It is, until the answer.
-    asked: Option<Asked>,
+    asked: Option<PendingReply>,
 }
 
 struct Work<'a> {
@@ -97,8 +101,8 @@ pub fn add<'a>(call: &'a Call<'a>, config: &'a Config, netns: &'a Netns) -> Resu
         undo,
         asked,
     } = match &config.source {
-        Source::Promised(id) => work.create_promised(id)?,
-        Source::Configured { lower, mode } => work.create_unpromised(lower, *mode)?,
+        Source::Allocated(id) => work.create_allocated(id)?,
+        Source::Configured { lower, mode } => work.create_standalone(lower, *mode)?,
         Source::Existing(existing) => work.hand_over(existing)?,
     };
     match work.finish(&link, device, asked) {
@@ -151,7 +155,7 @@ impl Work<'_> {
 
     // === creation ===
 
-    fn create_promised(&mut self, id: &DeviceId) -> Result<Made> {
+    fn create_allocated(&mut self, id: &DeviceId) -> Result<Made> {
         let plan = Plan {
             lower: self.lower(&id.lower)?,
             mode: id.mode,
@@ -172,15 +176,15 @@ impl Work<'_> {
     }
 
     /// Without a device plugin there is no promise: any free number will do.
-    fn create_unpromised(&mut self, lower: &str, mode: Mode) -> Result<Made> {
+    fn create_standalone(&mut self, lower: &str, mode: Mode) -> Result<Made> {
         let mut plan = Plan {
             lower: self.lower(lower)?,
             mode,
             number: 0,
         };
         let container_id = &self.call.environment.container_id;
-        for attempt in 0..UNPROMISED_ATTEMPTS {
-            plan.number = device_id::unpromised_tap(container_id, self.ifname(), attempt);
+        for attempt in 0..STANDALONE_ATTEMPTS {
+            plan.number = device_id::standalone_tap(container_id, self.ifname(), attempt);
             if !tap::devices(plan.number)?.is_empty() {
                 continue;
             }
@@ -188,7 +192,7 @@ impl Work<'_> {
                 return Ok(made);
             }
         }
-        let text = format!("each of {UNPROMISED_ATTEMPTS} tap numbers tried is in use");
+        let text = format!("each of {STANDALONE_ATTEMPTS} tap numbers tried is in use");
         Err(CniError::new(code::TRY_AGAIN, text).into())
     }
 
@@ -284,13 +288,13 @@ impl Work<'_> {
     /// Asks the device plugin, if one learns, whether a port of a bridge begins parked. The MAC
     /// has to be known for that. The answer is needed only before the macvtap is set up, for
     /// until then no frame passes: it comes while the kernel makes the macvtap.
-    fn ask(&self, plan: &Plan) -> Result<(Option<MacAddr>, Option<Asked>)> {
-        let device_plugin = (plan.mode == Mode::Bridge).then(question::find).flatten();
+    fn ask(&self, plan: &Plan) -> Result<(Option<MacAddr>, Option<PendingReply>)> {
+        let device_plugin = (plan.mode == Mode::Bridge).then(query::find).flatten();
         let Some(device_plugin) = device_plugin else {
             return Ok((self.config.mac, None));
         };
         let mac = self.config.mac.unwrap_or_else(MacAddr::random);
-        let asked = device_plugin.ask(&Question {
+        let asked = device_plugin.ask(&Query {
             netns: self.call.environment.netns.clone(),
             identity: self.netns.identity()?,
             tap: plan.number,
@@ -309,7 +313,7 @@ impl Work<'_> {
 
     fn take_tap(&self, number: u32) -> Result<Option<Device>> {
         match *tap::devices(number)? {
-            [device] if tap::give(number, device, self.config.owner)? => Ok(Some(device)),
+            [device] if tap::claim_node(number, device, self.config.owner)? => Ok(Some(device)),
             _ => Ok(None),
         }
     }
@@ -469,7 +473,7 @@ impl Work<'_> {
         &mut self,
         link: &Link,
         device: Device,
-        asked: Option<Asked>,
+        asked: Option<PendingReply>,
     ) -> Result<(Link, MacAddr)> {
         let index = link.index;
         if !self.config.host_ipv6 {

@@ -10,12 +10,10 @@ use super::{
     result,
 };
 use crate::{
+    host::{netns::Netns, tap},
     learning,
-    mac::MacAddr,
-    mode::Mode,
     netlink::{Link, Socket},
-    netns::Netns,
-    tap,
+    types::{mac::MacAddr, mode::Mode},
 };
 
 /// Fails with the first thing that is not as ADD left it. Later plugins of the chain may
@@ -79,7 +77,7 @@ fn check_link(link: &Link, config: &Config, reported: &Value) -> Result<()> {
 /// Mode and lower device, as far as the configuration says what they are to be.
 fn check_lower(link: &Link, source: &Source) -> Result<()> {
     let (lower, mode) = match source {
-        Source::Promised(id) => (Some(id.lower.as_str()), Some(id.mode)),
+        Source::Allocated(id) => (Some(id.lower.as_str()), Some(id.mode)),
         Source::Configured { lower, mode } => (Some(lower.as_str()), Some(*mode)),
         Source::Existing(existing) => (existing.lower.as_deref(), existing.mode),
     };
@@ -102,7 +100,7 @@ fn check_lower(link: &Link, source: &Source) -> Result<()> {
             link.name
         );
     }
-    if let Source::Promised(id) = source {
+    if let Source::Allocated(id) = source {
         ensure!(
             link.index == id.tap,
             "interface {:?} has index {}, so its tap is not the promised {}",

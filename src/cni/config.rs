@@ -12,11 +12,13 @@ use super::{
     version::Version,
 };
 use crate::{
-    device_id::{self, DeviceId},
-    fields::{Fields, Invalid},
-    mac::MacAddr,
-    mode::Mode,
-    tap::Owner,
+    host::tap::Owner,
+    types::{
+        device_id::{self, DeviceId},
+        json::{Fields, Invalid},
+        mac::MacAddr,
+        mode::Mode,
+    },
 };
 
 /// User and group of QEMU in `KubeVirt`'s images.
@@ -51,7 +53,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A device ID of our device plugin: the macvtap is made as promised.
-    Promised(DeviceId),
+    Allocated(DeviceId),
     /// It exists on the host and is handed over.
     Existing(Existing),
     /// No device plugin: the configuration names the lower device.
@@ -161,7 +163,7 @@ fn source(fields: &Fields<'_>) -> Result<Source> {
     let lower = lower(fields)?.map(str::to_owned);
     let mode = mode(fields)?;
     match (id, lower) {
-        (Some(id), lower) if id.contains('@') => promised(id, lower.as_deref(), mode),
+        (Some(id), lower) if id.contains('@') => allocated(id, lower.as_deref(), mode),
         (Some(id), lower) => Ok(Source::Existing(Existing {
             id: id.to_owned(),
             mode,
@@ -196,7 +198,7 @@ fn mode(fields: &Fields<'_>) -> Result<Option<Mode>> {
 }
 
 /// A promise is kept as it was given; what the configuration says must not contradict it.
-fn promised(id: &str, lower: Option<&str>, mode: Option<Mode>) -> Result<Source> {
+fn allocated(id: &str, lower: Option<&str>, mode: Option<Mode>) -> Result<Source> {
     let device: DeviceId = id
         .parse()
         .map_err(|error| CniError::coded(code::CONFIG, &error))?;
@@ -213,7 +215,7 @@ fn promised(id: &str, lower: Option<&str>, mode: Option<Mode>) -> Result<Source>
     if let Some(mode) = mode.filter(|mode| *mode != device.mode) {
         return Err(contradiction("mode", mode.name(), device.mode.name()).into());
     }
-    Ok(Source::Promised(device))
+    Ok(Source::Allocated(device))
 }
 
 /// The three causes that users meet.
@@ -350,7 +352,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_original_and_the_design() {
         let config = read(&json!({"deviceID": ID}), "").unwrap();
-        assert_eq!(config.source, Source::Promised(ID.parse().unwrap()));
+        assert_eq!(config.source, Source::Allocated(ID.parse().unwrap()));
         assert_eq!(config.mtu, None);
         assert_eq!(config.mac, None);
         assert!(!config.promiscuous);
@@ -376,7 +378,7 @@ mod tests {
         let other = "dataplaneMvp8@eth0:bridge:16777302";
         let config = with(&json!({"runtimeConfig": {"deviceID": other}}));
         let read = read(&config, "").unwrap();
-        assert_eq!(read.source, Source::Promised(other.parse().unwrap()));
+        assert_eq!(read.source, Source::Allocated(other.parse().unwrap()));
         assert_eq!(device_id(&config), Some(other));
     }
 

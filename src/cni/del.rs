@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::{Call, config};
 use crate::{
-    device_id::{self, DeviceId},
-    failures::together,
+    host::{netns::Netns, tap},
     netlink::{Link, Socket},
-    netns::Netns,
-    tap,
+    types::{
+        device_id::{self, DeviceId},
+        errors::together,
+    },
 };
 
 /// Removes the interface and, where nobody else does, the tap's node.

@@ -6,7 +6,7 @@ use anyhow::Error;
 use serde_json::{Map, Value};
 
 use super::{result::to_text, version};
-use crate::{fields::Invalid, netns::NotANetns};
+use crate::{host::netns::NotANetns, types::json::Invalid};
 
 /// The codes of the CNI specification 1.1.0, section "Error".
 pub mod code {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use log::info;
 use serde_json::Value;
 
-use crate::{failures::together, tap};
+use crate::{host::tap, types::errors::together};
 
 /// Removes stale nodes, unless the runtime gave no list of valid attachments: then it does not
 /// know them.

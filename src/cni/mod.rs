@@ -33,7 +33,7 @@ use self::{
     error::{CniError, code},
     version::Version,
 };
-use crate::{logging, netns::Netns};
+use crate::host::{logging, netns::Netns};
 
 /// The longest configuration that is read, in bytes. GC lists every attachment of a node.
 const LONGEST_INPUT: u64 = 4 << 20;

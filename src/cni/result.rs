@@ -7,7 +7,7 @@ use super::{
     error::{CniError, code},
     version::{Family, Version},
 };
-use crate::mac::MacAddr;
+use crate::types::mac::MacAddr;
 
 /// What ADD reports of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use jsonc_parser::{ParseOptions, parse_to_serde_value};
 use serde_json::Value;
 
-use crate::{device_id::check_link_name, fields::Fields, mode::Mode};
+use crate::types::{device_id::check_link_name, json::Fields, mode::Mode};
 
 /// How many devices a resource has unless it says otherwise, as in the original.
 pub const DEFAULT_CAPACITY: usize = 100;

@@ -3,22 +3,18 @@
 //! One thread, one loop that owns all state. What happens comes in as events;
 //! what to do about it is decided in `config`, `offer` and `registration`.
 
-pub mod api;
 pub mod config;
+mod config_source;
+pub mod device_list;
 mod directory;
-mod endpoint;
-mod file_id;
+pub mod grpc;
 mod http;
-pub mod kubelet;
 pub mod metrics;
-mod node;
-pub mod offer;
 mod registration;
-mod server;
-pub mod service;
-mod source;
-mod standby;
+mod resource;
 pub mod status;
+mod supervisor;
+mod tap_only;
 
 use std::{
     net::SocketAddr,
@@ -38,12 +34,11 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-use self::{directory::Directory, http::Http, node::Node, source::Source};
+use self::{config_source::Source, directory::Directory, http::Http, supervisor::Node};
 use crate::{
     cli::{self, Switch},
-    logging,
+    host::{logging, peer},
     netlink::LinkWatch,
-    peer,
 };
 
 /// The namespace of the resources' names.

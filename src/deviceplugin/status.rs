@@ -20,7 +20,7 @@ use tokio::{
 };
 use twox_hash::XxHash64;
 
-use crate::peer;
+use crate::host::peer;
 
 /// How long the device plugin may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

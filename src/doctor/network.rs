@@ -11,11 +11,12 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    mac::MacAddr,
-    mode::Mode,
+    host::{
+        netns::Netns,
+        tap::{self, VNET_HEADER},
+    },
     netlink::{Change, Create, Socket},
-    netns::Netns,
-    tap::{self, VNET_HEADER},
+    types::{mac::MacAddr, mode::Mode},
 };
 
 /// How long an answer may take.
@@ -61,7 +62,7 @@ pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
     socket
         .change(number, &up)
         .context("setting the macvtap up")?;
-    let outcome = tap::take(number).and_then(|tap| ask(&tap, mac, address));
+    let outcome = tap::open_new(number).and_then(|tap| ask(&tap, mac, address));
     socket.delete(number)?;
     tap::remove_stale(number)?;
     outcome

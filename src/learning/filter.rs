@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use socket2::SockFilter;
 
-use crate::mac::MacAddr;
+use crate::types::mac::MacAddr;
 
 /// `BPF_LD | BPF_W | BPF_ABS`, and for half-words and bytes.
 const LOAD_WORD: u16 = 0x20;

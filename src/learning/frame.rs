@@ -1,6 +1,6 @@
 //! A frame as far as learning looks into it.
 
-use crate::mac::MacAddr;
+use crate::types::mac::MacAddr;
 
 /// The part of a frame by which a reflection is recognised: Ethernet header and ARP packet.
 pub const HEAD: usize = 42;

@@ -12,14 +12,14 @@
 
 pub mod filter;
 pub mod frame;
-mod learner;
 mod packet;
 pub mod port;
-pub mod question;
+pub mod query;
+mod thread;
 
-pub use learner::{Learning, Stats};
+pub use thread::{Learning, Stats};
 
-use crate::{mode::Mode, netlink::Link};
+use crate::{netlink::Link, types::mode::Mode};
 
 /// The link group of macvtaps in bridge mode that ADD makes, in ASCII "mvtp": by it a device
 /// plugin finds its ports again after a restart, and knows a parked one from one that is in

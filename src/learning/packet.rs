@@ -16,7 +16,7 @@ use pnet_datalink::{
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::filter;
-use crate::mac::MacAddr;
+use crate::types::mac::MacAddr;
 
 /// `PACKET_OUTGOING` of `linux/if_packet.h`.
 const OUTGOING: u8 = 4;

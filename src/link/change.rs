@@ -7,10 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::table::print;
 use crate::{
     cli::{LinkChange, Switch},
-    mode::Mode,
+    host::{netns::Netns, tap},
     netlink::{Change, Create, Link, Socket},
-    netns::Netns,
-    tap,
+    types::mode::Mode,
 };
 
 /// Makes a macvtap on a lower device, in a mode, with a tap of this number.

@@ -3,22 +3,22 @@
 use anyhow::Result;
 
 use super::table::{Table, bytes, print, print_sentence};
-use crate::survey::{Macvtap, Survey};
+use crate::macvtap::inventory::{Inventory, Macvtap};
 
 /// Lists macvtaps and lower devices.
 pub fn list(json: bool) -> Result<()> {
-    let mut survey = Survey::new()?;
-    survey.find_holders();
-    survey.find_pods();
+    let mut inventory = Inventory::new()?;
+    inventory.find_holders();
+    inventory.find_pods();
     if json {
-        return print(&format!("{:#}\n", survey.to_json()));
+        return print(&format!("{:#}\n", inventory.to_json()));
     }
-    macvtaps(&survey)?;
+    macvtaps(&inventory)?;
     print("\n")?;
-    lower_devices(&survey)
+    lower_devices(&inventory)
 }
 
-fn macvtaps(survey: &Survey) -> Result<()> {
+fn macvtaps(inventory: &Inventory) -> Result<()> {
     let mut table = Table::new(&[
         "TAP",
         "INTERFACE",
@@ -34,7 +34,7 @@ fn macvtaps(survey: &Survey) -> Result<()> {
         "RECEIVED",
         "SENT",
     ]);
-    for macvtap in &survey.macvtaps {
+    for macvtap in &inventory.macvtaps {
         table.row(&row(macvtap));
     }
     if table.is_empty() {
@@ -42,14 +42,14 @@ fn macvtaps(survey: &Survey) -> Result<()> {
     } else {
         table.print()?;
     }
-    if !survey.unseen.is_empty() {
-        let taps: Vec<String> = survey.unseen.iter().map(u32::to_string).collect();
+    if !inventory.unseen.is_empty() {
+        let taps: Vec<String> = inventory.unseen.iter().map(u32::to_string).collect();
         let taps = taps.join(", ");
         print_sentence(&format!(
             "in network namespaces that cannot be found: {taps}"
         ))?;
     }
-    if let Some((count, why)) = &survey.closed {
+    if let Some((count, why)) = &inventory.closed {
         print_sentence(&format!(
             "{count} network namespaces were not looked into: {why}"
         ))?;
@@ -57,9 +57,9 @@ fn macvtaps(survey: &Survey) -> Result<()> {
     Ok(())
 }
 
-fn lower_devices(survey: &Survey) -> Result<()> {
+fn lower_devices(inventory: &Inventory) -> Result<()> {
     let mut table = Table::new(&["LOWER DEVICE", "MACVTAPS", "MTU", "FIT"]);
-    for lower in &survey.lower_devices {
+    for lower in &inventory.lower_devices {
         let fit = lower.unfit.clone();
         table.row(&[
             lower.link.name.clone(),

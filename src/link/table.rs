@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::{Error, Result};
 use terminal_size::{Width, terminal_size};
 
-use crate::failures::io_error;
+use crate::types::errors::io_error;
 
 /// Spaces between columns.
 const GAP: usize = 2;

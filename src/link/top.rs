@@ -10,20 +10,20 @@ use anyhow::Result;
 
 use super::table::{Table, bytes, print, width};
 use crate::{
+    macvtap::inventory::{Inventory, Macvtap},
     netlink::Stats,
-    survey::{Macvtap, Survey},
 };
 
 /// Shows the traffic of each `interval` seconds, `count` times or without end.
 pub fn top(interval: f64, count: Option<u32>) -> Result<()> {
     let interval = Duration::from_secs_f64(interval);
-    let mut before = (Instant::now(), stats(&Survey::new()?.macvtaps));
+    let mut before = (Instant::now(), stats(&Inventory::new()?.macvtaps));
     let mut turn = 0;
     while count.is_none_or(|count| turn < count) {
         sleep(interval);
-        let mut survey = Survey::new()?;
-        survey.find_pods();
-        let macvtaps = survey.macvtaps;
+        let mut inventory = Inventory::new()?;
+        inventory.find_pods();
+        let macvtaps = inventory.macvtaps;
         let now = (Instant::now(), stats(&macvtaps));
         let seconds = (now.0 - before.0).as_secs_f64();
         show(&macvtaps, &before.1, seconds)?;

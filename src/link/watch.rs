@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, thread::sleep, time::Duration};
 use anyhow::Result;
 
 use super::table::print;
-use crate::survey::{Macvtap, Survey};
+use crate::macvtap::inventory::{Inventory, Macvtap};
 
 /// How often the machine is looked at.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -30,9 +30,9 @@ pub fn watch() -> Result<()> {
 }
 
 fn snapshot() -> Result<BTreeMap<u32, String>> {
-    let mut survey = Survey::new()?;
-    survey.find_holders();
-    Ok(survey
+    let mut inventory = Inventory::new()?;
+    inventory.find_holders();
+    Ok(inventory
         .macvtaps
         .iter()
         .map(|each| (each.link.index, line(each)))

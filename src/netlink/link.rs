@@ -6,7 +6,7 @@ use neli::{
     rtnl::Ifinfomsg,
 };
 
-use crate::{mac::MacAddr, mode::Mode};
+use crate::types::{mac::MacAddr, mode::Mode};
 
 /// `ARPHRD_ETHER` of `linux/if_arp.h`.
 const ETHERNET: u16 = 1;

@@ -8,5 +8,5 @@ mod watch;
 
 pub use link::{Link, Stats};
 pub use request::{Change, Create};
-pub use socket::{Refused, Socket, errno, read_links};
+pub use socket::{NetlinkError, Socket, errno, read_links};
 pub use watch::LinkWatch;

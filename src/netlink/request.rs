@@ -14,7 +14,7 @@ use neli::{
 use nix::errno::Errno;
 
 use super::{Link, Socket, socket::errno};
-use crate::{mac::MacAddr, mode::Mode};
+use crate::types::{mac::MacAddr, mode::Mode};
 
 /// `IFLA_MACVLAN_MODE` of `linux/if_link.h`.
 #[neli::neli_enum(serialized_type = "u16")]

@@ -41,14 +41,14 @@ const DUMP_ATTEMPTS: u32 = 20;
 
 /// The kernel's "no" to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct NetlinkError {
     /// The error number.
     pub errno: Errno,
     /// The text of the extended acknowledgement; many refusals come without one.
     pub text: Option<String>,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -67,7 +67,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for NetlinkError {}
 
 fn name(errno: Errno) -> String {
     format!("{errno:?}")
@@ -76,7 +76,9 @@ fn name(errno: Errno) -> String {
 /// The error number of the refusal in `error`'s chain, if the kernel refused.
 #[must_use]
 pub fn errno(error: &Error) -> Option<Errno> {
-    error.downcast_ref::<Refused>().map(|refused| refused.errno)
+    error
+        .downcast_ref::<NetlinkError>()
+        .map(|refused| refused.errno)
 }
 
 pub(super) type Message = Nlmsghdr<Rtm, Ifinfomsg>;
@@ -311,7 +313,7 @@ fn outcome(frame: &Frame<'_>) -> Result<()> {
     let code = code.and_then(|bytes| Some(i32::from_ne_bytes(bytes.try_into().ok()?)));
     match code {
         Some(0) => Ok(()),
-        Some(code) => Err(Refused {
+        Some(code) => Err(NetlinkError {
             errno: Errno::from_raw(code.wrapping_neg()),
             text: extended_text(frame),
         }

@@ -29,7 +29,7 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 
-use crate::deviceplugin::{
+use crate::deviceplugin::grpc::{
     api::{
         AllocateRequest, AllocateResponse, ContainerAllocateRequest,
         ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty,

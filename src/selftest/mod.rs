@@ -16,7 +16,12 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 
 use self::{plugin::Plugin, report::Report, runtime::Runtime, wire::Wire};
-use crate::{device_id::DeviceId, deviceplugin::offer, netlink::Link, netns::Netns, tap};
+use crate::{
+    deviceplugin::device_list,
+    host::{netns::Netns, tap},
+    netlink::Link,
+    types::device_id::DeviceId,
+};
 
 /// How long the kernel may take to destroy a network namespace.
 const DESTRUCTION: Duration = Duration::from_secs(5);
@@ -63,8 +68,9 @@ fn run(report: &mut Report) -> Result<()> {
 /// What the device plugin would offer on this machine if its configuration were empty.
 fn discovery() -> Result<((), String)> {
     let links = Netns::current()?.socket()?.links()?;
-    let (unfit, fit): (Vec<&Link>, Vec<&Link>) =
-        links.iter().partition(|link| offer::unfit(link).is_some());
+    let (unfit, fit): (Vec<&Link>, Vec<&Link>) = links
+        .iter()
+        .partition(|link| device_list::unfit(link).is_some());
     let names: Vec<&str> = fit.iter().map(|link| link.name.as_str()).collect();
     let names = match names.as_slice() {
         [] => "none".to_owned(),

@@ -11,7 +11,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{netns, wire::Wire};
-use crate::{device_id::DeviceId, mac::MacAddr, netns::Netns};
+use crate::{
+    host::netns::Netns,
+    types::{device_id::DeviceId, mac::MacAddr},
+};
 
 /// The interface's name in the pod.
 pub const IFNAME: &str = "net1";

@@ -16,11 +16,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::netns;
 use crate::{
-    mac::MacAddr,
-    mode::Mode,
+    host::{
+        netns::Netns,
+        tap::{self, VNET_HEADER},
+    },
     netlink::{Change, Create, Socket},
-    netns::Netns,
-    tap::{self, VNET_HEADER},
+    types::{mac::MacAddr, mode::Mode},
 };
 
 /// The name of the lower device.
@@ -67,7 +68,7 @@ impl Wire {
             netns: None,
         })?;
         set_up(&mut socket, "tap")?;
-        let far_end = tap::take(number)?;
+        let far_end = tap::open_new(number)?;
         Ok(Self {
             node,
             tap_number: number,

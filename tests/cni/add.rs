@@ -20,7 +20,7 @@ fn has_flag(link: &Value, flag: &str) -> bool {
 fn makes_the_macvtap_that_was_promised() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     assert!(!tap(number).exists());
-    let call = node.promised(&pod, number);
+    let call = node.allocated(&pod, number);
     let result = call.add();
     let link = attached(&pod);
     assert_eq!(link["ifindex"], number);
@@ -50,7 +50,7 @@ fn the_same_promise_can_be_kept_again_and_again() {
     let (node, number) = (Node::new(), tap_number());
     for round in 0..10 {
         let pod = Host::new();
-        let call = node.promised(&pod, number).added();
+        let call = node.allocated(&pod, number).added();
         assert_eq!(attached(&pod)["ifindex"], number, "round {round}");
         call.succeed("CHECK");
         // No DEL: the pod's netns just goes, as in a crash or a reboot.
@@ -72,7 +72,7 @@ fn every_mode() {
 #[test]
 fn mtu_promiscuous_and_owner_as_configured() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let call = node.promised(&pod, number).with("mtu", 1000);
+    let call = node.allocated(&pod, number).with("mtu", 1000);
     let call = call.with("promiscMode", true).with("allMulticast", false);
     let call = call.with("owner", 1234).with("group", 0).added();
     let link = attached(&pod);
@@ -88,7 +88,7 @@ fn mtu_promiscuous_and_owner_as_configured() {
 fn the_mtu_is_the_lower_devices_unless_configured() {
     let (node, pod) = (Node::new(), Host::new());
     node.host.ip(&format!("link set {LOWER} mtu 1400"));
-    let result = node.promised(&pod, tap_number()).with("mtu", 0).add();
+    let result = node.allocated(&pod, tap_number()).with("mtu", 0).add();
     assert_eq!(attached(&pod)["mtu"], 1400);
     assert_eq!(result["interfaces"][0]["mtu"], 1400);
 }
@@ -97,11 +97,11 @@ fn the_mtu_is_the_lower_devices_unless_configured() {
 fn a_lower_device_without_queue_does_not_make_the_taps_ring_empty() {
     let (node, pod) = (Node::new(), Host::new());
     node.host.ip(&format!("link set {LOWER} txqueuelen 0"));
-    node.promised(&pod, tap_number()).add();
+    node.allocated(&pod, tap_number()).add();
     assert_eq!(attached(&pod)["txqlen"], 1000);
     let (node, pod) = (Node::new(), Host::new());
     node.host.ip(&format!("link set {LOWER} txqueuelen 77"));
-    node.promised(&pod, tap_number()).add();
+    node.allocated(&pod, tap_number()).add();
     assert_eq!(attached(&pod)["txqlen"], 77);
 }
 
@@ -121,7 +121,7 @@ fn the_mac_from_each_place() {
         ("MAC=nonsense", "args", json!({"cni": {"mac": mac}})),
     ] {
         let (node, pod) = (Node::new(), Host::new());
-        let call = node.promised(&pod, tap_number()).with(key, value);
+        let call = node.allocated(&pod, tap_number()).with(key, value);
         let result = call.env("CNI_ARGS", args).add();
         assert_eq!(result["interfaces"][0]["mac"], mac, "{args} {key}");
         assert_eq!(attached(&pod)["address"], mac, "{args} {key}");
@@ -131,8 +131,8 @@ fn the_mac_from_each_place() {
 #[test]
 fn without_a_mac_it_is_a_random_local_one() {
     let (node, pod) = (Node::new(), Host::new());
-    let result = node.promised(&pod, tap_number()).add();
-    let mac: macvtap::mac::MacAddr = result["interfaces"][0]["mac"]
+    let result = node.allocated(&pod, tap_number()).add();
+    let mac: macvtap::types::mac::MacAddr = result["interfaces"][0]["mac"]
         .as_str()
         .unwrap()
         .parse()
@@ -194,9 +194,9 @@ fn without_device_plugin_the_configuration_names_the_lower_device() {
 #[test]
 fn two_attachments_in_one_pod_and_two_pods_at_once() {
     let (node, one, two) = (Node::new(), Host::new(), Host::new());
-    let first = node.promised(&one, tap_number());
-    let second = node.promised(&one, tap_number()).env("CNI_IFNAME", "net2");
-    let third = node.promised(&two, tap_number());
+    let first = node.allocated(&one, tap_number());
+    let second = node.allocated(&one, tap_number()).env("CNI_IFNAME", "net2");
+    let third = node.allocated(&two, tap_number());
     for call in [&first, &second, &third] {
         call.add();
     }
@@ -213,7 +213,7 @@ fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
     let words = format!("link add old index {number} link {LOWER} type macvtap");
     node.host.ip(&words);
     assert!(tap_exists(number));
-    node.promised(&pod, number).add();
+    node.allocated(&pod, number).add();
     assert_eq!(node.host.links(), [LOWER]);
     assert_eq!(attached(&pod)["ifindex"], number);
 }
@@ -221,7 +221,7 @@ fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
 #[test]
 fn keys_that_others_put_there_are_tolerated() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let call = call.with("cni.dev/attachments", json!([]));
     let call = call.with("capabilities", json!({"mac": true}));
     let call = call.with("dns", json!({})).with("ipam", json!({}));

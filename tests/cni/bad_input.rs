@@ -84,7 +84,7 @@ fn macs() {
     );
     let sibling = Host::new();
     let mac = "02:00:00:00:00:01";
-    let other = case.node.promised(&sibling, tap_number());
+    let other = case.node.allocated(&sibling, tap_number());
     other.with("mac", mac).add();
     case.refuses(&with(mac), 11, &[mac, "in use"]);
 }
@@ -94,7 +94,7 @@ fn a_mac_becomes_free_while_add_waits() {
     let case = Case::new();
     let mac = "02:00:00:00:00:02";
     let sibling = Host::new();
-    let other = case.node.promised(&sibling, tap_number()).with("mac", mac);
+    let other = case.node.allocated(&sibling, tap_number()).with("mac", mac);
     other.add();
     let waiting = case.call().with("mac", mac);
     std::thread::scope(|scope| {

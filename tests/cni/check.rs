@@ -9,7 +9,7 @@ use crate::netns::{Host, IFNAME, LOWER, Node, tap, tap_number};
 /// Attaches, does `damage`, and expects CHECK to complain about `complaint`.
 fn finds(complaint: &str, damage: impl FnOnce(&Node, &Host, u32)) {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let call = node.promised(&pod, number).with("mtu", 1400);
+    let call = node.allocated(&pod, number).with("mtu", 1400);
     let call = call.with("promiscMode", true).added();
     call.succeed("CHECK");
     damage(&node, &pod, number);
@@ -76,7 +76,7 @@ fn another_tap_than_promised() {
     finds("is not the promised", |node, pod, _| {
         let mac = pod.link(IFNAME).unwrap()["address"].clone();
         pod.ip(&format!("link delete {IFNAME}"));
-        let other = node.promised(pod, tap_number()).with("mac", mac);
+        let other = node.allocated(pod, tap_number()).with("mac", mac);
         other.with("mtu", 1400).with("promiscMode", true).add();
     });
 }
@@ -94,7 +94,7 @@ fn a_tap_whose_owner_or_mode_changed() {
 #[test]
 fn the_previous_result_must_be_there_and_hold_the_interface() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let result = call.add();
     assert_eq!(
         call.fail("CHECK"),
@@ -110,7 +110,7 @@ fn the_previous_result_must_be_there_and_hold_the_interface() {
 #[test]
 fn later_plugins_may_have_changed_the_mac_and_added_addresses() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let mut result = call.add();
     pod.ip(&format!("link set {IFNAME} address 02:00:00:00:00:79"));
     pod.ip(&format!("address add 192.0.2.9/24 dev {IFNAME}"));
@@ -123,7 +123,7 @@ fn later_plugins_may_have_changed_the_mac_and_added_addresses() {
 #[test]
 fn the_mac_of_cni_args_is_not_asked_for_again() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let add = call.clone().env("CNI_ARGS", "MAC=02:00:00:00:00:7a");
     let result = add.add();
     call.with("prevResult", result).succeed("CHECK");
@@ -132,7 +132,7 @@ fn the_mac_of_cni_args_is_not_asked_for_again() {
 #[test]
 fn a_netns_that_is_gone() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number()).added();
+    let call = node.allocated(&pod, tap_number()).added();
     let (code, msg) = call.env("CNI_NETNS", "/run/netns/gone").fail("CHECK");
     assert_eq!(code, 8, "{msg}");
 }

@@ -7,7 +7,7 @@ use crate::netns::{Host, IFNAME, LOWER, Node, device_id, tap_exists, tap_number,
 #[test]
 fn of_what_never_was_succeeds() {
     let (node, pod) = (Node::new(), Host::new());
-    node.promised(&pod, tap_number()).succeed("DEL");
+    node.allocated(&pod, tap_number()).succeed("DEL");
     node.cni(&pod, json!({"lowerDevice": LOWER})).succeed("DEL");
     node.cni(&pod, json!({})).succeed("DEL");
 }
@@ -15,7 +15,7 @@ fn of_what_never_was_succeeds() {
 #[test]
 fn twice_succeeds() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let call = node.promised(&pod, number).added();
+    let call = node.allocated(&pod, number).added();
     call.succeed("DEL");
     call.succeed("DEL");
     assert!(!tap_exists(number));
@@ -25,7 +25,7 @@ fn twice_succeeds() {
 fn without_a_netns_or_after_it_is_gone_succeeds() {
     let (node, number) = (Node::new(), tap_number());
     let pod = Host::new();
-    let call = node.promised(&pod, number).added();
+    let call = node.allocated(&pod, number).added();
     drop(pod);
     wait_until("the netns is destroyed", || !tap_exists(number));
     for path in [
@@ -43,7 +43,7 @@ fn without_a_netns_or_after_it_is_gone_succeeds() {
 #[test]
 fn without_the_lower_device_succeeds() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let call = node.promised(&pod, number).added();
+    let call = node.allocated(&pod, number).added();
     node.host.ip(&format!("link delete {LOWER}"));
     assert!(
         pod.links().is_empty(),
@@ -57,7 +57,7 @@ fn without_the_lower_device_succeeds() {
 #[test]
 fn does_not_mind_what_is_wrong_with_the_configuration() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let call = node.promised(&pod, number).added();
+    let call = node.allocated(&pod, number).added();
     let call = call.with("mtu", -1).with("owner", "x").with("mac", "x");
     let call = call
         .with("deviceID", "nonsense@")
@@ -70,7 +70,7 @@ fn does_not_mind_what_is_wrong_with_the_configuration() {
 fn leaves_what_is_no_macvtap_alone() {
     let (node, pod) = (Node::new(), Host::new());
     pod.ip(&format!("link add {IFNAME} type bridge"));
-    node.promised(&pod, tap_number()).succeed("DEL");
+    node.allocated(&pod, tap_number()).succeed("DEL");
     assert_eq!(pod.links(), [IFNAME]);
 }
 
@@ -78,7 +78,7 @@ fn leaves_what_is_no_macvtap_alone() {
 fn refuses_a_path_that_is_no_netns() {
     let (node, pod) = (Node::new(), Host::new());
     for path in ["/etc/passwd", "/dev/null", "/proc/self/ns/mnt"] {
-        let call = node.promised(&pod, tap_number()).env("CNI_NETNS", path);
+        let call = node.allocated(&pod, tap_number()).env("CNI_NETNS", path);
         let (code, msg) = call.fail("DEL");
         assert!(msg.contains("network namespace"), "{path}: {msg}");
         assert_eq!(code, 8, "{path}");
@@ -89,7 +89,7 @@ fn refuses_a_path_that_is_no_netns() {
 fn deletes_one_of_two_attachments() {
     let (node, pod) = (Node::new(), Host::new());
     let (one, two) = (tap_number(), tap_number());
-    node.promised(&pod, one).add();
+    node.allocated(&pod, one).add();
     let second = node.cni(&pod, json!({"deviceID": device_id(two)}));
     let second = second.env("CNI_IFNAME", "net2");
     second.add();

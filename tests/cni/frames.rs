@@ -53,7 +53,7 @@ impl Watcher {
 }
 
 fn mac(text: &str) -> [u8; 6] {
-    text.parse::<macvtap::mac::MacAddr>().unwrap().0
+    text.parse::<macvtap::types::mac::MacAddr>().unwrap().0
 }
 
 fn frame(destination: &str, source: &str) -> Vec<u8> {
@@ -68,7 +68,7 @@ const SHORT: Duration = Duration::from_millis(100);
 #[test]
 fn pass_between_tap_and_wire() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    node.promised(&pod, number).with("mac", MAC).add();
+    node.allocated(&pod, number).with("mac", MAC).add();
     let (near, far) = (open(number), far_tap(&node));
     let out = frame("02:00:00:00:00:ff", MAC);
     send(&near, &out);
@@ -92,7 +92,7 @@ fn pass_between_tap_and_wire() {
 fn only_an_all_multicast_macvtap_hears_the_guests_groups() {
     for (key, hears) in [(true, true), (false, false)] {
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-        let call = node.promised(&pod, number).with("mac", MAC);
+        let call = node.allocated(&pod, number).with("mac", MAC);
         call.with("allMulticast", key).add();
         let (near, far) = (open(number), far_tap(&node));
         // The solicited-node group of a guest's address: neighbour discovery needs it.
@@ -149,7 +149,7 @@ fn not_one_leaves_the_pods_kernel_unless_host_ipv6_is_set() {
     for (host_ipv6, hand_over) in [(false, false), (false, true), (true, false)] {
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
         let watcher = Watcher::start(&node);
-        let mut call = node.promised(&pod, number);
+        let mut call = node.allocated(&pod, number);
         if hand_over {
             let words = format!("link add dev500 index {number} link eth0 type macvtap");
             node.host.ip(&words);
@@ -173,7 +173,7 @@ fn not_one_leaves_the_pods_kernel_unless_host_ipv6_is_set() {
 fn a_router_advertisement_before_the_guest_opens_the_tap_has_no_effect() {
     for host_ipv6 in [false, true] {
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-        let call = node.promised(&pod, number).with("mac", MAC);
+        let call = node.allocated(&pod, number).with("mac", MAC);
         call.with("hostIPv6", host_ipv6).add();
         let far = far_tap(&node);
         let watcher = Watcher::start(&node);

@@ -1,6 +1,6 @@
 //! Device IDs of kubevirt/macvtap-cni, and macvtaps that exist on the host: moved into the pod.
 
-use macvtap::device_id::original_link_name;
+use macvtap::types::device_id::original_link_name;
 use serde_json::json;
 
 use crate::netns::{Cni, Host, IFNAME, LOWER, Node, owner, tap, tap_exists, tap_number};
@@ -98,7 +98,9 @@ fn what_fails_puts_it_back() {
     let pod = Host::new();
     let sibling = Host::new();
     let mac = "02:00:00:00:00:11";
-    node.promised(&sibling, tap_number()).with("mac", mac).add();
+    node.allocated(&sibling, tap_number())
+        .with("mac", mac)
+        .add();
     for (key, value) in [
         ("mtu", json!(9000)),
         ("mac", json!(mac)),

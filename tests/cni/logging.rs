@@ -9,7 +9,7 @@ fn a_line_names_the_attachment() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("macvtap.log");
-    let call = node.promised(&pod, number).with("logFile", path.to_str());
+    let call = node.allocated(&pod, number).with("logFile", path.to_str());
     let call = call.env(
         "CNI_ARGS",
         "IgnoreUnknown=1;K8S_POD_NAME=vm-x;K8S_POD_NAMESPACE=demo",
@@ -46,7 +46,7 @@ fn a_line_names_the_attachment() {
 #[test]
 fn a_log_that_cannot_be_written_costs_no_pod_its_network() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let answer = call.with("logFile", "/nowhere/at/all.log").call("ADD");
     assert_eq!(answer.status, 0, "{answer:?}");
     assert!(answer.stderr.contains("/nowhere/at/all.log"), "{answer:?}");
@@ -55,7 +55,7 @@ fn a_log_that_cannot_be_written_costs_no_pod_its_network() {
 #[test]
 fn the_level_decides_and_a_wrong_one_is_refused() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     assert_eq!(call.call("DEL").stderr, "");
     let verbose = call.clone().with("logLevel", "debug").call("DEL");
     assert!(verbose.stderr.contains("level=DEBUG"), "{verbose:?}");
@@ -70,7 +70,7 @@ fn a_file_that_is_no_log_is_left_alone_and_a_line_stays_one() {
     let (node, pod) = (Node::new(), Host::new());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("profile");
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let answer = call.with("logFile", path.to_str()).call("ADD");
     assert_eq!(answer.status, 0, "{answer:?}");
     assert!(

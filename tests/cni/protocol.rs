@@ -7,7 +7,7 @@ use crate::netns::{Cni, Host, LOWER, Node, device_id, tap_number};
 
 fn with_call(test: impl Fn(Cni<'_>)) {
     let (node, pod) = (Node::new(), Host::new());
-    test(node.promised(&pod, tap_number()));
+    test(node.allocated(&pod, tap_number()));
     assert!(pod.links().is_empty(), "something was done");
 }
 
@@ -58,7 +58,7 @@ fn wrong_container_ids_and_interface_names_are_refused() {
 #[test]
 fn version_needs_nothing_and_reads_nothing() {
     let (node, pod) = (Node::new(), Host::new());
-    let mut call = node.promised(&pod, 0).stdin("not JSON");
+    let mut call = node.allocated(&pod, 0).stdin("not JSON");
     for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"] {
         call = call.env(name, "");
     }
@@ -122,7 +122,7 @@ fn broken_stdin_gets_the_references_answer() {
 #[test]
 fn unreadable_stdin_is_an_io_error() {
     let (node, pod) = (Node::new(), Host::new());
-    let call = node.promised(&pod, tap_number());
+    let call = node.allocated(&pod, tap_number());
     let mut command = call.command("ADD");
     // A directory opens for reading, and refuses to be read.
     command.stdin(std::fs::File::open("/").unwrap());
@@ -176,7 +176,7 @@ fn cni_args_are_checked() {
 #[test]
 fn the_hosts_own_netns_is_refused_before_anything_is_done() {
     let (node, number) = (Node::new(), tap_number());
-    let call = node.promised(&node.host, number);
+    let call = node.allocated(&node.host, number);
     let expected = "plugin's netns and netns from CNI_NETNS should not be the same";
     assert_eq!(call.fail("ADD"), (8, expected.into()));
     assert_eq!(node.host.links(), [LOWER]);
@@ -196,7 +196,7 @@ fn the_hosts_own_netns_is_refused_before_anything_is_done() {
 #[test]
 fn called_by_hand_it_says_what_it_is() {
     let (node, pod) = (Node::new(), Host::new());
-    let mut command = node.promised(&pod, 0).command("ADD");
+    let mut command = node.allocated(&pod, 0).command("ADD");
     command.env_remove("CNI_COMMAND");
     let output = node.host.output(&mut command);
     assert!(output.status.success());

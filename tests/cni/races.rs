@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use macvtap::mac::MacAddr;
+use macvtap::types::mac::MacAddr;
 
 use crate::netns::{
     Host, IFNAME, Node, owner, tap, tap_exists, tap_number,
@@ -16,8 +16,8 @@ use crate::netns::{
 #[test]
 fn a_tap_that_is_held_is_answered_with_its_holder() {
     let (node, one, two, number) = (Node::new(), Host::new(), Host::new(), tap_number());
-    let first = node.promised(&one, number).added();
-    let second = node.promised(&two, number);
+    let first = node.allocated(&one, number).added();
+    let second = node.allocated(&two, number);
     let (code, msg) = second.fail("ADD");
     assert_eq!(code, 11, "{msg}");
     assert!(
@@ -33,10 +33,10 @@ fn a_tap_that_is_held_is_answered_with_its_holder() {
 #[test]
 fn the_holder_is_named_where_its_netns_has_a_process() {
     let (node, one, two, number) = (Node::new(), Host::new(), Host::new(), tap_number());
-    node.promised(&one, number).add();
+    node.allocated(&one, number).add();
     let mut command = std::process::Command::new("sleep");
     let mut child = one.0.run(|| Ok(command.arg("60").spawn()?)).unwrap();
-    let (_, msg) = node.promised(&two, number).fail("ADD");
+    let (_, msg) = node.allocated(&two, number).fail("ADD");
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(msg.contains(IFNAME), "{msg}");
@@ -57,7 +57,7 @@ fn a_pod_that_takes_the_number_of_another_gets_nothing_by_it() {
         ))
     };
     squat();
-    let call = node.promised(&victim, number);
+    let call = node.allocated(&victim, number);
     let (code, msg) = call.fail("ADD");
     assert!(code == 11 && msg.contains("is still held by"), "{msg}");
     assert_eq!(squatter.links().len(), 3, "it was left alone");
@@ -100,7 +100,7 @@ fn race() {
     std::thread::scope(|scope| {
         for pod in &pods {
             scope.spawn(|| {
-                let answer = node.promised(pod, number).call("ADD");
+                let answer = node.allocated(pod, number).call("ADD");
                 if answer.status == 0 {
                     won.fetch_add(1, Ordering::Relaxed);
                 } else {
@@ -119,8 +119,8 @@ fn race() {
         [one, other] if one.links().is_empty() => [other, one],
         pods => pods,
     };
-    node.promised(winner, number).succeed("DEL");
-    node.promised(loser, number).added().succeed("CHECK");
+    node.allocated(winner, number).succeed("DEL");
+    node.allocated(loser, number).added().succeed("CHECK");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn the_number_of_a_dying_pod_can_be_had_at_once() {
         let pod = Host::new();
         // Another MAC each time: nothing but the tap tells that the number is in use.
         let mac = format!("02:00:00:00:01:{round:02x}");
-        let call = node.promised(&pod, number).with("mac", mac).added();
+        let call = node.allocated(&pod, number).with("mac", mac).added();
         call.succeed("CHECK");
         assert!(tap(number).exists());
     }
@@ -145,7 +145,7 @@ fn many_pods_at_once() {
             scope.spawn(|| {
                 for _ in 0..5 {
                     let (pod, number) = (Host::new(), tap_number());
-                    let call = node.promised(&pod, number).added();
+                    let call = node.allocated(&pod, number).added();
                     call.succeed("CHECK");
                     call.succeed("DEL");
                     assert!(!tap_exists(number));

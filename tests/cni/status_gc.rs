@@ -36,7 +36,7 @@ fn status_without_the_capability_says_which() {
 #[test]
 fn gc_leaves_attachments_alone() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let call = node.promised(&pod, number).added();
+    let call = node.allocated(&pod, number).added();
     call.succeed("GC");
     for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
         call.clone().with(key, json!([])).succeed("GC");

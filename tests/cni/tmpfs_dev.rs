@@ -9,7 +9,7 @@ use crate::netns::{Host, Node, binary, dev::Dev, owner, tap_exists, tap_number, 
 #[test]
 fn add_makes_the_node_and_del_removes_it() {
     let (node, pod, number, dev) = (Node::new(), Host::new(), tap_number(), Dev::new());
-    let call = dev.enter(&node.promised(&pod, number)).added();
+    let call = dev.enter(&node.allocated(&pod, number)).added();
     let path = dev.path(&format!("tap{number}"));
     assert_eq!(owner(&path), (107, 107, 0o660));
     let real = fs::metadata(format!("/dev/tap{number}")).unwrap();
@@ -24,15 +24,15 @@ fn add_makes_the_node_and_del_removes_it() {
 fn a_node_of_a_pod_that_died_is_replaced_by_add() {
     let (node, number, dev) = (Node::new(), tap_number(), Dev::new());
     let pod = Host::new();
-    dev.enter(&node.promised(&pod, number)).add();
+    dev.enter(&node.allocated(&pod, number)).add();
     let name = format!("tap{number}");
     drop(pod);
     wait_until("the tap is gone", || !tap_exists(number));
     assert_eq!(dev.names(), [name.as_str()], "the stale node");
     // Another pod gets the device number that the stale node has.
     let (other, pod) = (Host::new(), Host::new());
-    dev.enter(&node.promised(&other, tap_number())).add();
-    let call = dev.enter(&node.promised(&pod, number)).added();
+    dev.enter(&node.allocated(&other, tap_number())).add();
+    let call = dev.enter(&node.allocated(&pod, number)).added();
     call.succeed("CHECK");
     let real = fs::metadata(format!("/dev/tap{number}")).unwrap();
     assert_eq!(fs::metadata(dev.path(&name)).unwrap().rdev(), real.rdev());
@@ -44,8 +44,8 @@ fn del_and_gc_remove_the_stale_nodes_of_dead_pods() {
         let (node, number, dev) = (Node::new(), tap_number(), Dev::new());
         let (alive, pod) = (Host::new(), Host::new());
         let living = tap_number();
-        dev.enter(&node.promised(&alive, living)).add();
-        let call = dev.enter(&node.promised(&pod, number)).added();
+        dev.enter(&node.allocated(&alive, living)).add();
+        let call = dev.enter(&node.allocated(&pod, number)).added();
         drop(pod);
         wait_until("the tap is gone", || !tap_exists(number));
         let call = call.env("CNI_NETNS", "/run/netns/gone");
@@ -63,7 +63,7 @@ fn foreign_files_are_left_alone() {
         fs::write(dev.path(name), "").unwrap();
     }
     fs::write(dev.path("tap1"), "").unwrap();
-    let call = dev.enter(&node.promised(&pod, number)).added();
+    let call = dev.enter(&node.allocated(&pod, number)).added();
     call.clone()
         .with("cni.dev/valid-attachments", json!([]))
         .succeed("GC");

@@ -12,7 +12,7 @@ const VERSIONS: [&str; 7] = [
 fn add_check_del_in_each_version() {
     for version in VERSIONS {
         let (node, pod) = (Node::new(), Host::new());
-        let call = node.promised(&pod, tap_number());
+        let call = node.allocated(&pod, tap_number());
         let call = call.with("cniVersion", version);
         if version < "0.3.0" {
             let expected = "cannot convert: no valid IP addresses";
@@ -46,7 +46,7 @@ fn results_have_the_references_keys_in_its_order() {
         ("1.1.0", "cniVersion interfaces", "name mac mtu sandbox"),
     ] {
         let (node, pod) = (Node::new(), Host::new());
-        let call = node.promised(&pod, tap_number());
+        let call = node.allocated(&pod, tap_number());
         let answer = call.with("cniVersion", version).call("ADD");
         let result: Value = serde_json::from_str(&answer.stdout).unwrap();
         let order = |value: &Value| {
@@ -78,7 +78,7 @@ fn an_earlier_plugins_result_is_passed_through() {
             "routes": [{"dst": "0.0.0.0/0", "gw": "192.0.2.1"}],
             "dns": {"nameservers": ["192.0.2.53"]},
         });
-        let call = node.promised(&pod, tap_number());
+        let call = node.allocated(&pod, tap_number());
         let call = call
             .with("cniVersion", *version)
             .with("prevResult", prev.clone());
@@ -100,7 +100,7 @@ fn before_0_3_0_an_earlier_plugins_addresses_are_all_there_is() {
     for version in &VERSIONS[..2] {
         let (node, pod) = (Node::new(), Host::new());
         let prev = json!({"cniVersion": version, "ip4": {"ip": "192.0.2.2/24"}});
-        let call = node.promised(&pod, tap_number());
+        let call = node.allocated(&pod, tap_number());
         let call = call.with("cniVersion", *version).with("prevResult", prev);
         let expected = json!({"cniVersion": version, "ip4": {"ip": "192.0.2.2/24"}, "dns": {}});
         assert_eq!(call.add(), expected);
@@ -112,7 +112,7 @@ fn before_0_3_0_an_earlier_plugins_addresses_are_all_there_is() {
 fn a_previous_result_of_another_family_is_refused() {
     let (node, pod) = (Node::new(), Host::new());
     let call = node
-        .promised(&pod, tap_number())
+        .allocated(&pod, tap_number())
         .with("cniVersion", "0.4.0");
     let call = call.with("prevResult", json!({"cniVersion": "1.0.0"}));
     let (code, msg) = call.fail("ADD");

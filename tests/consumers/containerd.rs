@@ -289,7 +289,7 @@ pub fn launcher(devices: Vec<Device>, mounts: Vec<Mount>, command: &[&str]) -> C
 }
 
 /// The device that a pod was promised, as Allocate describes it.
-fn promised(number: u32) -> Vec<Device> {
+fn allocated(number: u32) -> Vec<Device> {
     let path = tap(number).to_str().unwrap().to_owned();
     vec![Device {
         container_path: path.clone(),
@@ -299,7 +299,7 @@ fn promised(number: u32) -> Vec<Device> {
 }
 
 fn waiting(number: u32) -> Container {
-    launcher(promised(number), Vec::new(), &["/bin/sleep", "86400"])
+    launcher(allocated(number), Vec::new(), &["/bin/sleep", "86400"])
 }
 
 /// In the pod the node is the tap's, has its owner, and user 107 opens it.

@@ -326,7 +326,7 @@ fn no_cause_of_a_failed_start_is_left_by_add() {
     // "Unable to create tap device": the number's former tap dies while ADD makes the new one.
     for _ in 0..20 {
         let other = Host::new();
-        case.node.promised(&other, case.number).add();
+        case.node.allocated(&other, case.number).add();
         drop(other);
         let call = call(&case);
         call.add();
@@ -355,7 +355,7 @@ fn assert_own_device(case: &Case) {
 fn a_file_in_the_way_is_named_by_add() {
     let case = Case::new();
     let other = (Host::new(), tap_number());
-    case.node.promised(&other.0, other.1).add();
+    case.node.allocated(&other.0, other.1).add();
     let foreign = fs::metadata(tap(other.1)).unwrap().rdev();
     let path = tap(case.number);
     let plant: [&dyn Fn(); 3] = [

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process::Command};
 
-use macvtap::{netns::Netns, selftest::kubelet::Kubelet};
+use macvtap::{host::netns::Netns, selftest::kubelet::Kubelet};
 use serde_json::Value;
 use tempfile::tempdir;
 

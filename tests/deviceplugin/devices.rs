@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use macvtap::{device_id::DeviceId, selftest::kubelet::Kubelet};
+use macvtap::{selftest::kubelet::Kubelet, types::device_id::DeviceId};
 use tempfile::{TempDir, tempdir};
 
 use crate::{

@@ -72,7 +72,7 @@ impl World {
     fn call(&self, by: &[String]) -> Cni<'_> {
         let config = match self.way {
             Way::Promised | Way::Learning | Way::Tmpfs => {
-                return self.by(self.node.promised(&self.pod, self.number), by);
+                return self.by(self.node.allocated(&self.pod, self.number), by);
             }
             Way::Existing => json!({"deviceID": WAITING}),
             Way::Unpromised => json!({"lowerDevice": LOWER, "mode": "bridge"}),

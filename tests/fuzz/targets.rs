@@ -12,19 +12,21 @@ use std::{
 
 use macvtap::{
     cni,
-    device_id::DeviceId,
     deviceplugin::{
-        api::{
-            AllocateRequest, PreStartContainerRequest, PreferredAllocationRequest,
-            device_plugin_server::{DevicePlugin, DevicePluginServer},
-        },
         config::{self, Configuration},
-        offer,
-        service::Service,
+        device_list,
+        grpc::{
+            api::{
+                AllocateRequest, PreStartContainerRequest, PreferredAllocationRequest,
+                device_plugin_server::{DevicePlugin, DevicePluginServer},
+            },
+            service::Service,
+        },
     },
+    host::netns::Netns,
     learning::frame::{self, Frame},
     netlink::{self, Socket},
-    netns::Netns,
+    types::device_id::DeviceId,
 };
 use prost::Message;
 use serde_json::Value;
@@ -175,7 +177,7 @@ pub fn dp_conf(data: &[u8]) {
     if devices > 2000 {
         return; // Slow, and nothing new.
     }
-    let ids = offer::device_ids("node", &resources);
+    let ids = device_list::device_ids("node", &resources);
     assert_eq!(ids.len(), resources.len());
     let all = ids.values().flat_map(|ids| ids.iter());
     let mut taps: Vec<u32> = all.map(|id| id.parse::<DeviceId>().unwrap().tap).collect();

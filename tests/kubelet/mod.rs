@@ -14,7 +14,7 @@ use std::{
 };
 
 use macvtap::{
-    deviceplugin::api::{
+    deviceplugin::grpc::api::{
         Empty, RegisterRequest,
         registration_server::{Registration, RegistrationServer},
     },

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::mac::MacAddr;
+use macvtap::types::mac::MacAddr;
 
 use crate::{
     kubelet::{Plugin, command},
@@ -279,7 +279,7 @@ fn a_second_port_with_the_mac_changes_nothing_for_the_first() {
     let learner = Learner::new();
     let first = learner.attach();
     let (pod, number) = (learner.pod(), tap_number());
-    let call = learner.node.promised(&pod, number);
+    let call = learner.node.allocated(&pod, number);
     let (code, msg) = call.with("mac", VM.to_string()).fail("ADD");
     assert_eq!(code, 11, "{msg}");
     first.send(&broadcast(VM));

@@ -4,7 +4,7 @@
 
 use std::{fs::File, os::unix::fs::symlink, process::Command, time::Duration};
 
-use macvtap::{deviceplugin::status, mac::MacAddr};
+use macvtap::{deviceplugin::status, types::mac::MacAddr};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -113,7 +113,7 @@ impl Learner {
     /// Attaches a pod, and leaves its tap to somebody else.
     pub fn attach_pod(&self, mac: MacAddr) -> (Host, u32, Cni<'_>) {
         let (pod, number) = (self.pod(), tap_number());
-        let cni = self.node.promised(&pod, number);
+        let cni = self.node.allocated(&pod, number);
         let cni = cni.with("mac", mac.to_string()).added();
         (pod, number, cni)
     }

@@ -38,7 +38,7 @@ impl Healthy {
         fs::write(dir.path().join("net.d/00-multus.conf"), "{}").unwrap();
         fs::copy(binary(), dir.path().join("bin/macvtap")).unwrap();
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-        node.promised(&pod, number).add();
+        node.allocated(&pod, number).add();
         let resident = Resident::new(&pod);
         let kubelet = Kubelet::start(&dir.path().join("kubelet")).unwrap();
         let plugin = Plugin::start(&node.host, &dir.path().join("kubelet"));
@@ -191,7 +191,7 @@ fn finds_what_is_broken_with_links_and_taps() {
     healthy.is_content();
     // A node that is another macvtap's.
     let (other, other_number) = (Host::new(), tap_number());
-    healthy.node.promised(&other, other_number).add();
+    healthy.node.allocated(&other, other_number).add();
     let _resident = Resident::new(&other);
     healthy.is_content();
     let rdev = |path: &Path| std::os::unix::fs::MetadataExt::rdev(&fs::metadata(path).unwrap());

@@ -102,7 +102,7 @@ fn touches_nothing_else_and_says_why() {
     let stderr = fail(host, &["link", "delete", "m0", "--netns", "/nowhere"]);
     assert!(stderr.contains("netns /nowhere does not exist"), "{stderr}");
     let (pod, number) = (Host::new(), tap_number());
-    node.promised(&pod, number).add();
+    node.allocated(&pod, number).add();
     let _resident = Resident::new(&pod);
     let tap = number.to_string();
     let stderr = fail(

@@ -204,7 +204,7 @@ fn namespaces_that_vanish_meanwhile_are_no_error() {
         scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
                 let pod = Host::new();
-                node.promised(&pod, tap_number()).add();
+                node.allocated(&pod, tap_number()).add();
                 drop(Resident::new(&pod));
             }
         });
@@ -261,7 +261,7 @@ fn top_has_the_busiest_first() {
     let pods: Vec<_> = (0..3)
         .map(|_| {
             let (pod, number) = (Host::new(), tap_number());
-            node.promised(&pod, number).add();
+            node.allocated(&pod, number).add();
             (Resident::new(&pod), pod, number)
         })
         .collect();

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::{device_id::DeviceId, netns::Netns};
+use macvtap::{host::netns::Netns, types::device_id::DeviceId};
 use serde_json::{Value, json};
 
 /// The name of every node's lower device.
@@ -202,7 +202,7 @@ impl Node {
     }
 
     /// A call for `pod`, which was promised the tap `number`.
-    pub fn promised(&self, pod: &Host, number: u32) -> Cni<'_> {
+    pub fn allocated(&self, pod: &Host, number: u32) -> Cni<'_> {
         self.cni(pod, json!({"deviceID": device_id(number)}))
     }
 }
@@ -225,7 +225,7 @@ impl Case {
 
     /// The call that attaches.
     pub fn call(&self) -> Cni<'_> {
-        self.node.promised(&self.pod, self.number)
+        self.node.allocated(&self.pod, self.number)
     }
 }
 

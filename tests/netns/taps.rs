@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::tap::{self, VNET_HEADER};
+use macvtap::host::tap::{self, VNET_HEADER};
 
 use super::{FAR_END, Node, tap_number};
 

@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use macvtap::{mac::MacAddr, selftest::kubelet::Kubelet};
+use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -95,7 +95,7 @@ impl World {
     fn learn(&self) {
         let number = tap_number();
         let mac = MacAddr([2, 0, 0, 0, 0, 0x11]);
-        let call = self.node.promised(&self.pod, number);
+        let call = self.node.allocated(&self.pod, number);
         let call = call.with("mac", mac.to_string()).added();
         assert_eq!(self.pod.mode(), "vepa", "it was not asked");
         let tap = taps::open(number);

@@ -11,8 +11,8 @@ use std::{
 };
 
 use macvtap::{
+    host::tap as taps,
     selftest::kubelet::{Kubelet, Resource},
-    tap as taps,
 };
 use tempfile::TempDir;
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use macvtap::{
-    mac::MacAddr,
-    tap::{self as taps, Owner, VNET_HEADER},
+    host::tap::{self as taps, Owner, VNET_HEADER},
+    types::mac::MacAddr,
 };
 use nix::sys::stat::{major, minor};
 use serde_json::json;

@@ -16,13 +16,13 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use crate::{
-    call::NAME,
     cli,
-    device_id::{TAPS, UNPROMISED_TAPS},
-    deviceplugin::{kubelet, status},
+    deviceplugin::{grpc::kubelet, status},
+    dispatch::NAME,
+    host::tap::{self, Device, Node},
+    macvtap::inventory::{Inventory, Macvtap},
     netlink::{Socket, errno},
-    survey::{Macvtap, Survey},
-    tap::{self, Device, Node},
+    types::device_id::{STANDALONE_TAPS, TAPS},
 };
 
 /// What was found about one thing.
@@ -137,10 +137,10 @@ fn check(options: &cli::Doctor) -> Vec<Finding> {
     findings.extend(device_plugin(&options.kubelet_dir));
     findings.push(plugin(&options.cni_dir));
     findings.push(configuration(&options.cni_conf_dir));
-    match Survey::new() {
-        Ok(survey) => {
-            findings.extend(lower_devices(&survey));
-            findings.extend(macvtaps(&survey));
+    match Inventory::new() {
+        Ok(inventory) => {
+            findings.extend(lower_devices(&inventory));
+            findings.extend(macvtaps(&inventory));
         }
         Err(error) => findings.push(Finding::broken(
             "macvtaps",
@@ -312,8 +312,8 @@ fn configuration(dir: &Path) -> Finding {
     }
 }
 
-fn lower_devices(survey: &Survey) -> Vec<Finding> {
-    let used = survey
+fn lower_devices(inventory: &Inventory) -> Vec<Finding> {
+    let used = inventory
         .lower_devices
         .iter()
         .filter(|lower| lower.macvtaps > 0);
@@ -332,30 +332,30 @@ fn lower_devices(survey: &Survey) -> Vec<Finding> {
     .collect()
 }
 
-fn macvtaps(survey: &Survey) -> Vec<Finding> {
+fn macvtaps(inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for macvtap in &survey.macvtaps {
+    for macvtap in &inventory.macvtaps {
         let number = macvtap.link.index;
         if is_ours(number) {
-            let devices = survey.taps.get(&number);
+            let devices = inventory.taps.get(&number);
             findings.extend(node(macvtap, devices.map_or(&[], Vec::as_slice)));
             findings.extend(orphan(macvtap));
         }
     }
-    findings.extend(same_mac(&survey.macvtaps));
+    findings.extend(same_mac(&inventory.macvtaps));
     findings.extend(stale_nodes());
     if findings
         .iter()
         .all(|finding| finding.verdict == Verdict::Ok)
     {
-        let count = survey.macvtaps.len();
+        let count = inventory.macvtaps.len();
         findings.push(Finding::ok(
             "macvtaps",
             format!("{count}, all as they should be"),
         ));
     }
-    if !survey.unseen.is_empty() {
-        let count = survey.unseen.len();
+    if !inventory.unseen.is_empty() {
+        let count = inventory.unseen.len();
         let text = format!("{count} taps are in network namespaces that cannot be found from here");
         findings.push(Finding::note("macvtaps", text));
     }
@@ -414,7 +414,7 @@ fn orphan(macvtap: &Macvtap) -> Option<Finding> {
 }
 
 fn is_ours(number: u32) -> bool {
-    TAPS.contains(&number) || UNPROMISED_TAPS.contains(&number)
+    TAPS.contains(&number) || STANDALONE_TAPS.contains(&number)
 }
 
 /// The kernel allows a MAC once on a lower device that is up; a second one is down, or about

@@ -25,7 +25,8 @@ use nix::{
     unistd::{Gid, Uid, fchownat},
 };
 
-use crate::{device_id, files, netlink::Link};
+use super::files;
+use crate::{netlink::Link, types::device_id};
 
 /// Frames in a macvtap's queue where its lower device has none.
 const QUEUE_LENGTH: u32 = 1000;
@@ -115,7 +116,7 @@ pub fn numbers() -> Result<BTreeSet<u32>> {
 /// A number that no tap has, drawn by `seed`, for a macvtap that nobody promised.
 pub fn free_number(seed: &str) -> Result<u32> {
     let taken = numbers()?;
-    let mut drawn = (0..16).map(|attempt| device_id::unpromised_tap(seed, "tap", attempt));
+    let mut drawn = (0..16).map(|attempt| device_id::standalone_tap(seed, "tap", attempt));
     let free = drawn.find(|number| !taken.contains(number));
     free.context("16 tap numbers drawn at random are all in use")
 }
@@ -201,23 +202,23 @@ fn describe(metadata: &fs::Metadata) -> Node {
 /// False if the node of a devtmpfs is not, or not yet, that of this device: then
 /// another tap has the same name, and the link has to be made again. The
 /// kernel would not remove a node that we put there.
-pub fn give(number: u32, device: Device, owner: Owner) -> Result<bool> {
+pub fn claim_node(number: u32, device: Device, owner: Owner) -> Result<bool> {
     let path = path(number);
-    if own(&path, device, owner)? {
+    if chown_checked(&path, device, owner)? {
         return Ok(true);
     }
     if dev_is_devtmpfs()? {
         return Ok(false);
     }
-    make(number, device, owner)?;
+    mknod_atomic(number, device, owner)?;
     Ok(true)
 }
 
 /// Opens tap `number`, which was just made, for ourselves; reading does not wait.
-pub fn take(number: u32) -> Result<File> {
+pub fn open_new(number: u32) -> Result<File> {
     let root = Owner { user: 0, group: 0 };
     match *devices(number)? {
-        [device] if give(number, device, root)? => open(number),
+        [device] if claim_node(number, device, root)? => open(number),
         _ => bail!("{} is not the tap just made", path(number).display()),
     }
 }
@@ -233,7 +234,7 @@ pub fn open(number: u32) -> Result<File> {
         .with_context(|| format!("opening {}", path.display()))
 }
 
-/// Whether the node of tap `number` is as [`give`] leaves it; else what is wrong.
+/// Whether the node of tap `number` is as [`claim_node`] leaves it; else what is wrong.
 pub fn verify(number: u32, device: Device, owner: Owner) -> Result<()> {
     let path = path(number);
     let found = node(&path)?;
@@ -295,7 +296,7 @@ pub fn nodes() -> Result<Vec<u32>> {
 
 /// Changes owner and mode of the node at `path` by a descriptor whose device number
 /// was compared first, so that nobody can put another file in between.
-fn own(path: &Path, device: Device, owner: Owner) -> Result<bool> {
+fn chown_checked(path: &Path, device: Device, owner: Owner) -> Result<bool> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
     let opened = File::options()
         .read(true)
@@ -325,7 +326,7 @@ fn own(path: &Path, device: Device, owner: Owner) -> Result<bool> {
 }
 
 /// Makes the node, whole under another name first: whoever looks sees the right one or none.
-fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
+fn mknod_atomic(number: u32, device: Device, owner: Owner) -> Result<()> {
     let (path, unfinished) = (path(number), unfinished(number));
     files::remove(&unfinished)?;
     let rdev = stat::makedev(device.major, device.minor);
@@ -333,7 +334,7 @@ fn make(number: u32, device: Device, owner: Owner) -> Result<()> {
     let made = stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev);
     permitted(made.map_err(io::Error::from), "CAP_MKNOD")
         .with_context(|| format!("making the node {}", path.display()))?;
-    let made = own(&unfinished, device, owner).and_then(|ours| {
+    let made = chown_checked(&unfinished, device, owner).and_then(|ours| {
         anyhow::ensure!(ours, "{} is not what was made", unfinished.display());
         fs::rename(&unfinished, &path).with_context(|| format!("making {}", path.display()))
     });

@@ -5,9 +5,9 @@ use anyhow::{Context, Result, ensure};
 use log::{info, warn};
 
 use crate::{
-    device_id::{DeviceId, original_link_name},
+    host::tap,
     netlink::{Change, Create, Link, Socket},
-    tap,
+    types::device_id::{DeviceId, original_link_name},
 };
 
 /// Sees to it that the device's tap exists. The kubelet asks for it after CNI ADD, which made it

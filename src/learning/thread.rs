@@ -30,15 +30,12 @@ use super::{
     is_parked,
     packet::{self, Announcements, Heard, LARGEST, Watch},
     port::{Action, Event, Port},
-    question::{self, Question},
+    query::{self, Query},
 };
 use crate::{
-    failures::io_error,
-    mac::MacAddr,
-    mode::Mode,
+    host::{netns::Netns, tap},
     netlink::{Change, Link, Socket, errno},
-    netns::Netns,
-    tap,
+    types::{errors::io_error, mac::MacAddr, mode::Mode},
 };
 
 /// How often it is looked whether ports are gone. Their frames just stop.
@@ -101,7 +98,7 @@ impl Learning {
     /// about those that ADD asks about. Fails if a capability is missing.
     pub fn start(netns_dir: &Path) -> Result<Self> {
         let announcements = announcements_if_allowed()?;
-        let listener = question::listen()?;
+        let listener = query::listen()?;
         let (woken, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
         let stats = Arc::new(Mutex::new(Stats::default()));
         let mut learner = Learner {
@@ -411,14 +408,14 @@ impl Learner {
     /// Answers what ADD asks. The frames of the new port are heard before it is set up.
     fn answer(&mut self, listener: &UnixListener) {
         while let Ok((stream, _)) = listener.accept() {
-            let request = match question::read_question(stream) {
+            let request = match query::read_query(stream) {
                 Ok(request) => request,
                 Err(error) => {
                     self.complain(format!("a question was not answered: {error:#}"));
                     continue;
                 }
             };
-            let parked = match self.take_on(&request.question) {
+            let parked = match self.adopt(&request.question) {
                 Ok(()) => true,
                 Err(error) => {
                     let tap = request.question.tap;
@@ -432,7 +429,7 @@ impl Learner {
         }
     }
 
-    fn take_on(&mut self, question: &Question) -> Result<()> {
+    fn adopt(&mut self, question: &Query) -> Result<()> {
         ensure!(self.ports.len() < MOST, "there are {MOST} ports already");
         let now = Instant::now();
         let place = Place {
@@ -441,7 +438,7 @@ impl Learner {
             lower: question.lower,
             ifname: question.ifname.clone(),
             netns: PodNetns {
-                path: mounted_here(&question.netns),
+                path: path_in_container(&question.netns),
                 identity: question.identity,
             },
             since: now,
@@ -614,7 +611,7 @@ fn port_of(link: &Link) -> Option<(u32, MacAddr)> {
 }
 
 /// The path under which a container sees what the runtime calls `/var/run/...`.
-fn mounted_here(netns: &str) -> PathBuf {
+fn path_in_container(netns: &str) -> PathBuf {
     let rest = netns.strip_prefix("/var/run/");
     rest.map_or_else(|| netns.into(), |rest| Path::new("/run").join(rest))
 }

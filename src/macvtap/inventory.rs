@@ -12,12 +12,14 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    deviceplugin::offer,
+    deviceplugin::device_list,
+    host::{
+        netns::{self, Netns},
+        tap::{self, Device, Node, Owner},
+    },
     learning,
-    mode::Mode,
     netlink::{Link, Socket},
-    netns::{self, Netns},
-    tap::{self, Device, Node, Owner},
+    types::mode::Mode,
 };
 
 /// Where libcni keeps the results of ADD, with the pod's name (`libcni` of
@@ -35,11 +37,11 @@ pub struct Macvtap {
     pub netns: String,
     /// Its lower device, if that is in our network namespace.
     pub lower: Option<String>,
-    /// The pod's namespace and name, as far as the runtime told [`Survey::find_pods`].
+    /// The pod's namespace and name, as far as the runtime told [`Inventory::find_pods`].
     pub pod: Option<String>,
     /// What stands at the path of its tap's node in our `/dev`, if we may look there.
     pub node: Option<Node>,
-    /// The processes that have its tap open, as far as [`Survey::find_holders`] could see them.
+    /// The processes that have its tap open, as far as [`Inventory::find_holders`] could see them.
     pub holders: Vec<String>,
 }
 
@@ -56,7 +58,7 @@ pub struct LowerDevice {
 
 /// What was found.
 #[derive(Clone, Debug)]
-pub struct Survey {
+pub struct Inventory {
     /// The macvtaps, by the number of their tap.
     pub macvtaps: Vec<Macvtap>,
     /// The lower devices, by their name.
@@ -131,7 +133,7 @@ impl Macvtap {
     }
 }
 
-impl Survey {
+impl Inventory {
     /// Looks at the machine.
     pub fn new() -> Result<Self> {
         let home = Netns::current()?;
@@ -140,7 +142,7 @@ impl Survey {
             .iter()
             .map(|link| (link.index, link.name.clone()))
             .collect();
-        let mut survey = Self {
+        let mut inventory = Self {
             macvtaps: Vec::new(),
             lower_devices: Vec::new(),
             taps: BTreeMap::new(),
@@ -150,27 +152,27 @@ impl Survey {
         for path in netns::all() {
             let found = macvtaps_in(&path, &home, &names);
             match found {
-                Ok(found) => survey.macvtaps.extend(found),
+                Ok(found) => inventory.macvtaps.extend(found),
                 // One that vanished while we looked is none any more.
                 Err(_) if !path.exists() => {}
                 Err(error) => {
                     let why = format!("{error:#}");
-                    let (count, _) = survey.closed.get_or_insert((0, why));
+                    let (count, _) = inventory.closed.get_or_insert((0, why));
                     *count += 1;
                 }
             }
         }
-        survey.macvtaps.sort_by_key(|macvtap| macvtap.link.index);
-        let seen: BTreeSet<u32> = survey
+        inventory.macvtaps.sort_by_key(|macvtap| macvtap.link.index);
+        let seen: BTreeSet<u32> = inventory
             .macvtaps
             .iter()
             .map(|macvtap| macvtap.link.index)
             .collect();
-        survey.taps = tap::by_number()?;
-        let unseen = survey.taps.keys().filter(|tap| !seen.contains(tap));
-        survey.unseen = unseen.copied().collect();
-        survey.lower_devices = lower_devices(links, &survey.macvtaps);
-        Ok(survey)
+        inventory.taps = tap::by_number()?;
+        let unseen = inventory.taps.keys().filter(|tap| !seen.contains(tap));
+        inventory.unseen = unseen.copied().collect();
+        inventory.lower_devices = lower_devices(links, &inventory.macvtaps);
+        Ok(inventory)
     }
 
     /// Looks which processes have the taps open: at each descriptor of each process.
@@ -348,7 +350,7 @@ fn lower_devices(links: Vec<Link>, macvtaps: &[Macvtap]) -> Vec<LowerDevice> {
 /// configured all the same.
 fn unfit(link: &Link) -> Option<String> {
     if link.master.is_some() {
-        return offer::unfit(link).or_else(|| Some("a port of another link".to_owned()));
+        return device_list::unfit(link).or_else(|| Some("a port of another link".to_owned()));
     }
     (!link.up).then(|| format!("down; ip link set {} up", link.name))
 }

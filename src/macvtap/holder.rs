@@ -1,6 +1,6 @@
 //! Who holds a tap: the search through all network namespaces, for messages.
 
-use crate::netns::{self, Netns};
+use crate::host::netns::{self, Netns};
 
 /// Says which interface holds tap `number`, and where, as far as that can be
 /// found out: namespaces that cannot be entered are passed over.

@@ -18,12 +18,14 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server as Grpc;
 
 use super::{
-    Event, NAMESPACE,
     api::{ListAndWatchResponse, device_plugin_server::DevicePluginServer},
-    file_id::FileId,
     service::Service,
 };
-use crate::{device_id::short_hash, files};
+use crate::{
+    deviceplugin::{Event, NAMESPACE},
+    host::file_id::FileId,
+};
+use crate::{host::files, types::device_id::short_hash};
 
 /// How long connections may take to close.
 const FAREWELL: Duration = Duration::from_millis(500);

@@ -19,16 +19,16 @@ use tokio::sync::mpsc;
 use super::{
     Event,
     config::{Configuration, Resource},
-    endpoint::Endpoint,
-    file_id::FileId,
-    kubelet,
-    offer::{self, Offer},
+    device_list::{self, Offer},
+    grpc::kubelet,
+    resource::Endpoint,
 };
+use crate::host::file_id::FileId;
 use crate::{
-    failures::io_error,
+    host::tap,
     learning::Learning,
     netlink::{Link, Socket},
-    tap,
+    types::errors::io_error,
 };
 
 /// How long the loop may sleep when nothing is due.
@@ -215,14 +215,14 @@ impl Node {
     /// Brings the endpoints in line with configuration and links.
     fn update(&mut self) {
         self.tell_unfit();
-        let wanted = offer::resources(&self.configuration, &self.links, &self.resources);
+        let wanted = device_list::resources(&self.configuration, &self.links, &self.resources);
         let wanted: BTreeMap<String, Resource> = wanted
             .into_iter()
             .map(|resource| (resource.name.clone(), resource))
             .collect();
         if wanted != self.resources {
             let list: Vec<Resource> = wanted.values().cloned().collect();
-            self.device_ids = offer::device_ids(&self.hostname, &list);
+            self.device_ids = device_list::device_ids(&self.hostname, &list);
             self.resources = wanted;
         }
         let names: Vec<String> = self.endpoints.keys().cloned().collect();
@@ -240,7 +240,7 @@ impl Node {
     /// Offers a resource, unless it is offered like that already. Links change often and
     /// lists are long, so that comes first.
     fn offer(&mut self, resource: Resource) {
-        let trouble = offer::trouble(&self.configuration, &resource, &self.links);
+        let trouble = device_list::trouble(&self.configuration, &resource, &self.links);
         let numa_node = numa_node(&resource.lower);
         let ids = self
             .device_ids
@@ -257,7 +257,7 @@ impl Node {
         if same {
             return;
         }
-        let list = Arc::new(offer::list(&ids, trouble.is_none(), numa_node));
+        let list = Arc::new(device_list::list(&ids, trouble.is_none(), numa_node));
         let name = resource.name.clone();
         let offer = Offer {
             resource,
@@ -283,7 +283,7 @@ impl Node {
             return;
         }
         let unfit = self.links.iter().filter_map(|link| {
-            let why = offer::unfit(link)?;
+            let why = device_list::unfit(link)?;
             Some((link.name.clone(), why))
         });
         let unfit: BTreeMap<String, String> = unfit.collect();

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::{Value, json};
 
-use crate::{mac::MacAddr, peer};
+use crate::{host::peer, types::mac::MacAddr};
 
 /// The socket's name.
 const NAME: &str = "macvtap-learning";
@@ -29,7 +29,7 @@ const LONGEST: u64 = 8192;
 
 /// A macvtap about to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
+pub struct Query {
     /// Path of the pod's network namespace, as the runtime gave it.
     pub netns: String,
     /// Device and inode of that namespace, to know it again.
@@ -45,11 +45,11 @@ pub struct Question {
 }
 
 /// A device plugin that listens.
-pub struct Asker(UnixStream);
+pub struct Client(UnixStream);
 
 /// Whether there is a device plugin that can be asked. Never waits.
 #[must_use]
-pub fn find() -> Option<Asker> {
+pub fn find() -> Option<Client> {
     // Not by std, whose connect waits while the other end's backlog is full.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
@@ -57,25 +57,25 @@ pub fn find() -> Option<Asker> {
     connect(socket.as_raw_fd(), &address).ok()?;
     let stream = UnixStream::from(socket);
     // Only root may have a say in the node's network.
-    peer::is_root(&stream).then_some(Asker(stream))
+    peer::is_root(&stream).then_some(Client(stream))
 }
 
-impl Asker {
+impl Client {
     /// Asks, and does not wait for the answer. None if the device plugin cannot be asked.
     #[must_use]
-    pub fn ask(self, question: &Question) -> Option<Asked> {
+    pub fn ask(self, question: &Query) -> Option<PendingReply> {
         let Self(mut stream) = self;
         let line = format!("{}\n", question.to_json());
         set_patience(&stream).ok()?;
         stream.write_all(line.as_bytes()).ok()?;
-        Some(Asked(stream))
+        Some(PendingReply(stream))
     }
 }
 
 /// A question whose answer is on the way.
-pub struct Asked(UnixStream);
+pub struct PendingReply(UnixStream);
 
-impl Asked {
+impl PendingReply {
     /// Whether the macvtap is to be parked. False too if there is no answer in time.
     #[must_use]
     pub fn is_to_be_parked(self) -> bool {
@@ -96,15 +96,15 @@ pub fn listen() -> Result<UnixListener> {
 /// Who asks, and what.
 pub struct Request {
     /// The question.
-    pub question: Question,
+    pub question: Query,
     stream: UnixStream,
 }
 
 /// Reads a question. It waits, but not long: whoever asks has it ready.
-pub fn read_question(stream: UnixStream) -> Result<Request> {
+pub fn read_query(stream: UnixStream) -> Result<Request> {
     ensure!(peer::is_root(&stream), "somebody else than root asks");
     set_patience(&stream)?;
-    let question = Question::from_json(&read(&stream)?)?;
+    let question = Query::from_json(&read(&stream)?)?;
     Ok(Request { question, stream })
 }
 
@@ -119,7 +119,7 @@ impl Request {
     }
 }
 
-impl Question {
+impl Query {
     fn to_json(&self) -> Value {
         json!({
             "version": VERSION,
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_question_comes_back_as_it_was() {
-        let question = Question {
+        let question = Query {
             netns: "/run/netns/a \"b\"".into(),
             identity: (4, 4_026_532_000),
             tap: 1 << 24,
@@ -184,13 +184,13 @@ mod tests {
             lower: 2,
         };
         let json = question.to_json();
-        assert_eq!(Question::from_json(&json).unwrap(), question);
+        assert_eq!(Query::from_json(&json).unwrap(), question);
         for key in [
             "version", "netns", "identity", "tap", "ifname", "mac", "lower",
         ] {
             let mut broken = json.clone();
             broken[key] = Value::Null;
-            assert!(Question::from_json(&broken).is_err(), "{key}");
+            assert!(Query::from_json(&broken).is_err(), "{key}");
         }
     }
 }

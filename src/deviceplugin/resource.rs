@@ -15,14 +15,16 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
     Event,
-    api::ListAndWatchResponse,
-    kubelet,
-    offer::Offer,
+    device_list::Offer,
+    grpc::{
+        api::ListAndWatchResponse,
+        kubelet,
+        server::{Server, socket_name},
+        service::Service,
+    },
     registration::Registration,
-    server::{Server, socket_name},
-    service::Service,
 };
-use crate::device_id::DeviceId;
+use crate::types::device_id::DeviceId;
 
 /// A resource that is offered.
 pub struct Endpoint {

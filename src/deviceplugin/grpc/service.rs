@@ -12,18 +12,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
-use super::{
-    Event,
-    api::{
-        AllocateRequest, AllocateResponse, ContainerAllocateResponse,
-        ContainerPreferredAllocationResponse, DevicePluginOptions, DeviceSpec, Empty,
-        ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
-        PreferredAllocationRequest, PreferredAllocationResponse,
-        device_plugin_server::DevicePlugin,
-    },
-    offer, standby,
+use super::api::{
+    AllocateRequest, AllocateResponse, ContainerAllocateResponse,
+    ContainerPreferredAllocationResponse, DevicePluginOptions, DeviceSpec, Empty,
+    ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
+    PreferredAllocationRequest, PreferredAllocationResponse, device_plugin_server::DevicePlugin,
 };
-use crate::{device_id::DeviceId, tap};
+use crate::deviceplugin::{Event, device_list, tap_only};
+use crate::{host::tap, types::device_id::DeviceId};
 
 /// The service of one resource.
 pub struct Service {
@@ -98,7 +94,7 @@ impl DevicePlugin for Service {
                 request.must_include_device_ids,
             );
             ContainerPreferredAllocationResponse {
-                device_ids: offer::prefer(&available, &must, size, &existing),
+                device_ids: device_list::prefer(&available, &must, size, &existing),
             }
         });
         Ok(Response::new(PreferredAllocationResponse {
@@ -125,7 +121,7 @@ impl DevicePlugin for Service {
             tokio::spawn(async move {
                 for device in &devices {
                     info!("allocated device={device} tap={}", device.tap);
-                    standby::clear(device);
+                    tap_only::clear(device);
                 }
             });
         }
@@ -139,7 +135,7 @@ impl DevicePlugin for Service {
         request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
         for device in self.read(&request.into_inner().device_ids)? {
-            standby::ensure(&device).map_err(|error| {
+            tap_only::ensure(&device).map_err(|error| {
                 warn!("device={device} has no tap: {error:#}");
                 self.tell_failure("tap");
                 Status::failed_precondition(format!("{error:#}"))

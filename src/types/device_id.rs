@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, fmt, ops::Range, str::FromStr};
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use twox_hash::XxHash64;
 
-use crate::mode::Mode;
+use super::mode::Mode;
 
 /// The tap numbers that device IDs promise. They are far above the interface
 /// indexes that the kernel hands out by itself, hence free in every pod.
@@ -21,7 +21,7 @@ pub const TAPS: Range<u32> = 1 << 24..1 << 25;
 
 /// The tap numbers of attachments without a device plugin: a range of their own,
 /// so that they never take a promised one.
-pub const UNPROMISED_TAPS: Range<u32> = 1 << 25..1 << 26;
+pub const STANDALONE_TAPS: Range<u32> = 1 << 25..1 << 26;
 
 /// What a device ID says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,9 +135,9 @@ pub fn short_hash(text: &str) -> String {
 /// A tap number for an attachment that no device plugin has promised one: the
 /// same one for the same container and interface, moved on by `attempt`.
 #[must_use]
-pub fn unpromised_tap(container_id: &str, ifname: &str, attempt: u32) -> u32 {
+pub fn standalone_tap(container_id: &str, ifname: &str, attempt: u32) -> u32 {
     let hash = XxHash64::oneshot(0, format!("{container_id}\0{ifname}").as_bytes());
-    place(hash.wrapping_add(attempt.into()), &UNPROMISED_TAPS)
+    place(hash.wrapping_add(attempt.into()), &STANDALONE_TAPS)
 }
 
 /// Where a hash falls in a range whose length is a power of two below 2^32.
@@ -269,11 +269,11 @@ mod tests {
 
     #[test]
     fn unpromised_taps_stay_out_of_the_promised_range() {
-        let first = unpromised_tap("c0ffee", "net1", 0);
-        assert_eq!(first, unpromised_tap("c0ffee", "net1", 0));
-        assert_ne!(first, unpromised_tap("c0ffee", "net2", 0));
+        let first = standalone_tap("c0ffee", "net1", 0);
+        assert_eq!(first, standalone_tap("c0ffee", "net1", 0));
+        assert_ne!(first, standalone_tap("c0ffee", "net2", 0));
         for attempt in 0..100 {
-            assert!(UNPROMISED_TAPS.contains(&unpromised_tap("c0ffee", "net1", attempt)));
+            assert!(STANDALONE_TAPS.contains(&standalone_tap("c0ffee", "net1", attempt)));
         }
     }
 }

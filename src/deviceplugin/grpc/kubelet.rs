@@ -8,10 +8,10 @@ use tokio::net::UnixStream;
 use tonic::transport::Endpoint;
 
 use super::{
-    NAMESPACE,
     api::{RegisterRequest, registration_client::RegistrationClient},
     service,
 };
+use crate::deviceplugin::NAMESPACE;
 
 /// The name of the kubelet's socket.
 pub const SOCKET: &str = "kubelet.sock";

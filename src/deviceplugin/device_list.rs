@@ -6,13 +6,15 @@ use std::{
 };
 
 use super::{
-    api::{Device, ListAndWatchResponse, NumaNode, TopologyInfo},
     config::{Configuration, DEFAULT_CAPACITY, Resource, check_name},
+    grpc::api::{Device, ListAndWatchResponse, NumaNode, TopologyInfo},
 };
 use crate::{
-    device_id::{self, DeviceId},
-    mode::Mode,
     netlink::Link,
+    types::{
+        device_id::{self, DeviceId},
+        mode::Mode,
+    },
 };
 
 /// A resource's devices, and whether pods can have them now.
@@ -162,7 +164,7 @@ pub fn prefer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mac::MacAddr;
+    use crate::types::mac::MacAddr;
 
     fn nic(name: &str) -> Link {
         Link {

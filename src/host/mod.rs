@@ -1,0 +1,8 @@
+//! The machine that the program runs on: network namespaces, taps, files, sockets.
+
+pub mod file_id;
+pub mod files;
+pub mod logging;
+pub mod netns;
+pub mod peer;
+pub mod tap;

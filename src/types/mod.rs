@@ -1,0 +1,7 @@
+//! What the program speaks of: plain values, pure.
+
+pub mod device_id;
+pub mod errors;
+pub mod json;
+pub mod mac;
+pub mod mode;
