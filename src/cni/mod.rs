@@ -215,17 +215,21 @@ fn start_logging(environment: &Environment, json: &Value) -> Result<()> {
         args,
         ..
     } = environment;
-    let mut context = format!("command={command} containerID={container_id} ifName={ifname}");
+    let mut context = vec![
+        ("command", command.clone()),
+        ("containerID", container_id.clone()),
+        ("ifName", ifname.clone()),
+    ];
     let args = Args::parse(args).ok();
     for (key, name) in [("pod", "K8S_POD_NAME"), ("namespace", "K8S_POD_NAMESPACE")] {
         if let Some(value) = args.as_ref().and_then(|args| args.get(name)) {
-            context.extend([" ", key, "=", value]);
+            context.push((key, value.to_owned()));
         }
     }
     if let Some(id) = config::device_id(json) {
-        context.extend([" deviceID=", id]);
+        context.push(("deviceID", id.to_owned()));
     }
-    logging::start_for_call(logging.level, logging.file.as_deref(), &context);
+    logging::start_for_call(logging.level, logging.file.as_deref(), context);
     debug!("called");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Log lines: one for each fact, on standard error or added to a file.
+//! Log lines in logfmt (`key=value`): one line for each record, on standard error or appended
+//! to a file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,26 +10,31 @@ use std::{
 };
 
 use env_logger::{Builder, Target};
-use log::LevelFilter;
+use log::{
+    LevelFilter, Record,
+    kv::{self, Key, Value, VisitSource},
+};
 use nix::fcntl::OFlag;
 
-/// Starts logging for a program that runs on: to standard error, at `level` unless `RUST_LOG`
-/// says otherwise.
+/// Keys and values that every line of a process has, such as the attachment it is about.
+pub type Context = Vec<(&'static str, String)>;
+
+/// Starts logging for a long-running command: to standard error, at `level` unless `RUST_LOG`
+/// overrides it.
 pub fn start(level: LevelFilter) {
     let mut builder = Builder::new();
-    // What the libraries log is theirs: protocol chatter.
+    // Libraries log protocol details; only RUST_LOG shows them.
     builder.filter_module(module_path!().split(':').next().unwrap_or_default(), level);
     builder.parse_default_env();
-    write_lines(builder, String::new());
+    init(builder, Context::new());
 }
 
-/// Starts logging for the CNI plugin, where a configuration asks for it: a runtime throws
-/// standard error away when there is an error on standard output.
+/// Starts logging for the CNI plugin, where the configuration asks for it: a runtime discards
+/// standard error when there is an error on standard output.
 ///
-/// Each line has `context`: which attachment it is about. A log file that cannot be opened
-/// must not cost a pod its network: it is complained about on standard error, where the
-/// lines go then.
-pub fn start_for_call(level: LevelFilter, file: Option<&Path>, context: &str) {
+/// Each line has `context`. A log file that cannot be opened must not cost a pod its network:
+/// the reason is printed on standard error, and the lines go there too.
+pub fn start_for_call(level: LevelFilter, file: Option<&Path>, context: Context) {
     let mut builder = Builder::new();
     builder.filter_level(level);
     if let Some(path) = file {
@@ -42,37 +48,72 @@ pub fn start_for_call(level: LevelFilter, file: Option<&Path>, context: &str) {
             }
         }
     }
-    write_lines(builder, format!("{context} "));
+    init(builder, context);
 }
 
-fn write_lines(mut builder: Builder, context: String) {
-    builder.format(move |line, record| {
-        #[expect(clippy::disallowed_methods, reason = "a line says what time it is")]
-        let time = humantime::format_rfc3339_millis(SystemTime::now());
-        let (level, text) = (
-            record.level(),
-            one_line(&format!("{context}{}", record.args())),
-        );
-        writeln!(line, "{time} level={level} {text}")
+fn init(mut builder: Builder, context: Context) {
+    builder.format(move |out, record| {
+        #[expect(clippy::disallowed_methods, reason = "a line has the time of day")]
+        let now = SystemTime::now();
+        writeln!(out, "{}", line(now, record, &context))
     });
     // Fails only if there is a logger already, and then that one serves.
     let _ = builder.try_init();
 }
 
-/// What others named, such as a device ID, must not look like a line of its own.
-fn one_line(text: &str) -> String {
-    let shown = |char: char| -> String {
-        if char.is_control() {
-            char.escape_default().collect()
-        } else {
-            char.into()
-        }
-    };
-    text.chars().map(shown).collect()
+/// One record as one line of logfmt.
+fn line(now: SystemTime, record: &Record, context: &[(&str, String)]) -> String {
+    let time = humantime::format_rfc3339_millis(now);
+    let level = record.level().as_str().to_lowercase();
+    let mut line = Line(format!("ts={time} level={level}"));
+    line.add("msg", &record.args().to_string());
+    for (key, value) in context {
+        line.add(key, value);
+    }
+    // `Line` accepts every pair.
+    let _ = record.key_values().visit(&mut line);
+    line.0
 }
 
-/// Whether root may add lines there for whoever writes a configuration: that one may be no
-/// administrator of the node, and some files would become programs by a line.
+struct Line(String);
+
+impl Line {
+    fn add(&mut self, key: &str, value: &str) {
+        self.0.extend([" ", key, "=", &quoted(value)]);
+    }
+}
+
+impl<'kvs> VisitSource<'kvs> for Line {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        self.add(key.as_str(), &value.to_string());
+        Ok(())
+    }
+}
+
+/// A value as logfmt writes it: in quotes where a reader could not tell where it ends, with
+/// control characters escaped as in JSON, so that no value looks like a line or a key.
+fn quoted(value: &str) -> String {
+    let plain = |char: char| !matches!(char, ' ' | '=' | '"' | '\\') && !breaks(char);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.to_owned();
+    }
+    let escaped = value.chars().map(|char| match char {
+        '"' | '\\' => format!("\\{char}"),
+        '\n' => "\\n".to_owned(),
+        '\t' => "\\t".to_owned(),
+        char if breaks(char) => format!("\\u{:04x}", u32::from(char)),
+        char => char.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
+/// Whether a terminal or a reader of lines acts on a character instead of showing it.
+fn breaks(char: char) -> bool {
+    char.is_control() || matches!(char, '\u{2028}' | '\u{2029}')
+}
+
+/// Whether root may append lines there on behalf of the author of a configuration, who may not
+/// be an administrator of the node: some files become programs by a line.
 fn is_log(path: &Path) -> bool {
     let proper = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
     proper && (path.starts_with("/var/log") || path.extension().is_some_and(|end| end == "log"))
@@ -97,8 +138,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_stays_one() {
-        assert_eq!(one_line("a\nb \u{1b}[1m é"), "a\\nb \\u{1b}[1m é");
+    fn values_are_quoted_where_needed() {
+        for (value, expected) in [
+            ("plain", "plain"),
+            ("/var/run/netns/cni-1", "/var/run/netns/cni-1"),
+            ("é", "é"),
+            ("", r#""""#),
+            ("two words", r#""two words""#),
+            ("a=b", r#""a=b""#),
+            (r#"say "hi""#, r#""say \"hi\"""#),
+            (r"back\slash", r#""back\\slash""#),
+            ("a\nb\tc \u{1b}[1m", r#""a\nb\tc \u001b[1m""#),
+            ("\u{85}\u{2028}", r#""\u0085\u2028""#),
+        ] {
+            assert_eq!(quoted(value), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_with_its_context_and_pairs() {
+        let pairs: &[(&str, Value)] = &[("mtu", 1500.into()), ("error", "no\nroute".into())];
+        let context = [
+            ("ifName", "net1".to_owned()),
+            ("pod", "x level=error".to_owned()),
+        ];
+        let text = format_args!("it\nfailed").to_string();
+        let args = format_args!("{text}");
+        let record = Record::builder()
+            .level(log::Level::Warn)
+            .args(args)
+            .key_values(&pairs)
+            .build();
+        assert_eq!(
+            line(SystemTime::UNIX_EPOCH, &record, &context),
+            "ts=1970-01-01T00:00:00.000Z level=warn msg=\"it\\nfailed\" ifName=net1 \
+             pod=\"x level=error\" mtu=1500 error=\"no\\nroute\""
+        );
     }
 
     #[test]

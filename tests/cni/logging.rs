@@ -36,7 +36,7 @@ fn a_line_names_the_attachment() {
         }
     }
     assert!(
-        text.contains("level=ERROR") && text.contains("code=4"),
+        text.contains("level=error") && text.contains("code=4"),
         "{text}"
     );
     let mode = fs::metadata(&path).unwrap().permissions().mode();
@@ -58,7 +58,7 @@ fn the_level_decides_and_a_wrong_one_is_refused() {
     let call = node.allocated(&pod, tap_number());
     assert_eq!(call.call("DEL").stderr, "");
     let verbose = call.clone().with("logLevel", "debug").call("DEL");
-    assert!(verbose.stderr.contains("level=DEBUG"), "{verbose:?}");
+    assert!(verbose.stderr.contains("level=debug"), "{verbose:?}");
     let (code, msg) = call.with("logLevel", "loud").fail("ADD");
     assert_eq!(code, 7);
     assert!(msg.contains("logLevel") && msg.contains("loud"), "{msg}");
@@ -79,9 +79,11 @@ fn a_file_that_is_no_log_is_left_alone_and_a_line_stays_one() {
     );
     assert!(!path.exists());
     let path = directory.path().join("macvtap.log");
-    let id = "x\n2026-01-01T00:00:00Z level=INFO forged";
+    let id = "x\n2026-01-01T00:00:00Z level=info forged";
     let call = node.cni(&pod, serde_json::json!({"deviceID": id}));
     call.with("logFile", path.to_str()).call("ADD");
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
+    let quoted = r#"deviceID="x\n2026-01-01T00:00:00Z level=info forged""#;
+    assert!(text.contains(quoted), "{text}");
 }
