@@ -13,14 +13,14 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use log::{debug, info};
-use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::timeout,
 };
 
-use super::{metrics, status};
+use super::metrics;
+use crate::types::status::Status;
 
 /// Connections at once.
 const MOST: usize = 16;
@@ -62,7 +62,7 @@ impl Http {
     }
 
     /// Answers by how it is now, which costs something to find out.
-    pub fn answer(&self, asker: TcpStream, status: impl FnOnce() -> Value) {
+    pub fn answer(&self, asker: TcpStream, status: impl FnOnce() -> Status) {
         let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
             debug!("more than {MOST} ask by HTTP at once");
             return;
@@ -84,16 +84,16 @@ impl Http {
     }
 }
 
-fn respond(path: &str, value: &Value) -> Response<String> {
-    let (_, unwell) = status::judge(value);
+fn respond(path: &str, status: &Status) -> Response<String> {
+    let failures = status.summary().failures;
     let (code, text) = match path {
-        "/healthz" if value["netlink"].is_null() => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" if unwell.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" if status.netlink_error.is_none() => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" if failures.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
         "/healthz" | "/readyz" => {
-            let text = format!("{}\n", unwell.join("\n"));
+            let text = format!("{}\n", failures.join("\n"));
             (StatusCode::SERVICE_UNAVAILABLE, text)
         }
-        "/metrics" => (StatusCode::OK, metrics::text(value)),
+        "/metrics" => (StatusCode::OK, metrics::text(status)),
         _ => {
             let text = "there are /healthz, /readyz and /metrics\n".to_owned();
             (StatusCode::NOT_FOUND, text)

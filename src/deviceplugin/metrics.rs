@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use crate::types::status::{LearningStatus, ResourceStatus, Status};
 
 /// A metric: its name, its type, what it is, and where its samples are in the status.
 pub struct Metric {
@@ -12,7 +12,7 @@ pub struct Metric {
     pub kind: &'static str,
     /// What it is.
     pub help: &'static str,
-    samples: fn(&Value) -> Vec<Sample>,
+    samples: fn(&Status) -> Vec<Sample>,
 }
 
 /// Labels and a value.
@@ -30,46 +30,41 @@ pub const METRICS: [Metric; 20] = [
         "macvtap_devices",
         "gauge",
         "Devices that the kubelet is offered",
-        |status| resources(status, |resource| number(&resource["devices"])),
+        |status| resources(status, |resource| resource.devices),
     ),
     metric(
         "macvtap_devices_healthy",
         "gauge",
         "Those of them in good health",
         |status| {
-            let healthy = |resource: &Value| {
-                if resource["trouble"].is_null() {
-                    number(&resource["devices"])
-                } else {
-                    0
-                }
-            };
-            resources(status, healthy)
+            resources(status, |resource| match resource.unhealthy_reason {
+                None => resource.devices,
+                Some(_) => 0,
+            })
         },
     ),
     metric(
         "macvtap_attachments",
         "gauge",
         "Macvtaps that pods have of a resource",
-        |status| resources(status, |resource| number(&resource["attachments"])),
+        |status| resources(status, |resource| resource.attachments),
     ),
     metric(
         "macvtap_registered",
         "gauge",
         "Whether the kubelet knows a resource",
-        |status| resources(status, |resource| u64::from(resource["registered"] == true)),
+        |status| resources(status, |resource| u64::from(resource.registered)),
     ),
     metric(
         "macvtap_lower_device_up",
         "gauge",
         "Whether a lower device exists and is up",
         |status| {
-            let mut samples: Vec<Sample> = list(&status["resources"])
-                .map(|resource| {
-                    let label = ("lower_device", text_of(&resource["lowerDevice"]));
-                    (vec![label], u64::from(resource["lowerUp"] == true))
-                })
-                .collect();
+            let sample = |resource: &ResourceStatus| {
+                let label = ("lower_device", resource.lower_device.clone());
+                (vec![label], u64::from(resource.lower_up))
+            };
+            let mut samples: Vec<Sample> = status.resources.iter().map(sample).collect();
             samples.sort();
             samples.dedup_by(|a, b| a.0 == b.0);
             samples
@@ -79,19 +74,18 @@ pub const METRICS: [Metric; 20] = [
         "macvtap_allocations_total",
         "counter",
         "Devices promised to containers",
-        |status| resources(status, |resource| number(&resource["allocations"])),
+        |status| resources(status, |resource| resource.allocations),
     ),
     metric(
         "macvtap_allocation_failures_total",
         "counter",
         "Requests of the kubelet that failed, by reason",
         |status| {
-            let samples = list(&status["resources"]).flat_map(|resource| {
-                let reasons = resource["failures"].as_object().into_iter().flatten();
-                reasons.map(|(reason, count)| {
+            let samples = status.resources.iter().flat_map(|resource| {
+                resource.failures.iter().map(|(reason, count)| {
                     let mut labels = labels(resource);
                     labels.push(("reason", reason.clone()));
-                    (labels, number(count))
+                    (labels, *count)
                 })
             });
             samples.collect()
@@ -101,85 +95,86 @@ pub const METRICS: [Metric; 20] = [
         "macvtap_registrations_total",
         "counter",
         "Registrations that the kubelet accepted",
-        |status| resources(status, |resource| number(&resource["registrations"])),
+        |status| resources(status, |resource| resource.registrations),
     ),
     metric(
         "macvtap_stream_restarts_total",
         "counter",
         "Streams of devices that the kubelet ended",
-        |status| resources(status, |resource| number(&resource["streamRestarts"])),
+        |status| resources(status, |resource| resource.stream_restarts),
     ),
     metric(
         "macvtap_kubelet_restarts_total",
         "counter",
         "Kubelets that came after the first",
-        |status| vec![(vec![], number(&status["kubeletRestarts"]))],
+        |status| vec![(vec![], status.kubelet_restarts)],
     ),
     metric(
         "macvtap_link_resyncs_total",
         "counter",
         "How often links were listed again after changes",
-        |status| vec![(vec![], number(&status["linkResyncs"]))],
+        |status| vec![(vec![], status.link_resyncs)],
     ),
     metric(
         "macvtap_learning_enabled",
         "gauge",
         "Whether learning is on",
-        |status| vec![(vec![], u64::from(!status["learning"].is_null()))],
+        |status| vec![(vec![], u64::from(status.running_learning().is_some()))],
     ),
     metric(
         "macvtap_learning_ports",
         "gauge",
         "Ports by state",
         |status| {
-            let learning = &status["learning"];
-            let state =
-                |name: &'static str| (vec![("state", name.to_owned())], number(&learning[name]));
-            vec![state("live"), state("parked")]
+            let learning = learning(status);
+            let state = |name: &str, ports| (vec![("state", name.to_owned())], ports);
+            vec![
+                state("active", learning.active),
+                state("parked", learning.parked),
+            ]
         },
     ),
     metric(
         "macvtap_learning_parks_total",
         "counter",
         "Ports parked because their MAC was announced elsewhere",
-        |status| learnt(status, "parks"),
+        |status| vec![(vec![], learning(status).parks)],
     ),
     metric(
         "macvtap_learning_unparks_total",
         "counter",
         "Ports that became live",
-        |status| learnt(status, "unparks"),
+        |status| vec![(vec![], learning(status).unparks)],
     ),
     metric(
         "macvtap_learning_replays_total",
         "counter",
         "First frames sent again for neighbours",
-        |status| learnt(status, "replays"),
+        |status| vec![(vec![], learning(status).replays)],
     ),
     metric(
         "macvtap_learning_reflections_total",
         "counter",
         "Own announcements that came back, ignored",
-        |status| learnt(status, "reflections"),
+        |status| vec![(vec![], learning(status).reflections)],
     ),
     metric(
         "macvtap_learning_announcements_total",
         "counter",
         "Announcements of ports' MACs from outside",
-        |status| learnt(status, "announcements"),
+        |status| vec![(vec![], learning(status).announcements)],
     ),
     metric(
         "macvtap_learning_failures_total",
         "counter",
         "Announcements ignored as too many, and modes that could not be set",
         |status| {
-            let of = |reason: &'static str, name: &str| {
-                (
-                    vec![("reason", reason.to_owned())],
-                    number(&status["learning"][name]),
-                )
-            };
-            vec![of("flood", "floods"), of("mode", "failures")]
+            let learning = learning(status);
+            let reason = |name: &str, count| (vec![("reason", name.to_owned())], count);
+            vec![
+                reason("flood", learning.floods),
+                reason("mode", learning.failures),
+            ]
         },
     ),
 ];
@@ -188,7 +183,7 @@ const fn metric(
     name: &'static str,
     kind: &'static str,
     help: &'static str,
-    samples: fn(&Value) -> Vec<Sample>,
+    samples: fn(&Status) -> Vec<Sample>,
 ) -> Metric {
     Metric {
         name,
@@ -200,7 +195,7 @@ const fn metric(
 
 /// The metrics of a device plugin whose status this is.
 #[must_use]
-pub fn text(status: &Value) -> String {
+pub fn text(status: &Status) -> String {
     let mut text = String::new();
     for metric in &METRICS {
         let Metric {
@@ -232,32 +227,42 @@ fn escape(value: &str) -> String {
         .replace('\n', "\\n")
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
-}
-
-fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_default()
-}
-
-fn text_of(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-fn labels(resource: &Value) -> Vec<(&'static str, String)> {
+fn labels(resource: &ResourceStatus) -> Vec<(&'static str, String)> {
     vec![
-        ("resource", text_of(&resource["name"])),
-        ("lower_device", text_of(&resource["lowerDevice"])),
+        ("resource", resource.name.clone()),
+        ("lower_device", resource.lower_device.clone()),
     ]
 }
 
-fn resources(status: &Value, value: impl Fn(&Value) -> u64) -> Vec<Sample> {
-    let resources = list(&status["resources"]);
+fn resources(status: &Status, value: impl Fn(&ResourceStatus) -> u64) -> Vec<Sample> {
+    let resources = status.resources.iter();
     resources
         .map(|resource| (labels(resource), value(resource)))
         .collect()
 }
 
-fn learnt(status: &Value, name: &str) -> Vec<Sample> {
-    vec![(vec![], number(&status["learning"][name]))]
+/// The numbers of learning; zeros if it is off.
+fn learning(status: &Status) -> LearningStatus {
+    status.learning.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_learner_does_not_learn() {
+        let text = |running| {
+            let learning = LearningStatus {
+                running,
+                ..LearningStatus::default()
+            };
+            super::text(&Status {
+                learning: Some(learning),
+                ..Status::default()
+            })
+        };
+        assert!(text(true).contains("\nmacvtap_learning_enabled 1\n"));
+        assert!(text(false).contains("\nmacvtap_learning_enabled 0\n"));
+    }
 }

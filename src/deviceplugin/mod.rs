@@ -162,7 +162,7 @@ async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
                 node.look_at_sockets();
             }
             Some(asker) = http.asked() => http.answer(asker, || node.status()),
-            Some(asker) = asked(status.as_ref()) => status::answer(asker, &node.status()),
+            Some(asker) = asked(status.as_ref()) => status::answer(asker, &node.status())?,
             () = changed(&mut config) => reload(&mut node, &mut source),
             signal = signals.next() => match signal {
                 Some(SIGHUP) => reload(&mut node, &mut source),

@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use log::{debug, info, warn};
-use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
@@ -24,7 +23,7 @@ use super::{
     },
     registration::Registration,
 };
-use crate::types::device_id::DeviceId;
+use crate::types::{device_id::DeviceId, status::ResourceStatus};
 
 /// A resource that is offered.
 pub struct Endpoint {
@@ -45,10 +44,10 @@ pub struct Endpoint {
 }
 
 /// What happened to a resource, for metrics.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Counts {
     allocations: u64,
-    failures: BTreeMap<&'static str, u64>,
+    failures: BTreeMap<String, u64>,
     registrations: u64,
     stream_restarts: u64,
 }
@@ -234,26 +233,28 @@ impl Endpoint {
 
     /// Devices were not promised.
     pub fn not_allocated(&mut self, reason: &'static str) {
-        *self.counts.failures.entry(reason).or_default() += 1;
+        *self.counts.failures.entry(reason.to_owned()).or_default() += 1;
     }
 
     /// How it is, for who asks. `taps` are all of the machine.
-    pub fn status(&self, taps: &BTreeSet<u32>) -> Value {
+    pub fn status(&self, taps: &BTreeSet<u32>, lower_up: bool) -> ResourceStatus {
         let own = self.taps.get_or_init(|| taps_of(&self.offer));
         let attached = own.iter().filter(|tap| taps.contains(tap));
-        json!({
-            "name": self.name(),
-            "lowerDevice": self.offer.resource.lower,
-            "registered": self.registration.is_registered() && !self.lost_socket(),
-            "devices": self.offer.ids.len(),
-            "attachments": attached.count(),
-            "trouble": self.offer.trouble,
-            "complaint": self.complaint,
-            "allocations": self.counts.allocations,
-            "failures": self.counts.failures,
-            "registrations": self.counts.registrations,
-            "streamRestarts": self.counts.stream_restarts,
-        })
+        let counts = self.counts.clone();
+        ResourceStatus {
+            name: self.name().to_owned(),
+            lower_device: self.offer.resource.lower.clone(),
+            lower_up,
+            registered: self.registration.is_registered() && !self.lost_socket(),
+            devices: number(self.offer.ids.len()),
+            attachments: number(attached.count()),
+            unhealthy_reason: self.offer.trouble.clone(),
+            last_error: self.complaint.clone(),
+            allocations: counts.allocations,
+            failures: counts.failures,
+            registrations: counts.registrations,
+            stream_restarts: counts.stream_restarts,
+        }
     }
 
     /// Ends serving.
@@ -301,4 +302,8 @@ impl Endpoint {
 fn taps_of(offer: &Offer) -> Vec<u32> {
     let devices = offer.ids.iter().map(|id| id.parse::<DeviceId>());
     devices.filter_map(|id| Some(id.ok()?.tap)).collect()
+}
+
+fn number(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }

@@ -13,7 +13,6 @@ use anyhow::{Context, Error, Result};
 use futures_util::future::join_all;
 use log::{debug, error, info, warn};
 use nix::unistd::gethostname;
-use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{
@@ -28,7 +27,7 @@ use crate::{
     host::tap,
     learning::Learning,
     netlink::{Link, Socket},
-    types::errors::io_error,
+    types::{errors::io_error, status::Status},
 };
 
 /// How long the loop may sleep when nothing is due.
@@ -296,26 +295,20 @@ impl Node {
     }
 
     /// How it is, for who asks.
-    pub fn status(&mut self) -> Value {
-        let netlink = self.netlink.link(1).err().map(|error| format!("{error:#}"));
+    pub fn status(&mut self) -> Status {
+        let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
-        let endpoints = self.endpoints.values();
-        let resources: Vec<Value> = endpoints
-            .map(|endpoint| {
-                let lower = &endpoint.offer().resource.lower;
-                let mut status = endpoint.status(&taps);
-                status["lowerUp"] = self.is_up(lower).into();
-                status
-            })
-            .collect();
-        let learning = self.learning.as_ref();
-        json!({
-            "netlink": netlink,
-            "resources": resources,
-            "kubeletRestarts": self.kubelet_restarts,
-            "linkResyncs": self.link_resyncs,
-            "learning": learning.map(|learning| learning.stats().to_json()),
-        })
+        let resources = self.endpoints.values().map(|endpoint| {
+            let lower_up = self.is_up(&endpoint.offer().resource.lower);
+            endpoint.status(&taps, lower_up)
+        });
+        Status {
+            netlink_error,
+            resources: resources.collect(),
+            kubelet_restarts: self.kubelet_restarts,
+            link_resyncs: self.link_resyncs,
+            learning: self.learning.as_ref().map(Learning::status),
+        }
     }
 
     fn is_up(&self, lower: &str) -> bool {

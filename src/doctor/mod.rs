@@ -22,7 +22,10 @@ use crate::{
     host::tap::{self, Device, Node},
     macvtap::inventory::{Inventory, Macvtap},
     netlink::{Socket, errno},
-    types::device_id::{STANDALONE_TAPS, TAPS},
+    types::{
+        device_id::{STANDALONE_TAPS, TAPS},
+        status::{Status, Summary},
+    },
 };
 
 /// What was found about one thing.
@@ -216,29 +219,41 @@ fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
             )];
         }
     };
-    let (well, unwell) = status::judge(&status);
-    let well = well.into_iter().map(|text| Finding::ok(check, text));
+    let Summary { ok, failures } = status.summary();
+    let ok = ok.into_iter().map(|text| Finding::ok(check, text));
     let cure = "see the device plugin's log, and whether the kubelet runs";
-    let unwell = unwell
+    let failures = failures
         .into_iter()
         .map(|text| Finding::broken(check, text, cure));
-    let mut findings: Vec<Finding> = well.chain(unwell).collect();
-    for resource in status["resources"].as_array().into_iter().flatten() {
-        if let (Some(name), Some(trouble)) =
-            (resource["name"].as_str(), resource["trouble"].as_str())
-        {
+    let mut findings: Vec<Finding> = ok.chain(failures).collect();
+    for resource in &status.resources {
+        if let Some(reason) = &resource.unhealthy_reason {
             findings.push(Finding::broken(
                 "lower device",
-                format!("{name} is not healthy: {trouble}"),
+                format!("{} is not healthy: {reason}", resource.name),
                 "bring the lower device up, or name another one in the configuration",
             ));
         }
     }
-    if status["learning"].is_null() {
-        let text = "is off: VMs that migrate are out of reach of their neighbours for a time";
-        findings.push(Finding::note("learning", text));
-    }
+    findings.extend(learning(&status));
     findings
+}
+
+/// Says that learning is off, or that it has stopped.
+fn learning(status: &Status) -> Option<Finding> {
+    let check = "learning";
+    match &status.learning {
+        None => {
+            let text = "is off: VMs that migrate are out of reach of their neighbours for a time";
+            Some(Finding::note(check, text))
+        }
+        Some(learning) if !learning.running => Some(Finding::broken(
+            check,
+            "has stopped: VMs that migrate are out of reach of their neighbours for a time",
+            "see the device plugin's log, and restart it",
+        )),
+        Some(_) => None,
+    }
 }
 
 fn plugin(dir: &Path) -> Finding {

@@ -17,7 +17,7 @@ pub mod port;
 pub mod query;
 mod thread;
 
-pub use thread::{Learning, Stats};
+pub use thread::Learning;
 
 use crate::{netlink::Link, types::mode::Mode};
 

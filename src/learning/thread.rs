@@ -22,7 +22,6 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::pipe2,
 };
-use serde_json::{Value, json};
 
 use super::{
     GROUP,
@@ -35,7 +34,7 @@ use super::{
 use crate::{
     host::{netns::Netns, tap},
     netlink::{Change, Link, Socket, errno},
-    types::{errors::io_error, mac::MacAddr, mode::Mode},
+    types::{errors::io_error, mac::MacAddr, mode::Mode, status::LearningStatus},
 };
 
 /// How often it is looked whether ports are gone. Their frames just stop.
@@ -45,50 +44,9 @@ const BATCH: usize = 256;
 /// Ports at most. Each costs memory and time; a node has no use for more.
 const MOST: usize = 4096;
 
-/// What learning did so far, and how its ports are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Ports that are parked now.
-    pub parked: u64,
-    /// Ports that are live now.
-    pub live: u64,
-    /// How often a port was parked after it had been live.
-    pub parks: u64,
-    /// How often a port became live.
-    pub unparks: u64,
-    /// First frames that were sent again from their port.
-    pub replays: u64,
-    /// Own frames that came back.
-    pub reflections: u64,
-    /// Announcements of a port's MAC that came in from outside.
-    pub announcements: u64,
-    /// Announcements that were ignored because there were too many.
-    pub floods: u64,
-    /// Mode changes that failed.
-    pub failures: u64,
-}
-
-impl Stats {
-    /// The numbers by their names.
-    #[must_use]
-    pub fn to_json(self) -> Value {
-        json!({
-            "parked": self.parked,
-            "live": self.live,
-            "parks": self.parks,
-            "unparks": self.unparks,
-            "replays": self.replays,
-            "reflections": self.reflections,
-            "announcements": self.announcements,
-            "floods": self.floods,
-            "failures": self.failures,
-        })
-    }
-}
-
 /// Learning, as long as this lives.
 pub struct Learning {
-    stats: Arc<Mutex<Stats>>,
+    stats: Arc<Mutex<LearningStatus>>,
     thread: Option<JoinHandle<()>>,
     stop: Option<OwnedFd>,
 }
@@ -100,13 +58,13 @@ impl Learning {
         let announcements = announcements_if_allowed()?;
         let listener = query::listen()?;
         let (woken, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
-        let stats = Arc::new(Mutex::new(Stats::default()));
+        let stats = Arc::new(Mutex::new(LearningStatus::default()));
         let mut learner = Learner {
             ports: BTreeMap::new(),
             lowers: BTreeMap::new(),
             announcements,
             heard: BTreeSet::new(),
-            stats: Stats::default(),
+            stats: LearningStatus::default(),
             published: Arc::clone(&stats),
             swept: Instant::now(),
             complaint: String::new(),
@@ -124,8 +82,12 @@ impl Learning {
 
     /// What it did so far.
     #[must_use]
-    pub fn stats(&self) -> Stats {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn status(&self) -> LearningStatus {
+        let thread = self.thread.as_ref();
+        LearningStatus {
+            running: thread.is_some_and(|thread| !thread.is_finished()),
+            ..*self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        }
     }
 }
 
@@ -189,8 +151,8 @@ struct Learner {
     announcements: Announcements,
     /// The MACs whose announcements are heard.
     heard: BTreeSet<MacAddr>,
-    stats: Stats,
-    published: Arc<Mutex<Stats>>,
+    stats: LearningStatus,
+    published: Arc<Mutex<LearningStatus>>,
     swept: Instant,
     complaint: String,
 }
@@ -532,7 +494,7 @@ impl Learner {
         }
         let parked = self.ports.values().filter(|place| place.port.is_parked());
         self.stats.parked = u64::try_from(parked.count()).unwrap_or(u64::MAX);
-        self.stats.live = u64::try_from(self.ports.len()).unwrap_or(u64::MAX) - self.stats.parked;
+        self.stats.active = u64::try_from(self.ports.len()).unwrap_or(u64::MAX) - self.stats.parked;
         *self
             .published
             .lock()

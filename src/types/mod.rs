@@ -5,3 +5,4 @@ pub mod errors;
 pub mod json;
 pub mod mac;
 pub mod mode;
+pub mod status;

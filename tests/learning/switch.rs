@@ -4,8 +4,10 @@
 
 use std::{fs::File, os::unix::fs::symlink, process::Command, time::Duration};
 
-use macvtap::{deviceplugin::status, types::mac::MacAddr};
-use serde_json::Value;
+use macvtap::{
+    deviceplugin::status,
+    types::{mac::MacAddr, status::LearningStatus},
+};
 use tempfile::TempDir;
 
 use crate::{
@@ -74,14 +76,9 @@ impl Learner {
     }
 
     /// What learning did so far.
-    pub fn stats(&self) -> Value {
+    pub fn stats(&self) -> LearningStatus {
         let ask = || status::ask(&self.dir.path().join("kubelet"));
-        self.node.host.0.run(ask).unwrap()["learning"].clone()
-    }
-
-    /// A number of [`Self::stats`].
-    pub fn count(&self, name: &str) -> u64 {
-        self.stats()[name].as_u64().unwrap()
+        self.node.host.0.run(ask).unwrap().learning.unwrap()
     }
 
     /// Makes a pod that is listed as a runtime's are.

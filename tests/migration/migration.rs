@@ -184,7 +184,7 @@ fn migrate(plan: Plan) -> Outcome {
 
         phases.push(("prepared", Instant::now()));
         let (target_pod, target_tap, _) = b.attach_pod(VM);
-        let unparked = b.plugin.as_ref().map(|_| b.count("unparks"));
+        let unparked = b.plugin.as_ref().map(|_| b.stats().unparks);
         let incoming = ["-incoming", "defer"];
         let (mut target, mut target_qmp) = qemu(&target_pod, target_tap, initramfs, &incoming);
         let uri = format!("unix:{}/migration", target.path().display());
@@ -234,7 +234,7 @@ fn migrate(plan: Plan) -> Outcome {
         }
         let reactions = plan.learning.then(|| {
             assert_eq!(
-                (a.count("parks"), b.count("unparks") - unparked.unwrap()),
+                (a.stats().parks, b.stats().unparks - unparked.unwrap()),
                 (1, 1)
             );
             let milliseconds = |learner: &Learner, what: &str| {
@@ -247,7 +247,7 @@ fn migrate(plan: Plan) -> Outcome {
             ]
         });
         let reflections = if plan.learning {
-            a.count("reflections") + b.count("reflections")
+            a.stats().reflections + b.stats().reflections
         } else {
             0
         };

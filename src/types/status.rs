@@ -1,0 +1,247 @@
+//! The status of a device plugin, as it answers `probe`, `doctor` and `/metrics`. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The status of a device plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Why netlink does not work; none if it does.
+    #[serde(rename = "netlink")]
+    pub netlink_error: Option<String>,
+    /// The resources that are offered.
+    pub resources: Vec<ResourceStatus>,
+    /// How often the kubelet restarted.
+    pub kubelet_restarts: u64,
+    /// How often the links were listed again after changes.
+    pub link_resyncs: u64,
+    /// Learning; none if it is off.
+    pub learning: Option<LearningStatus>,
+}
+
+/// The status of one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceStatus {
+    /// The name, without `macvtap.network.kubevirt.io/`.
+    pub name: String,
+    /// The name of the lower device.
+    pub lower_device: String,
+    /// Whether the lower device exists and is up.
+    pub lower_up: bool,
+    /// Whether the kubelet's `ListAndWatch` stream is open.
+    pub registered: bool,
+    /// The number of devices.
+    pub devices: u64,
+    /// The number of devices whose tap exists.
+    pub attachments: u64,
+    /// Why the devices are unhealthy; none if they are healthy.
+    #[serde(rename = "trouble")]
+    pub unhealthy_reason: Option<String>,
+    /// The last error of serving or registering; empty if there is none.
+    #[serde(rename = "complaint")]
+    pub last_error: String,
+    /// The number of devices allocated to containers.
+    pub allocations: u64,
+    /// The number of failed requests, by reason.
+    pub failures: BTreeMap<String, u64>,
+    /// The number of registrations that the kubelet accepted.
+    pub registrations: u64,
+    /// The number of `ListAndWatch` streams that ended.
+    pub stream_restarts: u64,
+}
+
+/// The status of learning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LearningStatus {
+    /// Whether its thread runs. If not, the numbers are the last ones.
+    pub running: bool,
+    /// Ports that are parked now.
+    pub parked: u64,
+    /// Ports that are active now.
+    #[serde(rename = "live")]
+    pub active: u64,
+    /// How often an active port was parked.
+    pub parks: u64,
+    /// How often a port became active.
+    pub unparks: u64,
+    /// First frames that were sent again from their port.
+    pub replays: u64,
+    /// Own frames that came back.
+    pub reflections: u64,
+    /// Announcements of a port's MAC from outside.
+    pub announcements: u64,
+    /// Announcements that were ignored because there were too many.
+    pub floods: u64,
+    /// Mode changes that failed.
+    pub failures: u64,
+}
+
+/// What a status amounts to, in sentences.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// What works.
+    pub ok: Vec<String>,
+    /// What the device plugin fails to do.
+    pub failures: Vec<String>,
+}
+
+impl Status {
+    /// Learning, if it is on and its thread runs.
+    #[must_use]
+    pub fn running_learning(&self) -> Option<&LearningStatus> {
+        self.learning.as_ref().filter(|learning| learning.running)
+    }
+
+    /// What works and what does not. A lower device that is missing is a failure of the node,
+    /// not of the device plugin.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
+        match &self.netlink_error {
+            None => summary.ok.push("netlink answers".to_owned()),
+            Some(error) => {
+                let text = format!("netlink does not answer: {error}");
+                summary.failures.push(text);
+            }
+        }
+        if let Some(LearningStatus { active, parked, .. }) = self.running_learning() {
+            let text = format!("learning is on: {active} ports active, {parked} parked");
+            summary.ok.push(text);
+        }
+        for resource in &self.resources {
+            match resource.registration() {
+                Ok(text) => summary.ok.push(text),
+                Err(text) => summary.failures.push(text),
+            }
+        }
+        if self.resources.is_empty() {
+            summary.ok.push("no resources to offer".to_owned());
+        }
+        summary
+    }
+}
+
+impl ResourceStatus {
+    /// Says that the resource is registered, or as an error why it is not.
+    fn registration(&self) -> Result<String, String> {
+        let Self { name, devices, .. } = self;
+        if self.registered {
+            let health = match &self.unhealthy_reason {
+                None => "healthy".to_owned(),
+                Some(reason) => format!("unhealthy: {reason}"),
+            };
+            return Ok(format!(
+                "resource {name} is registered, {devices} devices {health}"
+            ));
+        }
+        let text = format!("resource {name} is not registered");
+        Err(match self.last_error.as_str() {
+            "" => text,
+            error => format!("{text}: {error}"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn dataplane() -> ResourceStatus {
+        ResourceStatus {
+            name: "dataplane".to_owned(),
+            registered: true,
+            devices: 100,
+            ..ResourceStatus::default()
+        }
+    }
+
+    fn status(resource: ResourceStatus) -> Status {
+        Status {
+            resources: vec![resource],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn an_unregistered_resource_is_a_failure() {
+        let summary = status(dataplane()).summary();
+        assert_eq!(summary.ok.len(), 2);
+        assert!(summary.failures.is_empty());
+        let summary = status(ResourceStatus {
+            registered: false,
+            last_error: "connection refused".to_owned(),
+            ..dataplane()
+        })
+        .summary();
+        let expected = "resource dataplane is not registered: connection refused";
+        assert_eq!(summary.failures, [expected]);
+    }
+
+    #[test]
+    fn a_netlink_error_is_a_failure() {
+        let status = Status {
+            netlink_error: Some("EPERM".to_owned()),
+            ..Status::default()
+        };
+        let failures = status.summary().failures;
+        assert_eq!(failures, ["netlink does not answer: EPERM"]);
+    }
+
+    #[test]
+    fn a_missing_lower_device_is_no_failure_of_the_device_plugin() {
+        let summary = status(ResourceStatus {
+            unhealthy_reason: Some("the lower device does not exist".to_owned()),
+            ..dataplane()
+        })
+        .summary();
+        assert!(summary.failures.is_empty());
+        assert!(summary.ok[1].contains("does not exist"), "{summary:?}");
+    }
+
+    #[test]
+    fn a_dead_learner_does_not_learn() {
+        let learning = |running| LearningStatus {
+            running,
+            active: 3,
+            ..LearningStatus::default()
+        };
+        let summary = |learning| {
+            let status = Status {
+                learning: Some(learning),
+                ..Status::default()
+            };
+            status.summary().ok.join("; ")
+        };
+        assert!(summary(learning(true)).contains("3 ports active"));
+        assert!(!summary(learning(false)).contains("learning"));
+    }
+
+    #[test]
+    fn the_keys_stay() {
+        let status = Status {
+            learning: Some(LearningStatus::default()),
+            ..status(dataplane())
+        };
+        let resource = json!({
+            "name": "dataplane", "lowerDevice": "", "lowerUp": false, "registered": true,
+            "devices": 100, "attachments": 0, "trouble": null, "complaint": "",
+            "allocations": 0, "failures": {}, "registrations": 0, "streamRestarts": 0,
+        });
+        let learning = json!({
+            "running": false, "parked": 0, "live": 0, "parks": 0, "unparks": 0, "replays": 0,
+            "reflections": 0, "announcements": 0, "floods": 0, "failures": 0,
+        });
+        let expected = json!({
+            "netlink": null, "resources": [resource], "kubeletRestarts": 0, "linkResyncs": 0,
+            "learning": learning,
+        });
+        assert_eq!(serde_json::to_value(&status).unwrap(), expected);
+        assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);
+    }
+}
