@@ -3,16 +3,6 @@
 //!
 //! Called by `scripts/bench`, which compiles the C programs.
 
-#![expect(
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a benchmark that cannot measure has nothing else to do"
-)]
-
-#[path = "../tests/netns/mod.rs"]
-mod netns;
-
 use std::{
     io::{Seek, Write},
     path::PathBuf,
@@ -20,8 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kit::{
+    binary,
+    netns::{Host, IFNAME, LOWER, Node, device_id, tap_number},
+};
 use macvtap::learning::query;
-use netns::{Host, IFNAME, LOWER, Node, binary, device_id, tap_number};
 use serde_json::json;
 use tempfile::{NamedTempFile, TempDir};
 
@@ -131,7 +124,7 @@ impl Learning {
             .env_remove("CNI_COMMAND")
             .env("DP_MACVTAP_CONF", "[]");
         let child = node.host.0.run(|| Ok(command.spawn()?)).unwrap();
-        netns::wait_until("it answers", || {
+        kit::netns::wait_until("it answers", || {
             node.host.0.run(|| Ok(query::find().is_some())).unwrap()
         });
         Self(child, dir)

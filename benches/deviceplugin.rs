@@ -2,32 +2,20 @@
 //!
 //! Called by `scripts/bench`.
 
-#![expect(
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a benchmark that cannot measure has nothing else to do"
-)]
-
-#[path = "../tests/kubelet/mod.rs"]
-mod kubelet;
-#[path = "../tests/netns/mod.rs"]
-mod netns;
-
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use hyper_util::rt::TokioIo;
-use kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET};
+use kit::kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET};
+use kit::netns::{LOWER, Node};
 use macvtap::{
     deviceplugin::grpc::api::{
         AllocateRequest, ContainerAllocateRequest, device_plugin_client::DevicePluginClient,
     },
     selftest::kubelet::{Kubelet, Resource},
 };
-use netns::{LOWER, Node};
 use tempfile::tempdir;
 use tokio::net::UnixStream;
 use tonic::transport::Endpoint;

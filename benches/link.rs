@@ -3,27 +3,20 @@
 //!
 //! Called by `scripts/bench`.
 
-#![expect(
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a benchmark that cannot measure has nothing else to do"
-)]
-
-#[path = "../tests/netns/mod.rs"]
-mod netns;
-
 use std::{
     os::fd::AsFd,
     process::{Child, Command, Stdio},
     time::Instant,
 };
 
+use kit::{
+    binary,
+    netns::{Host, LOWER, Node, tap_number},
+};
 use macvtap::{
     netlink::{Create, Socket},
     types::mode::Mode,
 };
-use netns::{Host, LOWER, Node, binary, tap_number};
 
 const NAMESPACES: usize = 200;
 const EACH: usize = 5;

@@ -5,6 +5,14 @@
 //! the applets, `macvtap`, `learning`, `host`, `netlink`, `types`.
 
 #![forbid(unsafe_code)]
+#![warn(
+    missing_docs,
+    clippy::exit,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
 
 pub mod cli;
 pub mod dispatch;

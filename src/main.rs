@@ -1,6 +1,14 @@
 //! Maps a call to a part of the program, and its outcome to an exit code.
 
 #![forbid(unsafe_code)]
+#![warn(
+    missing_docs,
+    clippy::exit,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used
+)]
 
 use std::{env, ffi::OsString, io, process::ExitCode};
 

@@ -1,20 +1,11 @@
 //! The binary as such: static, small, and polite on the command line.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "netns/mod.rs"]
-mod netns;
-
 use std::{
     fs,
     process::{Command, Output},
 };
 
-use netns::binary;
+use kit::binary;
 use serde_json::Value;
 
 fn run(words: &[&str]) -> Output {

@@ -1,17 +1,6 @@
 //! Files: no descriptor is inherited by accident, no mode depends on a umask, no symbolic link
 //! that somebody planted is followed.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "kubelet/mod.rs"]
-mod kubelet;
-#[path = "netns/mod.rs"]
-mod netns;
-
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -19,9 +8,12 @@ use std::{
     process::Command,
 };
 
-use kubelet::{Plugin, RESOURCE, SOCKET, command, connected};
+use kit::kubelet::{Plugin, RESOURCE, SOCKET, command, connected};
+use kit::{
+    binary,
+    netns::{Case, Host, Node, dev::Dev, owner, tap},
+};
 use macvtap::selftest::kubelet::Kubelet;
-use netns::{Case, Host, Node, binary, dev::Dev, owner, tap};
 
 /// System calls that make descriptors.
 const MAKERS: &str = "trace=open,openat,creat,socket,socketpair,pipe,pipe2,accept,accept4,dup,\

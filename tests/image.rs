@@ -1,16 +1,5 @@
 //! The image, and containerd running it.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "kubelet/mod.rs"]
-mod kubelet;
-#[path = "netns/mod.rs"]
-mod netns;
-
 use std::{
     collections::BTreeSet,
     fs,
@@ -18,16 +7,16 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use kubelet::configuration;
+use kit::kubelet::configuration;
+use kit::netns::{Host, LOWER, Node, wait_until};
 use macvtap::selftest::kubelet::Kubelet;
-use netns::{Host, LOWER, Node, wait_until};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
 const IMAGE: &str = "localhost/macvtap:latest";
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    kit::root()
 }
 
 /// Makes the image; its name and digest.
@@ -208,7 +197,7 @@ fn check_schema(path: &Path) {
         Ok(output) if output.status.success() => {
             assert_eq!(String::from_utf8_lossy(&output.stdout), "None\n");
         }
-        _ => netns::skipped("scripts/test could not install CycloneDX' schemas"),
+        _ => kit::netns::skipped("scripts/test could not install CycloneDX' schemas"),
     }
 }
 
@@ -259,10 +248,10 @@ fn serve(node: &Node, containerd: &Containerd) {
         "-logtostderr",
     ];
     containerd.run(&start);
-    let resource = kubelet::connected(&kubelet);
+    let resource = kit::kubelet::connected(&kubelet);
     assert_eq!(resource.healthy().len(), 100);
     let id = resource.healthy()[99].clone();
-    kubelet.pre_start(kubelet::RESOURCE, &[id]).unwrap();
+    kubelet.pre_start(kit::kubelet::RESOURCE, &[id]).unwrap();
     assert_eq!(node.host.links().len(), 2, "{LOWER} and the pod's macvtap");
     ask(containerd, inside);
     containerd.run(&["task", "kill", "--signal", "SIGTERM", "dp"]);

@@ -1,14 +1,5 @@
 //! The installer, on real file systems.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "netns/mod.rs"]
-mod netns;
-
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -17,7 +8,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use netns::{binary, names};
+use kit::{binary, netns::names};
 use tempfile::{TempDir, tempdir};
 
 const OTHER: &str = "#!/bin/sh\necho another program\n";

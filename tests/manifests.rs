@@ -1,14 +1,5 @@
 //! The manifests against the code: what they say has to be so.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "netns/mod.rs"]
-mod netns;
-
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -18,12 +9,12 @@ use std::{
 };
 
 use clap::Parser;
+use kit::netns::{Host, IFNAME, Node, device_id, skipped, tap_number};
 use macvtap::{
     cli::Cli,
     deviceplugin::config::{self, Configuration},
     dispatch::{self, Call},
 };
-use netns::{Host, IFNAME, Node, device_id, skipped, tap_number};
 use serde_json::Value;
 
 /// The names in the image, which `tests/image.rs` holds to be these.
@@ -36,7 +27,7 @@ const IN_IMAGE: [&str; 5] = [
 ];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    kit::root()
 }
 
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {

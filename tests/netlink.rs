@@ -1,24 +1,15 @@
 //! The netlink layer against the kernel, with `ip` as the second opinion.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "netns/mod.rs"]
-mod netns;
-
 use std::{
     os::fd::AsFd,
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use kit::netns::{FAR_END, Host, LOWER, Node, tap_number};
 use macvtap::{
     netlink::{Change, Create, Link, NetlinkError},
     types::{mac::MacAddr, mode::Mode},
 };
-use netns::{FAR_END, Host, LOWER, Node, tap_number};
 use nix::errno::Errno;
 
 fn names(links: &[Link]) -> Vec<&str> {

@@ -1,10 +1,9 @@
 //! ADD as it has to be: the interface, its tap, the result.
 
-use serde_json::{Value, json};
-
-use crate::netns::{
+use kit::netns::{
     Host, IFNAME, LOWER, Node, device_id, device_id_in, owner, tap, tap_exists, tap_number,
 };
+use serde_json::{Value, json};
 
 /// What `ip` says of the interface in the pod.
 fn attached(pod: &Host) -> Value {

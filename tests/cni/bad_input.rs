@@ -1,24 +1,8 @@
 //! Whatever is wrong: one JSON error with the right code, exit status 1, and
 //! nothing left behind in host or pod.
 
+use kit::netns::{Case, FAR_END, Host, IFNAME, LOWER, device_id_in, tap_number};
 use serde_json::json;
-
-use crate::netns::{Case, Cni, FAR_END, Host, IFNAME, LOWER, device_id_in, tap_exists, tap_number};
-
-impl Case {
-    /// ADD of `call` fails with `code`, says all `parts`, and leaves nothing.
-    fn refuses(&self, call: &Cni<'_>, code: u64, parts: &[&str]) {
-        let (pod, host) = (self.pod.links(), self.node.host.links());
-        let (found, msg) = call.fail("ADD");
-        assert_eq!(found, code, "{msg}");
-        for part in parts {
-            assert!(msg.contains(part), "{part:?} is not in {msg:?}");
-        }
-        assert_eq!(self.pod.links(), pod, "left in the pod");
-        assert_eq!(self.node.host.links(), host, "left on the host");
-        assert!(!tap_exists(self.number), "a tap is left");
-    }
-}
 
 #[test]
 fn netns_paths() {

@@ -2,9 +2,8 @@
 
 use std::{fs::Permissions, os::unix::fs::PermissionsExt};
 
+use kit::netns::{Host, IFNAME, LOWER, Node, tap, tap_number};
 use serde_json::json;
-
-use crate::netns::{Host, IFNAME, LOWER, Node, tap, tap_number};
 
 /// Attaches, does `damage`, and expects CHECK to complain about `complaint`.
 fn finds(complaint: &str, damage: impl FnOnce(&Node, &Host, u32)) {

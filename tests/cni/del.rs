@@ -1,8 +1,7 @@
 //! DEL: repeatable, content with whatever is gone, and careful with what is not ours.
 
+use kit::netns::{Host, IFNAME, LOWER, Node, device_id, tap_exists, tap_number, wait_until};
 use serde_json::json;
-
-use crate::netns::{Host, IFNAME, LOWER, Node, device_id, tap_exists, tap_number, wait_until};
 
 #[test]
 fn of_what_never_was_succeeds() {

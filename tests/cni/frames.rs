@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use serde_json::json;
-
-use crate::netns::{
+use kit::netns::{
     FAR_END, Host, IFNAME, Node, tap_number,
     taps::{arrives, far_tap, open, send},
     wait_until,
 };
+use serde_json::json;
 
 const MAC: &str = "02:00:00:00:00:aa";
 
@@ -112,7 +111,7 @@ fn a_promiscuous_macvtap_hears_every_group_and_in_passthru_mode_everybody() {
         ("passthru", "02:00:00:00:00:bb"),
     ] {
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-        let id = crate::netns::device_id_in(mode, number);
+        let id = kit::netns::device_id_in(mode, number);
         let call = node.cni(&pod, json!({"deviceID": id, "mac": MAC}));
         let call = call.with("promiscMode", true).with("allMulticast", false);
         call.add();
@@ -132,7 +131,7 @@ fn pass_between_two_pods_in_bridge_mode_only() {
         let taps: Vec<File> = std::iter::zip(&pods, macs)
             .map(|(pod, mac)| {
                 let number = tap_number();
-                let id = crate::netns::device_id_in(mode, number);
+                let id = kit::netns::device_id_in(mode, number);
                 node.cni(pod, json!({"deviceID": id, "mac": mac})).add();
                 open(number)
             })

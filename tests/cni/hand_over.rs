@@ -1,9 +1,8 @@
 //! Device IDs of kubevirt/macvtap-cni, and macvtaps that exist on the host: moved into the pod.
 
+use kit::netns::{Cni, Host, IFNAME, LOWER, Node, owner, tap, tap_exists, tap_number};
 use macvtap::types::device_id::original_link_name;
 use serde_json::json;
-
-use crate::netns::{Cni, Host, IFNAME, LOWER, Node, owner, tap, tap_exists, tap_number};
 
 /// A node on which the macvtap `name` waits, as the original's device plugin makes it: up.
 fn waiting(name: &str, number: u32) -> Node {

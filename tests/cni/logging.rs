@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use crate::netns::{Host, Node, device_id, tap_number};
+use kit::netns::{Host, Node, device_id, tap_number};
 
 #[test]
 fn a_line_names_the_attachment() {

@@ -1,14 +1,5 @@
 //! The CNI plugin, as runtimes call it: the built binary in real network namespaces.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
-#[path = "../netns/mod.rs"]
-mod netns;
-
 mod add;
 mod bad_input;
 mod check;

@@ -1,9 +1,8 @@
 //! What every plugin has to do before it does anything: environment, standard
 //! input, versions. After the reference implementation's `skel_test.go`.
 
+use kit::netns::{Cni, Host, LOWER, Node, device_id, tap_number};
 use serde_json::json;
-
-use crate::netns::{Cni, Host, LOWER, Node, device_id, tap_number};
 
 fn with_call(test: impl Fn(Cni<'_>)) {
     let (node, pod) = (Node::new(), Host::new());
@@ -214,7 +213,7 @@ fn called_by_hand_it_says_what_it_is() {
 fn it_answers_by_any_name_and_by_subcommand() {
     let directory = tempfile::tempdir().unwrap();
     for name in ["macvtap", "macvtap-cni", "bridge2"] {
-        std::os::unix::fs::symlink(crate::netns::binary(), directory.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(kit::binary(), directory.path().join(name)).unwrap();
         let mut command = std::process::Command::new(directory.path().join(name));
         let output = command.env("CNI_COMMAND", "VERSION").output().unwrap();
         assert!(
@@ -222,7 +221,7 @@ fn it_answers_by_any_name_and_by_subcommand() {
             "{name}"
         );
     }
-    let mut command = std::process::Command::new(crate::netns::binary());
+    let mut command = std::process::Command::new(kit::binary());
     let output = command.arg("cni").env("CNI_COMMAND", "VERSION").output();
     assert!(
         output
@@ -242,5 +241,5 @@ fn stdout_that_is_closed_undoes_the_attachment() {
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), call.input()).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert!(pod.links().is_empty());
-    assert!(!crate::netns::tap_exists(number));
+    assert!(!kit::netns::tap_exists(number));
 }

@@ -6,12 +6,11 @@ use std::{
     time::Duration,
 };
 
-use macvtap::types::mac::MacAddr;
-
-use crate::netns::{
+use kit::netns::{
     Host, IFNAME, Node, owner, tap, tap_exists, tap_number,
     taps::{arrives, far_tap, open, send},
 };
+use macvtap::types::mac::MacAddr;
 
 #[test]
 fn a_tap_that_is_held_is_answered_with_its_holder() {

@@ -1,8 +1,7 @@
 //! STATUS and GC.
 
+use kit::netns::{Host, IFNAME, LOWER, Node, tap, tap_number};
 use serde_json::json;
-
-use crate::netns::{Host, IFNAME, LOWER, Node, tap, tap_number};
 
 #[test]
 fn status_says_whether_add_could_work() {

@@ -2,9 +2,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt, process::Command};
 
+use kit::{
+    binary,
+    netns::{Host, Node, dev::Dev, owner, tap_exists, tap_number, wait_until},
+};
 use serde_json::json;
-
-use crate::netns::{Host, Node, binary, dev::Dev, owner, tap_exists, tap_number, wait_until};
 
 #[test]
 fn add_makes_the_node_and_del_removes_it() {

@@ -1,8 +1,7 @@
 //! The shapes of results, and previous results passed through, in each version.
 
+use kit::netns::{Host, IFNAME, Node, tap_number};
 use serde_json::{Value, json};
-
-use crate::netns::{Host, IFNAME, Node, tap_number};
 
 const VERSIONS: [&str; 7] = [
     "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0",

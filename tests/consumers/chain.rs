@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use macvtap::selftest::kubelet::Kubelet;
-
-use crate::{
-    containerd::{Containerd, has_containerd, launcher},
-    cri::{Device, Mount},
+use kit::{
     guest::{Shell, can_run, file, qemu, qemu_dir},
     kubelet::{Plugin, RESOURCE, connected},
     netns::{Node, wait_until},
     wire::{ADDRESS, Router},
+};
+use macvtap::selftest::kubelet::Kubelet;
+
+use super::{
+    containerd::{Containerd, has_containerd, launcher},
+    cri::{Device, Mount},
 };
 
 #[expect(clippy::too_many_lines, reason = "it is read from top to bottom")]

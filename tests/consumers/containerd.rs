@@ -8,16 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kit::{
+    binary,
+    guest::{QEMU, can_run},
+    netns::{Node, device_id, owner, skipped, tap, tap_number},
+    wire::sha256,
+};
 use tempfile::TempDir;
 
-use crate::{
-    cri::{
-        Capabilities, Container, Cri, Device, Int64, Linux, Metadata, Mount, Name, Sandbox,
-        SecurityContext,
-    },
-    guest::{QEMU, can_run},
-    netns::{Node, binary, device_id, owner, skipped, tap, tap_number},
-    wire::sha256,
+use super::cri::{
+    Capabilities, Container, Cri, Device, Int64, Linux, Metadata, Mount, Name, Sandbox,
+    SecurityContext,
 };
 
 /// Where Debian has the plugins that give a pod its first interface.

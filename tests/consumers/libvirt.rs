@@ -8,15 +8,14 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use nix::sys::stat::SFlag;
-use serde_json::Value;
-use tempfile::TempDir;
-
-use crate::{
+use kit::{
     guest::{APPEND, QEMU, Shell, can_run, file, qemu_dir},
     netns::{Case, Cni, Host, owner, tap, tap_number, wait_until},
     wire::{ADDRESS, ADDRESS_V6, Router, serve_noise},
 };
+use nix::sys::stat::SFlag;
+use serde_json::Value;
+use tempfile::TempDir;
 
 /// What KubeVirt calls the interface of a network that is named "macvtap".
 const IFNAME: &str = "pod37a8eec1ce1";

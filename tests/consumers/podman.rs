@@ -7,13 +7,13 @@ use std::{
     process::{Command, Output},
 };
 
+use kit::{
+    binary,
+    guest::can_run,
+    netns::{LOWER, Node},
+};
 use serde_json::json;
 use tempfile::TempDir;
-
-use crate::{
-    guest::can_run,
-    netns::{LOWER, Node, binary},
-};
 
 const MAC: &str = "02:00:00:00:12:34";
 

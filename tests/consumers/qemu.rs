@@ -1,11 +1,10 @@
 //! Guests that QEMU runs on the tap's file descriptor, two on one lower device.
 
-use serde_json::json;
-
-use crate::{
+use kit::{
     guest::{Guest, can_run},
     netns::{FAR_END, Host, Node, device_id_in, tap_number},
 };
+use serde_json::json;
 
 /// Attaches a pod and starts a guest in it.
 fn start(node: &Node, mode: &str) -> (Host, Guest) {

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process::Command};
 
+use kit::{
+    binary,
+    kubelet::{PATIENCE, Plugin},
+    netns::{Host, LOWER, Node, skipped},
+};
 use macvtap::{host::netns::Netns, selftest::kubelet::Kubelet};
 use serde_json::Value;
 use tempfile::tempdir;
-
-use crate::{
-    kubelet::{PATIENCE, Plugin},
-    netns::{Host, LOWER, Node, binary, skipped},
-};
 
 fn resource(name: &str) -> String {
     format!("macvtap.network.kubevirt.io/{name}")

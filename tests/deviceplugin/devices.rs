@@ -2,13 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use macvtap::{selftest::kubelet::Kubelet, types::device_id::DeviceId};
-use tempfile::{TempDir, tempdir};
-
-use crate::{
+use kit::{
     kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
     netns::{Host, IFNAME, LOWER, Node, tap_exists, wait_until},
 };
+use macvtap::{selftest::kubelet::Kubelet, types::device_id::DeviceId};
+use tempfile::{TempDir, tempdir};
 
 struct Case {
     node: Node,

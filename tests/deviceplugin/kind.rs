@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use macvtap::selftest::kubelet::Kubelet;
-use tempfile::TempDir;
-
-use crate::{
+use kit::{
     kubelet::{Plugin, RESOURCE, command, connected},
     netns::{Cni, Host, Node, dev::Dev, tap_exists, tap_of, wait_until},
 };
+use macvtap::selftest::kubelet::Kubelet;
+use tempfile::TempDir;
 
 /// A node that is a container.
 struct KindNode {

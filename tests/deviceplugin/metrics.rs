@@ -4,17 +4,15 @@ use std::{
     collections::BTreeMap,
     io::{Read, Write},
     net::TcpStream,
-    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use macvtap::{deviceplugin::metrics::METRICS, selftest::kubelet::Kubelet};
-
-use crate::{
+use kit::{
     kubelet::{Plugin, RESOURCE, command, connected},
     netns::{LOWER, Node, skipped, wait_until},
 };
+use macvtap::{deviceplugin::metrics::METRICS, selftest::kubelet::Kubelet};
 
 struct Served {
     node: Node,
@@ -133,7 +131,7 @@ fn tell_health() {
 #[expect(clippy::too_many_lines, reason = "most of them are Python's")]
 #[test]
 fn are_read_by_a_parser_of_somebody_else() {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
+    let python = kit::root().join("target/python/bin/python");
     let script = "import sys
 from prometheus_client.parser import text_string_to_metric_families as parse
 families = list(parse(sys.stdin.read()))
@@ -155,8 +153,7 @@ for family in families:
         .allocate(RESOURCE, &["nonsense".to_owned()])
         .unwrap_err();
     let (_, body) = served.get("/metrics");
-    let mut command =
-        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python"));
+    let mut command = Command::new(kit::root().join("target/python/bin/python"));
     command
         .args(["-c", script])
         .stdin(Stdio::piped())
@@ -208,7 +205,7 @@ fn a_scrape_that_never_reads_holds_nobody_up() {
 /// The README's table is that of the code, and the dashboard shows what there is.
 #[test]
 fn are_described() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = kit::root();
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     for metric in &METRICS {
         let row = format!("| `{}` | {} | {} |", metric.name, metric.kind, metric.help);

@@ -2,13 +2,13 @@
 
 use std::{path::Path, process::Command};
 
+use kit::{
+    binary,
+    kubelet::{PATIENCE, Plugin, RESOURCE, connected},
+    netns::{Host, LOWER, Node, wait_until},
+};
 use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
-
-use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, connected},
-    netns::{Host, LOWER, Node, binary, wait_until},
-};
 
 fn probe(host: &Host, dir: &Path) -> (bool, String) {
     let mut command = Command::new(binary());

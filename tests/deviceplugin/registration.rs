@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kit::{
+    binary,
+    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, command, configuration, connected},
+    netns::{Node, wait_until},
+};
 use macvtap::selftest::kubelet::Kubelet;
 use tempfile::tempdir;
-
-use crate::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, command, configuration, connected},
-    netns::{Node, binary, wait_until},
-};
 
 #[test]
 fn the_first_list_comes_at_once() {

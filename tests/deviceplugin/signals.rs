@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use macvtap::selftest::kubelet::Kubelet;
-use tempfile::tempdir;
-
-use crate::{
+use kit::{
     kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, connected},
     netns::Node,
 };
+use macvtap::selftest::kubelet::Kubelet;
+use tempfile::tempdir;
 
 #[test]
 fn each_ends_it_cleanly_within_a_second() {

@@ -2,13 +2,12 @@
 
 use std::{fs, io::Write, os::unix::net::UnixListener, time::Duration};
 
-use macvtap::selftest::kubelet::Kubelet;
-use tempfile::tempdir;
-
-use crate::{
+use kit::{
     kubelet::{Fault, Faulty, PATIENCE, Plugin, RESOURCE, SOCKET, connected},
     netns::{Node, wait_until},
 };
+use macvtap::selftest::kubelet::Kubelet;
+use tempfile::tempdir;
 
 #[test]
 fn a_kubelet_that_refuses_or_hangs_is_outlived() {

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
-use tempfile::TempDir;
-
-use crate::{
-    injection::{Fault, alone, each, faults},
+use kit::{
     kubelet::Plugin,
     netns::{Cni, Host, LOWER, Node, dev::Dev, tap, tap_exists, tap_number},
 };
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::injection::{Fault, alone, each, faults};
 
 /// The ways of ADD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

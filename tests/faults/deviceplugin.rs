@@ -6,14 +6,14 @@ use std::{
 };
 
 use anyhow::Result;
-use macvtap::selftest::kubelet::{Kubelet, Resource};
-use tempfile::TempDir;
-
-use crate::{
-    injection::{Fault, alone, each, faults},
+use kit::{
     kubelet::{PATIENCE, Plugin, RESOURCE, command},
     netns::Node,
 };
+use macvtap::selftest::kubelet::{Kubelet, Resource};
+use tempfile::TempDir;
+
+use super::injection::{Fault, alone, each, faults};
 
 struct World {
     node: Node,

@@ -7,12 +7,10 @@ use std::{
     process::{Command, Output},
 };
 
+use kit::{binary, netns::names};
 use tempfile::TempDir;
 
-use crate::{
-    injection::{Fault, alone, each, faults},
-    netns::{binary, names},
-};
+use super::injection::{Fault, alone, each, faults};
 
 const OTHER: &str = "#!/bin/sh\necho another program\n";
 

@@ -1,7 +1,5 @@
 //! What comes from outside, and what must hold whatever it is. libFuzzer calls these functions
-//! with what it makes up, `main.rs` with what is in `corpus`.
-
-#![allow(dead_code, reason = "each fuzz target uses one of these")]
+//! with what it makes up, `mod.rs` with what is in `corpus`.
 
 use std::{
     cell::RefCell,

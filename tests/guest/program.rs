@@ -2,20 +2,14 @@
 //! each target, notes what arrives, and then prints, in milliseconds since its start, when it
 //! sent each packet, and when each arrived from whom.
 
-#![expect(
-    clippy::expect_used,
-    clippy::print_stdout,
-    reason = "in a test a panic is how to fail, and what is printed is what it is for"
-)]
-
-mod traffic;
-
 use std::{
     env,
     net::UdpSocket,
     thread::{scope, sleep},
     time::{Duration, Instant},
 };
+
+use kit::traffic;
 
 fn main() {
     let mut words = env::args().skip(1);

@@ -5,17 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::types::mac::MacAddr;
-
-use crate::{
+use kit::{
+    binary,
     kubelet::{Plugin, command},
     netns::{
-        FAR_END, LOWER, binary, tap_exists, tap_number,
+        FAR_END, LOWER, tap_exists, tap_number,
         taps::{far_tap, open, send},
         wait_until,
     },
     switch::{Learner, VM, broadcast, connect, gratuitous_arp, rarp},
 };
+use macvtap::types::mac::MacAddr;
 
 /// What a migration there and back is, frame by frame.
 #[test]

@@ -6,17 +6,17 @@ use std::{
     path::Path,
 };
 
+use kit::{
+    binary,
+    kubelet::{Plugin, connected},
+    netns::{FAR_END, Host, IFNAME, LOWER, Node, tap, tap_number, wait_until},
+};
 use macvtap::selftest::kubelet::Kubelet;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{
-    Resident, alone,
-    kubelet::{Plugin, connected},
-    netns::{FAR_END, Host, IFNAME, LOWER, Node, binary, tap, tap_number, wait_until},
-    run, succeed,
-};
+use super::{Resident, alone, run, succeed};
 
 /// A node on which nothing is broken.
 struct Healthy {

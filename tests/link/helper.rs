@@ -1,10 +1,8 @@
 //! `link add`, `set` and `delete`.
 
-use crate::{
-    Resident, alone, fail,
-    netns::{Host, LOWER, Node, tap_exists, tap_number, wait_until},
-    succeed,
-};
+use kit::netns::{Host, LOWER, Node, tap_exists, tap_number, wait_until};
+
+use super::{Resident, alone, fail, succeed};
 
 #[test]
 fn makes_changes_and_deletes_a_macvtap() {

@@ -8,13 +8,13 @@ use std::{
     thread::scope,
 };
 
+use kit::{
+    binary,
+    netns::{Case, Host, IFNAME, LOWER, Node, device_id_in, tap, tap_number, taps},
+};
 use serde_json::{Value, json};
 
-use crate::{
-    Resident, alone,
-    netns::{Case, Host, IFNAME, LOWER, Node, binary, device_id_in, tap, tap_number, taps},
-    run, succeed,
-};
+use super::{Resident, alone, run, succeed};
 
 fn listed(host: &Host) -> Value {
     serde_json::from_str(&succeed(host, &["link", "list", "--json"])).unwrap()

@@ -7,9 +7,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use kit::netns::wait_until;
 use serde_json::{Value, json};
-
-use crate::netns::wait_until;
 
 /// A connection to a QEMU.
 pub struct Qmp {

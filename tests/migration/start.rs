@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
+use kit::{
     guest::{Guest, can_run},
     switch::{Learner, VM, neighbour},
     wire::{ADDRESS, Router},

@@ -1,6 +1,6 @@
 //! The CNI plugin, which has what its runtime has: with what it needs, and less.
 
-use crate::netns::{Case, Cni, Host, dev::Dev, tap_exists};
+use kit::netns::{Case, Cni, Host, dev::Dev, tap_exists};
 
 /// What the README says that it needs.
 const NEEDED: [&str; 4] = ["net_admin", "sys_admin", "chown", "fowner"];

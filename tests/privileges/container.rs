@@ -7,17 +7,16 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use kit::{binary, netns::Host};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::netns::{Host, binary};
 
 /// What `RuntimeDefault` is where podman or CRI-O run pods, of the package
 /// golang-github-containers-common.
 const RUNTIME_DEFAULT: &str = "/usr/share/containers/seccomp.json";
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    kit::root()
 }
 
 /// The pod of the DaemonSet.

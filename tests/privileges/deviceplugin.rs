@@ -6,15 +6,15 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use kit::{
+    kubelet::{Plugin, RESOURCE, configuration, connected},
+    netns::{Host, Node, tap_number, taps, wait_until},
+};
 use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{
-    container::{Container, own_profile, pod},
-    kubelet::{Plugin, RESOURCE, configuration, connected},
-    netns::{Host, Node, tap_number, taps, wait_until},
-};
+use super::container::{Container, own_profile, pod};
 
 /// A node with a kubelet and the device plugin's container, and a pod whose netns has a name.
 struct World {

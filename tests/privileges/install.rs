@@ -2,10 +2,9 @@
 
 use std::{fs, os::unix::fs::chown, path::Path, process::Output};
 
-use crate::{
-    container::{Container, pod},
-    netns::{Host, binary},
-};
+use kit::{binary, netns::Host};
+
+use super::container::{Container, pod};
 
 fn install(dir: &Path) -> Output {
     let which = &pod()["initContainers"][0];

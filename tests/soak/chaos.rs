@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use kit::netns::{FAR_END, LOWER, taps::far_tap};
+
 use crate::{
     count::Count,
     dice::Dice,
-    netns::{FAR_END, LOWER, taps::far_tap},
     node::{BYSTANDER, SoakNode, lock, wait_for_wire},
 };
 

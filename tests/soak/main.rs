@@ -3,18 +3,6 @@
 //!
 //! `scripts/soak MINUTES` runs it for longer than the minute that it takes otherwise.
 
-#![expect(
-    clippy::expect_used,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail, and figures are what it is for"
-)]
-
-#[path = "../kubelet/mod.rs"]
-mod kubelet;
-#[path = "../netns/mod.rs"]
-mod netns;
-
 mod chaos;
 mod count;
 mod dice;

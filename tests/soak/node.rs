@@ -10,16 +10,15 @@ use std::{
     },
 };
 
+use kit::{
+    kubelet::{PATIENCE, Plugin},
+    netns::{FAR_END, LOWER, Node, tap, tap_of, taps::far_tap, wait_until},
+};
 use macvtap::{
     host::tap as taps,
     selftest::kubelet::{Kubelet, Resource},
 };
 use tempfile::TempDir;
-
-use crate::{
-    kubelet::{PATIENCE, Plugin},
-    netns::{FAR_END, LOWER, Node, tap, tap_of, taps::far_tap, wait_until},
-};
 
 /// Beside the lower device, for link events that concern nobody.
 pub const BYSTANDER: &str = "bystander";

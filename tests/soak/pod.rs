@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kit::netns::{Answer, Cni, Host, tap, tap_of, taps::send, wait_until};
 use macvtap::{
     host::tap::{self as taps, Owner, VNET_HEADER},
     types::mac::MacAddr,
@@ -15,12 +16,7 @@ use macvtap::{
 use nix::sys::stat::{major, minor};
 use serde_json::json;
 
-use crate::{
-    count::Count,
-    dice::Dice,
-    netns::{Answer, Cni, Host, tap, tap_of, taps::send, wait_until},
-    node::SoakNode,
-};
+use crate::{count::Count, dice::Dice, node::SoakNode};
 
 /// An ethertype for experiments (IEEE 802, table of local ones).
 const KIND: [u8; 2] = [0x88, 0xb5];

@@ -2,9 +2,6 @@
 //!
 //! It is emulated, so it needs no KVM. `scripts/guest` makes what it boots.
 
-#![allow(dead_code, reason = "each test uses another part of this")]
-#![allow(clippy::print_stderr, reason = "what a failed test shows")]
-
 use std::{
     fs,
     io::{Read, Write},
@@ -16,7 +13,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::netns::{Host, skipped, tap, wait_until};
+use crate::{
+    netns::{Host, skipped, tap, wait_until},
+    root,
+};
 
 /// The user and group that KubeVirt's QEMU runs as.
 pub const QEMU: u32 = 107;
@@ -30,8 +30,7 @@ pub const APPEND: &str = "console=ttyS0 quiet panic=-1 clocksource=acpi_pm rando
 
 /// A file that the guests boot.
 pub fn file(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    root.join("target/guest").join(name)
+    root().join("target/guest").join(name)
 }
 
 /// Whether this machine has all of these programs, and guests to boot. Says so if not.

@@ -1,7 +1,5 @@
 //! Two nodes on a switch, with learning device plugins.
 
-#![allow(dead_code, reason = "each test uses another part of this")]
-
 use std::{fs::File, os::unix::fs::symlink, process::Command, time::Duration};
 
 use macvtap::{
@@ -11,8 +9,9 @@ use macvtap::{
 use tempfile::TempDir;
 
 use crate::{
+    binary,
     kubelet::{Plugin, configuration},
-    netns::{Cni, FAR_END, Host, LOWER, Node, binary, tap_number, taps, wait_until},
+    netns::{Cni, FAR_END, Host, LOWER, Node, tap_number, taps, wait_until},
 };
 
 /// The VM's MAC, which is the same on both nodes.

@@ -15,16 +15,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kit::{
+    guest::{Guest, Shell, can_run, file},
+    netns::Host,
+    switch::{Learner, VM, connect, neighbour},
+    traffic,
+};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::{
-    guest::{Guest, Shell, can_run, file},
-    netns::Host,
+use super::{
     qmp::Qmp,
-    switch::{Learner, VM, connect, neighbour},
     table::{Direction, Phases, Table},
-    traffic,
 };
 
 const ADDRESS: &str = "10.13.0.9";
@@ -266,7 +268,7 @@ fn logged(log: &str, text: &str) -> Instant {
         .rfind(|line| line.contains(text))
         .unwrap();
     let stamp = line.split(' ').next().unwrap();
-    crate::qmp::instant(humantime::parse_rfc3339(stamp).unwrap())
+    super::qmp::instant(humantime::parse_rfc3339(stamp).unwrap())
 }
 
 /// What the guest's traffic program printed.

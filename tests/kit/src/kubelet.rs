@@ -2,8 +2,6 @@
 //!
 //! The one that does is [`macvtap::selftest::kubelet::Kubelet`].
 
-#![allow(dead_code, reason = "each test uses another part of this")]
-
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -24,7 +22,10 @@ use tokio::{net::UnixListener, sync::oneshot};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-use crate::netns::{Host, LOWER, binary, wait_until};
+use crate::{
+    binary,
+    netns::{Host, LOWER, wait_until},
+};
 
 /// The resource that [`configuration`] lists, as the kubelet knows it.
 pub const RESOURCE: &str = "macvtap.network.kubevirt.io/dataplane";

@@ -1,13 +1,6 @@
 //! Nodes, pods and wires in network namespaces that descriptors hold: nothing is
 //! mounted, nothing is named, nothing is left behind whatever happens to the test.
 
-#![allow(
-    dead_code,
-    clippy::must_use_candidate,
-    clippy::needless_pass_by_value,
-    reason = "each test uses another part of this"
-)]
-
 pub mod dev;
 pub mod taps;
 
@@ -27,20 +20,14 @@ use std::{
 use macvtap::{host::netns::Netns, types::device_id::DeviceId};
 use serde_json::{Value, json};
 
+use crate::binary;
+
 /// The name of every node's lower device.
 pub const LOWER: &str = "eth0";
 /// The interface at the far end of a node's wire.
 pub const FAR_END: &str = "wire0";
 /// The interface that tests attach.
 pub const IFNAME: &str = "net1";
-
-/// The binary under test: what `scripts/test` built for shipping, or else cargo's.
-pub fn binary() -> PathBuf {
-    std::env::var_os("MACVTAP_BINARY").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_macvtap")),
-        PathBuf::from,
-    )
-}
 
 /// Says that a test was skipped, past the harness, which shows nothing of tests that pass.
 pub fn skipped(why: &str) {
@@ -226,6 +213,19 @@ impl Case {
     /// The call that attaches.
     pub fn call(&self) -> Cni<'_> {
         self.node.allocated(&self.pod, self.number)
+    }
+
+    /// ADD of `call` fails with `code`, says all `parts`, and leaves nothing.
+    pub fn refuses(&self, call: &Cni<'_>, code: u64, parts: &[&str]) {
+        let (pod, host) = (self.pod.links(), self.node.host.links());
+        let (found, msg) = call.fail("ADD");
+        assert_eq!(found, code, "{msg}");
+        for part in parts {
+            assert!(msg.contains(part), "{part:?} is not in {msg:?}");
+        }
+        assert_eq!(self.pod.links(), pod, "left in the pod");
+        assert_eq!(self.node.host.links(), host, "left on the host");
+        assert!(!tap_exists(self.number), "a tap is left");
     }
 }
 

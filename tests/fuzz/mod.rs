@@ -1,12 +1,6 @@
 //! The fuzz targets on their corpus: what was ever found stays mended. `scripts/fuzz` makes up
 //! more.
 
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail"
-)]
-
 mod targets;
 
 use std::{fs, panic, path::Path};

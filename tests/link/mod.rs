@@ -1,16 +1,6 @@
 //! `macvtap link` and `macvtap doctor`, on macvtaps in all states.
 
-#![expect(
-    clippy::expect_used,
-    clippy::too_many_lines,
-    clippy::unwrap_used,
-    reason = "in a test a panic is how to fail, and it is read from top to bottom"
-)]
-
-#[path = "../kubelet/mod.rs"]
-mod kubelet;
-#[path = "../netns/mod.rs"]
-mod netns;
+#![expect(clippy::too_many_lines, reason = "a test is read from top to bottom")]
 
 mod doctor;
 mod helper;
@@ -21,7 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use netns::{Host, binary};
+use kit::{binary, netns::Host};
 
 /// What is looked at is the whole machine, so one test at a time.
 fn alone() -> MutexGuard<'static, ()> {

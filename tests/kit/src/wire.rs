@@ -1,7 +1,5 @@
 //! What waits for guests at the far end of a node's wire.
 
-#![allow(dead_code, reason = "each test uses another part of this")]
-
 use std::{
     fs,
     io::Write,

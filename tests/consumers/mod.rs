@@ -1,0 +1,8 @@
+//! The programs that use what ADD makes: QEMU, libvirt, containerd, podman.
+
+mod chain;
+mod containerd;
+mod cri;
+mod libvirt;
+mod podman;
+mod qemu;

@@ -1,0 +1,6 @@
+//! The programs that use what ADD makes, most of them with a guest: QEMU, libvirt, containerd,
+//! podman; and live migrations.
+
+mod consumers;
+mod image;
+mod migration;

@@ -1,0 +1,41 @@
+//! What the tests and benchmarks have in common: nodes and pods in network namespaces, the device
+//! plugin as a process, guests in QEMU, a switch between nodes.
+
+#![expect(
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    clippy::needless_pass_by_value,
+    clippy::new_without_default,
+    reason = "in a test a panic is how to fail, and convenience counts"
+)]
+
+pub mod guest;
+pub mod kubelet;
+pub mod netns;
+pub mod switch;
+pub mod traffic;
+pub mod wire;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+/// The binary under test: what `scripts/test` built for shipping, or else what cargo built for
+/// the test that runs.
+pub fn binary() -> PathBuf {
+    let named = env::var_os("MACVTAP_BINARY").or_else(|| env::var_os("CARGO_BIN_EXE_macvtap"));
+    named.map_or_else(beside_the_test, PathBuf::from)
+}
+
+/// Where cargo puts the binary, for a test that is started without cargo.
+fn beside_the_test() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent);
+    profile.unwrap().join("macvtap")
+}

@@ -1,0 +1,3 @@
+//! Learning where VMs live, and migrations by it.
+
+mod ports;

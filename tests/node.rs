@@ -1,0 +1,10 @@
+//! What runs on a node, without a guest: the device plugin, learning, the installer, the binary
+//! as such.
+
+mod binary;
+mod deviceplugin;
+mod files;
+mod install;
+mod learning;
+mod netlink;
+mod privileges;

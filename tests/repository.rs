@@ -1,0 +1,4 @@
+//! What is in the repository beside the program: manifests, the corpus of the fuzz targets.
+
+mod fuzz;
+mod manifests;
