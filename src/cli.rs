@@ -88,7 +88,7 @@ pub struct Deviceplugin {
     #[arg(long, value_name = "DIR", default_value = "/run/netns")]
     pub netns_dir: PathBuf,
     /// Tell health and metrics by HTTP at this address, on /healthz, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
     pub status_address: Option<SocketAddr>,
     /// How much to log: from 4 on also why links are not offered; `RUST_LOG` comes before it
     #[arg(short, value_name = "LEVEL", default_value_t = 0)]
@@ -175,6 +175,17 @@ pub struct LinkChange {
     /// Whether it is up
     #[arg(long, value_name = "WHEN")]
     pub up: Option<Switch>,
+}
+
+/// An address and a port. Manifests put them together from a node's address, so an IPv6 address
+/// needs no brackets.
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let split = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    let parsed = text.parse().ok().or_else(split);
+    parsed.ok_or_else(|| "write it as 127.0.0.1:9403 or [::1]:9403".to_owned())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

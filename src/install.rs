@@ -31,7 +31,7 @@ const MARKER: &[u8] = b"this file is macvtap, a CNI plugin and device plugin; ma
 const UNFINISHED: &str = ".macvtap.tmp.";
 const MODE: u32 = 0o755;
 /// The system calls of the device plugin, in the form that the kubelet reads.
-const PROFILE: &[u8] = include_bytes!("../manifests/seccomp/macvtap-deviceplugin.json");
+const PROFILE: &[u8] = include_bytes!("../manifests/components/seccomp/macvtap-deviceplugin.json");
 
 /// What to install where.
 #[derive(Clone, Debug)]

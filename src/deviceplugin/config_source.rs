@@ -58,7 +58,7 @@ impl Source {
     pub fn again(&mut self) -> Result<Option<Configuration>> {
         let (name, text) = match &*self {
             Self::Environment(text) => (VARIABLE.to_owned(), text.clone()),
-            Self::File(path) => (path.display().to_string(), read(path)?),
+            Self::File(path) => (path.display().to_string(), read_first(path)?),
             Self::Read(path, before) => {
                 let text = read(path)?;
                 if text == *before {
@@ -86,6 +86,19 @@ fn summary(configuration: &Configuration) -> String {
         Configuration::Discover => "is empty: every NIC and bond is offered".to_owned(),
         Configuration::Listed(resources) => format!("lists {} resources", resources.len()),
     }
+}
+
+/// An optional `ConfigMap` that does not exist is mounted as an empty directory, which means the
+/// same as an empty list. A file that was there before and is gone is an error instead: the
+/// configuration read from it stays in force.
+fn read_first(path: &Path) -> Result<String> {
+    let dir = path.parent().filter(|dir| *dir != Path::new(""));
+    if !path.exists() && dir.unwrap_or(Path::new(".")).is_dir() {
+        let shown = path.display().to_string();
+        warn!(configuration = shown; "does not exist: every NIC and bond is offered");
+        return Ok("[]".to_owned());
+    }
+    read(path)
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -215,7 +215,7 @@ fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
             return vec![Finding::broken(
                 check,
                 format!("does not answer: {error:#}"),
-                "kubectl -n macvtap logs ds/macvtap-cni; it has to run in this network namespace",
+                "kubectl -n macvtap logs ds/macvtap; it has to run in this network namespace",
             )];
         }
     };

@@ -221,14 +221,25 @@ fn devices_of_a_resource_keep_their_identity_when_it_grows() {
     assert_eq!(after.registrations, 1, "a new list is enough");
 }
 
+/// An optional `ConfigMap` is an empty directory until somebody creates it.
 #[test]
-fn a_file_that_is_broken_or_missing_at_the_start_ends_it() {
+fn a_file_that_is_missing_at_the_start_is_an_empty_list_until_it_appears() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let config = tempdir().unwrap();
+    let file = config.path().join("DP_MACVTAP_CONF");
+    let plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    plugin.wait_for_log("does not exist: every NIC and bond is offered");
+    fs::write(&file, format!("[{}]", entry("one", 3))).unwrap();
+    expect(&kubelet, "one", 3);
+}
+
+#[test]
+fn a_file_that_is_broken_or_in_no_directory_ends_it() {
     let dir = tempdir().unwrap();
-    let file = dir.path().join("macvtap.json");
-    for text in [None, Some("[ broken")] {
-        if let Some(text) = text {
-            fs::write(&file, text).unwrap();
-        }
+    let broken = dir.path().join("macvtap.json");
+    fs::write(&broken, "[ broken").unwrap();
+    for file in [broken, dir.path().join("missing/macvtap.json")] {
         let mut command = Command::new(binary());
         command.arg("deviceplugin").arg("--config").arg(&file);
         let output = command

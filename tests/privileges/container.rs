@@ -28,7 +28,7 @@ pub fn pod() -> Value {
 
 /// The seccomp profile of our own.
 pub fn own_profile() -> Value {
-    let path = root().join("manifests/seccomp/macvtap-deviceplugin.json");
+    let path = root().join("manifests/components/seccomp/macvtap-deviceplugin.json");
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
@@ -87,15 +87,14 @@ impl Container {
         let context = &which["securityContext"];
         assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
         let capabilities = capabilities(context);
+        let env = environment(which);
         let words = which["args"].as_array().unwrap().iter();
-        let args: Vec<Value> = [json!("/macvtap")]
-            .into_iter()
-            .chain(words.cloned())
-            .collect();
+        let words = words.map(|word| json!(expanded(word.as_str().unwrap(), &env)));
+        let args: Vec<Value> = [json!("/macvtap")].into_iter().chain(words).collect();
         let mut config = json!({
             "ociVersion": "1.0.2",
             "process": {
-                "user": {"uid": 0, "gid": 0}, "args": args, "env": ["RUST_BACKTRACE=0"], "cwd": "/",
+                "user": {"uid": 0, "gid": 0}, "args": args, "env": env, "cwd": "/",
                 "noNewPrivileges": context["allowPrivilegeEscalation"] == false,
             },
             "root": {"path": "rootfs", "readonly": context["readOnlyRootFilesystem"]},
@@ -189,6 +188,24 @@ fn capabilities(context: &Value) -> Vec<String> {
     added
         .map(|name| format!("CAP_{}", name.as_str().unwrap()))
         .collect()
+}
+
+/// The variables that the kubelet sets; those of the downward API on a node called `node`.
+fn environment(which: &Value) -> Vec<String> {
+    let variables = which["env"].as_array().into_iter().flatten();
+    let assigned = variables.map(|variable| {
+        let value = variable["value"].as_str().unwrap_or("node");
+        format!("{}={value}", variable["name"].as_str().unwrap())
+    });
+    assigned.chain(["RUST_BACKTRACE=0".to_owned()]).collect()
+}
+
+/// A word of a command line with `$(VARIABLE)` as the kubelet expands it.
+fn expanded(word: &str, env: &[String]) -> String {
+    env.iter().fold(word.to_owned(), |word, assigned| {
+        let (name, value) = assigned.split_once('=').unwrap();
+        word.replace(&format!("$({name})"), value)
+    })
 }
 
 fn volume_mounts(which: &Value, sources: &[(&str, &Path)]) -> Vec<Value> {

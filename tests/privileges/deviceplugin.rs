@@ -20,7 +20,7 @@ use super::container::{Container, own_profile, pod};
 struct World {
     node: Node,
     kubelet: Kubelet,
-    dirs: [TempDir; 2],
+    dirs: [TempDir; 3],
     pod: Host,
     slot: usize,
 }
@@ -28,7 +28,7 @@ struct World {
 impl World {
     fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
         fs::write(dirs[1].path().join("DP_MACVTAP_CONF"), configuration()).unwrap();
         Self {
             node: Node::new(),
@@ -45,6 +45,7 @@ impl World {
             ("device-plugins", self.dirs[0].path()),
             ("config", self.dirs[1].path()),
             ("netns", Path::new("/run/netns")),
+            ("run", self.dirs[2].path()),
         ];
         Container::new(which, &self.node.host, &mounts)
     }
