@@ -1,8 +1,8 @@
 //! macvtap networking for virtual machines on Kubernetes: the parts of the
 //! `macvtap` binary, as a library for its tests and benchmarks.
 //!
-//! Imports run down this list, never up:
-//! the applets, `macvtap`, `learning`, `host`, `netlink`, `types`.
+//! Imports run down this list, never up: the applets, the command line's types, `macvtap`,
+//! `learning`, `host`, `netlink`, `types`.
 
 #![forbid(unsafe_code)]
 #![warn(
@@ -14,9 +14,6 @@
     clippy::unwrap_used
 )]
 
-pub mod cli;
-pub mod dispatch;
-
 pub mod cni;
 pub mod deviceplugin;
 pub mod doctor;
@@ -24,9 +21,15 @@ pub mod install;
 pub mod link;
 pub mod selftest;
 
-pub mod learning;
+pub mod cli;
+pub mod dispatch;
+
 pub mod macvtap;
 
+pub mod learning;
+
 pub mod host;
+
 pub mod netlink;
+
 pub mod types;

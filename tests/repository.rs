@@ -1,5 +1,6 @@
 //! What is in the repository beside the program: manifests, the corpus of the fuzz targets.
 
 mod fuzz;
+mod layers;
 mod manifests;
 mod readme;

@@ -267,7 +267,7 @@ fn logged(log: &str, text: &str) -> Instant {
         .split_inclusive('\n')
         .rfind(|line| line.contains(text))
         .unwrap();
-    let stamp = line.split(' ').next().unwrap();
+    let stamp = line.split(' ').next().unwrap().trim_start_matches("ts=");
     super::qmp::instant(humantime::parse_rfc3339(stamp).unwrap())
 }
 

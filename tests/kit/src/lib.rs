@@ -12,6 +12,7 @@
 pub mod guest;
 pub mod kubelet;
 pub mod netns;
+pub mod source;
 pub mod switch;
 pub mod traffic;
 pub mod wire;
@@ -23,7 +24,8 @@ use std::{
 
 /// The repository.
 pub fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    let kit = Path::new(env!("CARGO_MANIFEST_DIR"));
+    kit.ancestors().nth(2).unwrap()
 }
 
 /// The binary under test: what `scripts/test` built for shipping, or else what cargo built for
