@@ -1,6 +1,7 @@
 //! What is in the repository beside the program: manifests, the corpus of the fuzz targets.
 
 mod fuzz;
+mod injection;
 mod layers;
 mod manifests;
 mod readme;

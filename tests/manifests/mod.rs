@@ -1,6 +1,6 @@
 //! The manifests against the code: what they say has to be so.
 
-mod render;
+pub mod render;
 
 use std::{
     ffi::OsString,
