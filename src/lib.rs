@@ -1,7 +1,8 @@
 //! macvtap networking for virtual machines on Kubernetes: the parts of the
 //! `macvtap` binary, as a library for its tests and benchmarks.
 //!
-//! Imports run down this list, never up: the applets, the command line's types, `macvtap`,
+//! Imports run down this list, never up: the choice of an applet, the applets, the
+//! command line's types, `macvtap`,
 //! `learning`, `host`, `netlink`, `types`.
 
 #![forbid(unsafe_code)]
@@ -13,6 +14,8 @@
     clippy::print_stdout,
     clippy::unwrap_used
 )]
+
+pub mod applets;
 
 pub mod cni;
 pub mod deviceplugin;

@@ -2,10 +2,15 @@
 
 use std::{
     fs,
-    process::{Command, Output},
+    os::unix::process::ExitStatusExt,
+    process::{Command, Output, Stdio},
 };
 
-use kit::binary;
+use kit::{binary, netns::wait_until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 fn run(words: &[&str]) -> Output {
@@ -74,6 +79,57 @@ fn completes_for_the_shells() {
         assert!(output.status.success());
         assert!(text(&output.stdout).contains("selftest"), "{shell}");
     }
+}
+
+#[test]
+fn completions_that_cannot_be_written_are_an_error_and_a_closed_pipe_is_none() {
+    for shell in ["bash", "zsh", "fish"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(binary());
+        command.args(["completions", shell]);
+        let output = command.stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains("No space left"), "{output:?}");
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            (output.status.code(), text(&output.stderr)),
+            (Some(0), String::new())
+        );
+    }
+}
+
+/// Signals that the parent has blocked or ignored stay so through execve(2).
+#[test]
+fn inherited_signals_are_no_obstacle() {
+    let mut command = Command::new("env");
+    command.args(["--block-signal=TERM"]).arg(binary());
+    command.args(["link", "watch"]).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let id = child.id();
+    wait_until("it has unblocked SIGTERM", || {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        status.contains("Name:\tmacvtap") && status.contains("SigBlk:\t0000000000000000")
+    });
+    kill(Pid::from_raw(i32::try_from(id).unwrap()), Signal::SIGTERM).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(15), "{status:?}");
+    // With SIGCHLD ignored the kernel keeps no exit status for the parent.
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("env");
+    command.args(["--ignore-signal=CHLD"]).arg(binary());
+    let output = command
+        .arg("install")
+        .arg("--dir")
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]

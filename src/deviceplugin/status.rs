@@ -2,7 +2,7 @@
 //! it is in the abstract namespace, so that a read-only container needs no directory for it.
 
 use std::{
-    io::{self, Read},
+    io::Read,
     os::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener as StdListener, UnixStream as StdStream},
@@ -20,7 +20,7 @@ use tokio::{
 use twox_hash::XxHash64;
 
 use crate::{
-    host::peer,
+    host::{peer, stdout},
     types::status::{Status, Summary},
 };
 
@@ -66,7 +66,7 @@ pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
         bail!("unhealthy: {}", failures.join("; "));
     }
     let text = format!("{}\n", ok.join("\n"));
-    io::Write::write_all(&mut io::stdout(), text.as_bytes())?;
+    stdout::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,4 +5,6 @@ pub mod files;
 pub mod logging;
 pub mod netns;
 pub mod peer;
+pub mod signals;
+pub mod stdout;
 pub mod tap;

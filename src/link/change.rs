@@ -4,10 +4,9 @@ use std::{os::fd::AsFd, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::table::print;
 use crate::{
     cli::{LinkChange, Switch},
-    host::{netns::Netns, tap},
+    host::{netns::Netns, stdout::print, tap},
     netlink::{Change, Create, Link, Socket},
     types::mode::Mode,
 };

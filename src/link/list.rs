@@ -2,8 +2,11 @@
 
 use anyhow::Result;
 
-use super::table::{Table, bytes, print, print_sentence};
-use crate::macvtap::inventory::{Inventory, Macvtap};
+use super::table::{Table, bytes, print_sentence};
+use crate::{
+    host::stdout::print,
+    macvtap::inventory::{Inventory, Macvtap},
+};
 
 /// Lists macvtaps and lower devices.
 pub fn list(json: bool) -> Result<()> {

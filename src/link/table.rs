@@ -1,11 +1,11 @@
 //! Tables for people: aligned, and no wider than the terminal.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use terminal_size::{Width, terminal_size};
 
-use crate::types::errors::io_error;
+use crate::host::stdout::print;
 
 /// Spaces between columns.
 const GAP: usize = 2;
@@ -120,18 +120,6 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
-}
-
-/// Prints at once.
-pub fn print(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    Ok(stdout.flush()?)
-}
-
-/// Whether an error is that nobody reads any more.
-pub fn is_closed(error: &Error) -> bool {
-    io_error(error).is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The kernel takes nearly every byte in names; a terminal obeys some.

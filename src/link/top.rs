@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::Result;
 
-use super::table::{Table, bytes, print, width};
+use super::table::{Table, bytes, width};
 use crate::{
+    host::stdout::print,
     macvtap::inventory::{Inventory, Macvtap},
     netlink::Stats,
 };

@@ -7,8 +7,10 @@ use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
 use anyhow::Result;
 
-use super::table::print;
-use crate::macvtap::inventory::{Inventory, Macvtap};
+use crate::{
+    host::stdout::print,
+    macvtap::inventory::{Inventory, Macvtap},
+};
 
 /// How often the machine is looked at.
 const PAUSE: Duration = Duration::from_millis(500);
