@@ -1,25 +1,28 @@
-//! Copies the binary into a CNI directory, such that whoever executes a plugin there finds the
-//! former one or the new one, whole, at every moment.
+//! Copies the binary into a CNI directory, so that a runtime that executes a plugin there finds
+//! the previous one or the new one, complete, at every moment.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, ErrorKind, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    fs::{self, File, Permissions, TryLockError},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use nix::{errno::Errno, fcntl::OFlag};
+use nix::errno::Errno;
 use sha2::{Digest, Sha256};
+use tempfile::{Builder, TempPath};
 
 use crate::{
     cli,
-    host::files,
+    host::{files, stdout::print},
     types::errors::{io_error, together},
 };
 
-/// Who runs in a container finds the host's directory here.
+/// The host's CNI directory as containers mount it.
 const MOUNTED: &str = "/host/opt/cni/bin";
 /// Where container runtimes look for plugins.
 const USUAL: &str = "/opt/cni/bin";
@@ -27,8 +30,11 @@ const USUAL: &str = "/opt/cni/bin";
 const SELF: &str = "/proc/self/exe";
 /// What every version of this binary has in it, and no other program.
 const MARKER: &[u8] = b"this file is macvtap, a CNI plugin and device plugin; marker 8c1f6a3e";
-/// No plugin's name begins with a dot, so no runtime takes these for one.
-const UNFINISHED: &str = ".macvtap.tmp.";
+/// Names of files that are not complete yet. No plugin's name begins with a dot, so no runtime
+/// takes these for one.
+const TEMPORARY: &str = ".macvtap.tmp.";
+/// How long another installation in the same directory may take.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const MODE: u32 = 0o755;
 /// The system calls of the device plugin, in the form that the kubelet reads.
 const PROFILE: &[u8] = include_bytes!("../manifests/components/seccomp/macvtap-deviceplugin.json");
@@ -56,7 +62,8 @@ impl Target {
         let name = &self.name;
         ensure!(
             !name.is_empty() && !name.starts_with('.') && !name.contains('/'),
-            "{name:?} is not the name of a plugin"
+            "{name:?} is not a valid plugin name: it must not be empty, start with a dot or \
+             contain a slash"
         );
         if !self.dirs.is_empty() {
             return Ok(self.dirs.iter().map(|dir| dir.join(name)).collect());
@@ -71,18 +78,16 @@ impl Target {
     }
 }
 
-/// Installs this binary in every directory. Goes on after a failure, and reports all. First, if
-/// it is wanted, the device plugin's seccomp profile.
+/// Installs this binary in every directory; before that, the device plugin's seccomp profile if
+/// a path is given. Continues after a failure, and reports all.
 pub fn install(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
-    if let Some(path) = seccomp_profile {
-        writeln!(io::stdout(), "{}", place_profile(path)?)?;
-    }
-    each(target, |path| copy(Path::new(SELF), path))
+    let profile = seccomp_profile.map(write_profile).transpose()?;
+    each(target, profile, |path| copy(Path::new(SELF), path))
 }
 
 /// Removes this program from every directory, whichever version it is, and nothing else.
 pub fn uninstall(target: &Target) -> Result<ExitCode> {
-    each(target, remove)
+    each(target, None, remove)
 }
 
 /// What `cp SOURCE TARGET` of existing manifests means here.
@@ -91,73 +96,121 @@ pub fn cp(source: &Path, target: &Path) -> Result<ExitCode> {
         (true, Some(name)) => target.join(name),
         _ => target.to_owned(),
     };
-    writeln!(io::stdout(), "{}", copy(source, &target)?)?;
+    print(&format!("{}\n", copy(source, &target)?))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn each(target: &Target, work: impl Fn(&Path) -> Result<String>) -> Result<ExitCode> {
-    let mut failures = Vec::new();
+/// Works on each path, and only then prints: a reader that is gone stops no installation.
+fn each(
+    target: &Target,
+    first: Option<String>,
+    work: impl Fn(&Path) -> Result<String>,
+) -> Result<ExitCode> {
+    let (mut lines, mut failures) = (Vec::from_iter(first), Vec::new());
     for path in target.paths()? {
         match work(&path) {
-            Ok(done) => writeln!(io::stdout(), "{done}")?,
+            Ok(line) => lines.push(format!("{line}\n")),
             Err(error) => failures.push(error),
         }
     }
-    together(&failures)?;
+    let printed = print(&lines.concat());
+    together(&failures).and(printed)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn copy(source: &Path, target: &Path) -> Result<String> {
     let shown = target.display();
     let dir = directory(target)?;
-    clear(dir)?;
-    let new = digest(source)?;
-    let former = former(target)?;
-    if former == Former::File(new.clone(), true) && is_as_installed(target)? {
+    let _lock = lock(dir)?;
+    let new = sha256(source)?;
+    let previous = previous(target)?;
+    if previous.is(&new) && is_as_installed(target)? {
         return Ok(format!("{shown} is up to date, sha256 {new}"));
     }
-    let unfinished = unfinished(dir);
-    let placed = copy_to(source, &unfinished)
-        .and_then(|()| try_out(&unfinished))
-        .and_then(|()| keep(&former, target))
-        .and_then(|()| place(&unfinished, target));
-    placed.map_err(|error| given_up(error, &unfinished, target))?;
-    let found = digest(target)?;
+    replace(source, target, &previous)
+        .map_err(|error| explain(error, dir).context(format!("installing {shown}")))?;
+    let found = sha256(target)?;
     ensure!(
         found == new,
-        "{shown} has sha256 {found}, not {new}: somebody else wrote it"
+        "{shown} has sha256 {found} instead of {new}: another process replaced it meanwhile"
     );
-    Ok(match former {
-        Former::None => format!("{shown} installed, sha256 {new}"),
-        Former::Link => format!("{shown} installed in place of a symbolic link, sha256 {new}"),
-        Former::File(old, true) => format!("{shown} installed, sha256 {new}, former {old}"),
-        Former::File(old, false) => {
-            let kept = kept(target);
-            let kept = kept.display();
-            format!("{shown} installed, sha256 {new}; another program, {old}, is kept as {kept}")
+    Ok(match previous {
+        Previous::None => format!("{shown} installed, sha256 {new}"),
+        Previous::SymbolicLink => {
+            format!("{shown} installed in place of a symbolic link, sha256 {new}")
         }
+        Previous::File(old) if old.ours => {
+            format!("{shown} installed, sha256 {new}, previously {}", old.sha256)
+        }
+        Previous::File(old) => format!(
+            "{shown} installed, sha256 {new}; the other program there, sha256 {}, is kept as {}",
+            old.sha256,
+            kept(target).display()
+        ),
     })
+}
+
+fn replace(source: &Path, target: &Path, previous: &Previous) -> Result<()> {
+    let dir = target.parent().unwrap_or(Path::new("/"));
+    let complete = write(File::open(source)?, dir, MODE)?;
+    try_out(&complete)?;
+    if matches!(previous, Previous::File(program) if !program.ours) {
+        keep(target)?;
+    }
+    place(complete, target)
+}
+
+/// A program in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Program {
+    sha256: String,
+    /// Whether it is a version of this program.
+    ours: bool,
+}
+
+impl Program {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = read(path)?;
+        Ok(Self {
+            sha256: hex::encode(Sha256::digest(&bytes)),
+            ours: bytes.windows(MARKER.len()).any(|window| window == MARKER),
+        })
+    }
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    Ok(hex::encode(Sha256::digest(read(path)?)))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("reading {}", path.display()))
 }
 
 /// What stood at the target before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Former {
+enum Previous {
     None,
-    /// A symbolic link. It is replaced, not what it leads to.
-    Link,
-    /// A file with this digest, and whether it is this program.
-    File(String, bool),
+    /// It is replaced, not the file that it leads to.
+    SymbolicLink,
+    File(Program),
 }
 
-fn former(target: &Path) -> Result<Former> {
+impl Previous {
+    /// Whether it is this program, in the version with this digest.
+    fn is(&self, sha256: &str) -> bool {
+        matches!(self, Self::File(program) if program.ours && program.sha256 == sha256)
+    }
+}
+
+fn previous(target: &Path) -> Result<Previous> {
     let shown = target.display();
     let found = match fs::symlink_metadata(target) {
         Ok(found) => found.file_type(),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Former::None),
-        Err(error) => return Err(error).with_context(|| format!("looking at {shown}")),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Previous::None),
+        Err(error) => return Err(error).with_context(|| format!("reading {shown}")),
     };
     if found.is_symlink() {
-        return Ok(Former::Link);
+        return Ok(Previous::SymbolicLink);
     }
     ensure!(
         !found.is_dir(),
@@ -165,9 +218,9 @@ fn former(target: &Path) -> Result<Former> {
     );
     ensure!(
         found.is_file(),
-        "{shown} is not a file; remove it, or give another --name"
+        "{shown} is not a regular file; remove it, or give another --name"
     );
-    Ok(Former::File(digest(target)?, is_ours(target)?))
+    Ok(Previous::File(Program::read(target)?))
 }
 
 fn directory(target: &Path) -> Result<&Path> {
@@ -179,101 +232,86 @@ fn directory(target: &Path) -> Result<&Path> {
         Ok(_) => bail!("{shown} is not a directory"),
         Err(error) => Err(error).with_context(|| {
             format!(
-                "looking at {shown}; it is mounted from the host, the container runtime's CNI \
-                 directory (another one is given by --dir) or the kubelet's for seccomp profiles"
+                "reading {shown}: it must exist, and in a container be mounted from the host; \
+                 give another CNI directory with --dir"
             )
         }),
     }
 }
 
-/// Removes what installations left that were killed.
-fn clear(dir: &Path) -> Result<()> {
+/// Keeps other installers out of a directory until it is dropped, those in other containers too.
+/// Temporary files that are there now are of installations that were killed.
+fn lock(dir: &Path) -> Result<File> {
+    let shown = dir.display();
+    let lock = File::open(dir).with_context(|| format!("opening {shown}"))?;
+    let start = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_TIMEOUT => {
+                sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                bail!("another process has locked {shown} for {LOCK_TIMEOUT:?}; try again")
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("locking {shown}"));
+            }
+        }
+    }
+    remove_leftovers(dir).map_err(|error| explain(error, dir))?;
+    Ok(lock)
+}
+
+fn remove_leftovers(dir: &Path) -> Result<()> {
     let listing = || format!("listing {}", dir.display());
     for entry in fs::read_dir(dir).with_context(listing)? {
         let entry = entry.with_context(listing)?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            let removed = fs::remove_file(entry.path());
-            let removed = removed.with_context(|| format!("removing {}", entry.path().display()));
-            removed.map_err(|error| explain(error, dir))?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            files::remove(&entry.path())?;
         }
     }
     Ok(())
 }
 
-fn place_profile(path: &Path) -> Result<String> {
+fn write_profile(path: &Path) -> Result<String> {
     let dir = directory(path)?;
-    clear(dir)?;
-    let unfinished = unfinished(dir);
-    let placed = write(PROFILE, &unfinished, 0o644).and_then(|_| place(&unfinished, path));
-    placed.map_err(|error| given_up(error, &unfinished, path))?;
-    Ok(format!("{} installed", path.display()))
+    let _lock = lock(dir)?;
+    let placed = write(PROFILE, dir, 0o644).and_then(|complete| place(complete, path));
+    placed
+        .map_err(|error| explain(error, dir).context(format!("installing {}", path.display())))?;
+    Ok(format!("{} installed\n", path.display()))
 }
 
-/// Takes away what was written until `error` came, which is returned with what was being done.
-fn given_up(error: Error, unfinished: &Path, target: &Path) -> Error {
-    // If that fails as well, the next installation clears it.
-    let _ = fs::remove_file(unfinished);
-    let dir = unfinished.parent().unwrap_or(unfinished);
-    explain(error, dir).context(format!("installing {}", target.display()))
-}
-
-fn unfinished(dir: &Path) -> PathBuf {
-    dir.join(format!("{UNFINISHED}{}", std::process::id()))
-}
-
-/// Copies the whole file under another name.
-fn copy_to(source: &Path, unfinished: &Path) -> Result<()> {
-    let from = File::open(source)?;
-    let length = from.metadata()?.len();
-    let copied = write(from, unfinished, MODE)?;
-    ensure!(
-        copied == length,
-        "only {copied} of {length} bytes could be copied"
-    );
-    Ok(())
-}
-
-/// Writes a file that is root's, and to the disk; how many bytes.
-fn write(mut from: impl Read, unfinished: &Path, mode: u32) -> Result<u64> {
-    let mut to = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o700)
-        .custom_flags(OFlag::O_NOFOLLOW.bits())
-        .open(unfinished)?;
-    let copied = io::copy(&mut from, &mut to)?;
-    fchown(&to, Some(0), Some(0)).context("giving it to root")?;
+/// Writes a temporary file that is root's, and to the disk. It is removed when dropped.
+fn write(mut from: impl Read, dir: &Path, mode: u32) -> Result<TempPath> {
+    let mut file = Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
+    io::copy(&mut from, &mut file)?;
+    let to = file.as_file();
+    fchown(to, Some(0), Some(0)).context("changing its owner to root")?;
     to.set_permissions(Permissions::from_mode(mode))?;
     to.sync_all()?;
-    Ok(copied)
+    // Closed: the kernel executes no file that is open for writing.
+    Ok(file.into_temp_path())
 }
 
-/// Runs the new file as a container runtime would, before anybody else can.
-fn try_out(unfinished: &Path) -> Result<()> {
-    let mut command = Command::new(unfinished);
+/// Runs the new file as a container runtime would, before one can.
+fn try_out(program: &Path) -> Result<()> {
+    let mut command = Command::new(program);
     command.env_clear().env("CNI_COMMAND", "VERSION");
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().context("it cannot be executed there")?;
-    let mut answer = Vec::new();
-    let read = child
-        .stdout
-        .take()
-        .map(|mut out| out.read_to_end(&mut answer));
-    let status = child.wait().context("waiting for it")?;
-    read.transpose().context("reading its answer")?;
-    let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.context("executing the copy")?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     ensure!(
-        status.success() && answer["supportedVersions"].is_array(),
-        "executed there it is no CNI plugin: it ended with {status}"
+        output.status.success() && answer["supportedVersions"].is_array(),
+        "the copy does not run as a CNI plugin: {}",
+        output.status
     );
     Ok(())
 }
 
-/// Keeps another program of the target's name under a name beside it.
-fn keep(former: &Former, target: &Path) -> Result<()> {
-    if !matches!(former, Former::File(_, false)) {
-        return Ok(());
-    }
+/// Keeps another program under a name beside the target.
+fn keep(target: &Path) -> Result<()> {
     let kept = kept(target);
     files::remove(&kept)?;
     // A second name: the first one stays until the new file takes it.
@@ -285,8 +323,8 @@ fn kept(target: &Path) -> PathBuf {
     target.with_file_name(format!(".{name}.prev"))
 }
 
-fn place(unfinished: &Path, target: &Path) -> Result<()> {
-    fs::rename(unfinished, target)?;
+fn place(complete: TempPath, target: &Path) -> Result<()> {
+    complete.persist(target)?;
     let dir = target.parent().unwrap_or(Path::new("/"));
     File::open(dir)?
         .sync_all()
@@ -296,37 +334,46 @@ fn place(unfinished: &Path, target: &Path) -> Result<()> {
 fn remove(target: &Path) -> Result<String> {
     let shown = target.display();
     let dir = directory(target)?;
-    clear(dir)?;
-    match former(target)? {
-        Former::None => Ok(format!("{shown} is not there")),
-        Former::Link => bail!("{shown} is a symbolic link, not ours to remove"),
-        Former::File(digest, false) => {
-            bail!("{shown} is another program, sha256 {digest}, not ours to remove")
+    let _lock = lock(dir)?;
+    match previous(target)? {
+        Previous::None => Ok(format!("{shown} does not exist")),
+        Previous::SymbolicLink => bail!("{shown} is a symbolic link; it is left alone"),
+        Previous::File(program) if program.ours => {
+            let removed = remove_ours(target).with_context(|| format!("removing {shown}"));
+            let note = removed.map_err(|error| explain(error, dir))?;
+            Ok(format!("{shown} removed, sha256 {}{note}", program.sha256))
         }
-        Former::File(digest, true) => {
-            let kept = kept(target);
-            let again = kept.exists();
-            let removed = if again {
-                fs::rename(&kept, target)
-            } else {
-                fs::remove_file(target)
-            };
-            let removed = removed.with_context(|| format!("removing {shown}"));
-            removed.map_err(|error| explain(error, dir))?;
-            let former = if again {
-                "; the former program is back"
-            } else {
-                ""
-            };
-            Ok(format!("{shown} removed, sha256 {digest}{former}"))
+        Previous::File(program) => {
+            let note = remove_duplicate(target, &program)?;
+            let digest = program.sha256;
+            bail!("{shown} is another program, sha256 {digest}; it is left alone{note}")
         }
     }
 }
 
-/// Whether the file is a version of this program.
-fn is_ours(path: &Path) -> Result<bool> {
-    let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
-    Ok(text.windows(MARKER.len()).any(|window| window == MARKER))
+/// Removes the program, and puts back the one that it replaced.
+fn remove_ours(target: &Path) -> io::Result<&'static str> {
+    match fs::rename(kept(target), target) {
+        Ok(()) => Ok("; the program that it replaced is back"),
+        Err(error) if error.kind() == ErrorKind::NotFound => fs::remove_file(target).map(|()| ""),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the kept copy of a program that was installed again since.
+fn remove_duplicate(target: &Path, program: &Program) -> Result<String> {
+    let kept = kept(target);
+    let shown = kept.display();
+    match previous(&kept)? {
+        Previous::File(copy) if copy == *program => {
+            fs::remove_file(&kept).with_context(|| format!("removing {shown}"))?;
+            Ok(format!(", its copy {shown} is removed"))
+        }
+        Previous::None => Ok(String::new()),
+        _ => Ok(format!(
+            "; {shown} is the program that macvtap replaced: remove it if it is not needed"
+        )),
+    }
 }
 
 fn is_as_installed(path: &Path) -> Result<bool> {
@@ -335,42 +382,25 @@ fn is_as_installed(path: &Path) -> Result<bool> {
     Ok(found.mode() & 0o7777 == MODE && owner == (0, 0))
 }
 
-fn digest(path: &Path) -> Result<String> {
-    let reading = || format!("reading {}", path.display());
-    let mut file = File::open(path).with_context(reading)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).with_context(reading)? {
-            0 => break,
-            length => hash.update(&buffer[..length]),
-        }
-    }
-    let octets: Vec<String> = hash
-        .finalize()
-        .iter()
-        .map(|octet| format!("{octet:02x}"))
-        .collect();
-    Ok(octets.concat())
-}
-
 /// Adds what to do about it, where that is known.
 fn explain(error: Error, dir: &Path) -> Error {
-    let code = io_error(&error)
-        .and_then(io::Error::raw_os_error)
-        .map(Errno::from_raw);
+    let Some(cause) = io_error(&error) else {
+        return error;
+    };
     let dir = dir.display();
-    let hint = match code {
-        Some(Errno::EROFS) => format!(
-            "{dir} is on a read-only file system; mount the runtime's CNI directory \
-             writable, or give another one by --dir (/var/lib/cni/bin on OpenShift)"
+    let hint = match cause.kind() {
+        ErrorKind::ReadOnlyFilesystem => format!(
+            "{dir} is on a read-only file system; mount the runtime's CNI directory writable, or \
+             give another one with --dir (OpenShift: /var/lib/cni/bin)"
         ),
-        Some(Errno::EACCES | Errno::EPERM) => format!(
-            "{dir} does not let us: it must be root's (else CAP_DAC_OVERRIDE is needed), \
-             SELinux must allow it (spc_t), and it must not be mounted noexec"
+        ErrorKind::PermissionDenied => format!(
+            "no permission in {dir}: it must belong to root (or CAP_DAC_OVERRIDE is needed), \
+             SELinux must allow it (type spc_t), and it must not be mounted noexec"
         ),
-        Some(Errno::ENOSPC | Errno::EDQUOT) => format!("there is no room in {dir}"),
-        Some(Errno::ENOEXEC) => "it is built for another processor".to_owned(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => format!("no space left in {dir}"),
+        _ if cause.raw_os_error() == Some(Errno::ENOEXEC as i32) => {
+            "the binary is built for another architecture".to_owned()
+        }
         _ => return error,
     };
     error.context(hint)
@@ -381,7 +411,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_of_plugins_are_taken() {
+    fn accepts_only_plugin_names() {
         let target = |name: &str| Target {
             dirs: vec!["/d".into()],
             name: name.into(),
@@ -396,19 +426,19 @@ mod tests {
     }
 
     #[test]
-    fn another_program_is_kept_out_of_runtimes_sight() {
+    fn another_program_is_kept_where_no_runtime_finds_it() {
         assert_eq!(kept(Path::new("/d/macvtap")), Path::new("/d/.macvtap.prev"));
     }
 
     #[test]
-    fn says_what_to_do_about_it() {
+    fn suggests_what_to_do() {
         let explained = |errno: Errno| {
             let error = Error::from(io::Error::from(errno)).context("writing");
             format!("{:#}", explain(error, Path::new("/d")))
         };
         assert!(explained(Errno::EROFS).contains("OpenShift"));
         assert!(explained(Errno::EACCES).contains("SELinux"));
-        assert!(explained(Errno::ENOSPC).contains("no room"));
+        assert!(explained(Errno::ENOSPC).contains("no space left"));
         assert!(explained(Errno::EIO).starts_with("writing"));
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -77,7 +77,7 @@ fn into_an_empty_directory_and_again() {
 fn what_a_killed_installation_left_is_removed() {
     let dir = Dir::new();
     fs::write(dir.path(".macvtap.tmp.123"), "half").unwrap();
-    fs::write(dir.path("bridge"), "somebody else's").unwrap();
+    fs::write(dir.path("bridge"), "another plugin").unwrap();
     dir.install();
     assert_eq!(dir.names(), ["bridge", "macvtap"]);
 }
@@ -88,19 +88,82 @@ fn another_program_is_kept_and_comes_back() {
     fs::write(dir.path("macvtap"), OTHER).unwrap();
     let text = dir.install();
     assert!(
-        text.contains("another program") && text.contains(".macvtap.prev"),
+        text.contains("other program") && text.contains(".macvtap.prev"),
         "{text}"
     );
     dir.check();
     dir.install();
     assert_eq!(dir.names(), [".macvtap.prev", "macvtap"]);
     let text = succeeded(&dir.run("uninstall"));
-    assert!(text.contains("former program is back"), "{text}");
+    assert!(
+        text.contains("the program that it replaced is back"),
+        "{text}"
+    );
     assert_eq!(fs::read_to_string(dir.path("macvtap")).unwrap(), OTHER);
     assert_eq!(dir.names(), ["macvtap"]);
     let text = failed(&dir.run("uninstall"));
-    assert!(text.contains("not ours to remove"), "{text}");
+    assert!(text.contains("left alone"), "{text}");
     assert_eq!(dir.names(), ["macvtap"]);
+}
+
+/// As containers that start together: each of these is process 1, with the same names to choose.
+#[test]
+fn installers_at_the_same_time_all_succeed() {
+    let dir = Dir::new();
+    fs::write(dir.path("macvtap"), OTHER).unwrap();
+    let mut install = Command::new("unshare");
+    install.args(["--pid", "--fork"]).arg(binary());
+    install.arg("install").arg("--dir").arg(dir.0.path());
+    install.stdout(Stdio::null()).stderr(Stdio::piped());
+    let started: Vec<_> = (0..6).map(|_| install.spawn().unwrap()).collect();
+    for child in started {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    dir.check();
+    assert_eq!(dir.names(), [".macvtap.prev", "macvtap"]);
+    let kept = fs::read_to_string(dir.path(".macvtap.prev")).unwrap();
+    assert_eq!(kept, OTHER);
+}
+
+/// Back to the program that was there before, by its own installer.
+#[test]
+fn the_kept_copy_of_a_program_that_is_back_is_removed() {
+    let dir = Dir::new();
+    fs::write(dir.path("macvtap"), OTHER).unwrap();
+    dir.install();
+    fs::write(dir.path("macvtap"), "#!/bin/sh\nnewer\n").unwrap();
+    let text = failed(&dir.run("uninstall"));
+    assert!(text.contains(".macvtap.prev is the program"), "{text}");
+    assert_eq!(dir.names(), [".macvtap.prev", "macvtap"]);
+    fs::write(dir.path("macvtap"), OTHER).unwrap();
+    let text = failed(&dir.run("uninstall"));
+    assert!(text.contains("is removed"), "{text}");
+    assert_eq!(dir.names(), ["macvtap"]);
+    assert_eq!(fs::read_to_string(dir.path("macvtap")).unwrap(), OTHER);
+}
+
+/// A reader of standard output that is gone.
+#[test]
+fn into_a_closed_pipe_it_installs_everywhere() {
+    let dirs = [Dir::new(), Dir::new()];
+    let mut install = Command::new(binary());
+    install.arg("install");
+    for dir in &dirs {
+        install.arg("--dir").arg(dir.0.path());
+    }
+    let mut child = install
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    dirs.iter().for_each(Dir::check);
 }
 
 #[test]
@@ -124,7 +187,7 @@ fn a_symbolic_link_is_replaced_and_not_followed() {
 }
 
 #[test]
-fn a_directory_in_the_way_is_told() {
+fn a_directory_in_the_way_is_an_error() {
     let dir = Dir::new();
     fs::create_dir(dir.path("macvtap")).unwrap();
     let text = failed(&dir.run("install"));
@@ -133,7 +196,7 @@ fn a_directory_in_the_way_is_told() {
 }
 
 #[test]
-fn a_missing_directory_and_a_file_are_told() {
+fn a_missing_directory_and_a_file_are_named() {
     let dir = Dir::new();
     fs::write(dir.path("file"), "").unwrap();
     for (name, part) in [("none", "--dir"), ("file", "not a directory")] {
@@ -161,7 +224,7 @@ fn goes_on_with_the_next_directory() {
     assert_eq!(dir.names(), ["mv2"]);
 }
 
-/// Installs where `mounts` was done; what it complained about. The former file must stay.
+/// Installs after `mounts`; the error. The previous file must stay.
 fn refused(mounts: &str) -> String {
     let dir = Dir::new();
     let path = dir.0.path().display();
@@ -189,7 +252,7 @@ fn refused(mounts: &str) -> String {
 }
 
 #[test]
-fn a_read_only_file_system_is_told() {
+fn a_read_only_file_system_is_named() {
     let text = refused("mount -t tmpfs none D|mount -o remount,ro D");
     assert!(
         text.contains("read-only file system") && text.contains("OpenShift"),
@@ -198,13 +261,13 @@ fn a_read_only_file_system_is_told() {
 }
 
 #[test]
-fn a_full_file_system_is_told() {
+fn a_full_file_system_is_named() {
     let text = refused("mount -t tmpfs -o size=1m none D|true");
-    assert!(text.contains("no room"), "{text}");
+    assert!(text.contains("no space left"), "{text}");
 }
 
 #[test]
-fn a_file_system_without_execution_is_told() {
+fn a_file_system_without_execution_is_named() {
     let text = refused("mount -t tmpfs -o noexec none D|true");
     assert!(text.contains("noexec"), "{text}");
 }
