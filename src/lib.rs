@@ -1,9 +1,8 @@
 //! macvtap networking for virtual machines on Kubernetes: the parts of the
 //! `macvtap` binary, as a library for its tests and benchmarks.
 //!
-//! Imports run down this list, never up: the choice of an applet, the applets, the
-//! command line's types, `macvtap`,
-//! `learning`, `host`, `netlink`, `types`.
+//! Imports run down this list, never up: the choice of an applet, the applets, the command
+//! line's types, `macvtap`, `learning`, `host`, `netlink`, `types`.
 
 #![forbid(unsafe_code)]
 #![warn(

@@ -5,4 +5,5 @@ pub mod errors;
 pub mod json;
 pub mod mac;
 pub mod mode;
+pub mod plural;
 pub mod status;

@@ -1,4 +1,4 @@
-//! `doctor`: each finding is brought about, found, and cured.
+//! `doctor`: each problem is caused, found, and fixed.
 
 use std::{
     fs::{self, Permissions},
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::{Resident, alone, run, succeed};
 
-/// A node on which nothing is broken.
+/// A node without problems.
 struct Healthy {
     node: Node,
     dir: TempDir,
@@ -72,8 +72,8 @@ impl Healthy {
             .collect()
     }
 
-    /// What the doctor finds broken: checks and texts.
-    fn broken(&self, more: &[&str]) -> Vec<(String, String)> {
+    /// The problems that doctor finds: checks and texts.
+    fn problems(&self, more: &[&str]) -> Vec<(String, String)> {
         let words = self.words();
         let words: Vec<&str> = words.iter().map(String::as_str).chain(["--json"]).collect();
         let output = run(&self.node.host, &[&words[..], more].concat());
@@ -81,37 +81,37 @@ impl Healthy {
             .unwrap_or_else(|error| panic!("{error}: {output:?}"));
         let list = list.as_array().unwrap().iter();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let broken: Vec<_> = list
-            .filter(|finding| finding["verdict"] == "broken")
-            .inspect(|finding| assert!(finding["cure"].is_string(), "{finding}"))
+        let problems: Vec<_> = list
+            .filter(|finding| finding["verdict"] == "fail")
+            .inspect(|finding| assert!(finding["fix"].is_string(), "{finding}"))
             .map(|finding| (text(&finding["check"]), text(&finding["text"])))
             .collect();
-        assert_eq!(output.status.success(), broken.is_empty(), "{broken:?}");
-        broken
+        assert_eq!(output.status.success(), problems.is_empty(), "{problems:?}");
+        problems
     }
 
     fn finds(&self, check: &str, text: &str) {
-        let broken = self.broken(&[]);
-        let found = broken
+        let problems = self.problems(&[]);
+        let found = problems
             .iter()
             .any(|(name, found)| name == check && found.contains(text));
-        assert!(found, "{check}: {text} is not in {broken:?}");
+        assert!(found, "{check}: {text} is not in {problems:?}");
     }
 
-    fn is_content(&self) {
-        assert_eq!(self.broken(&[]), []);
+    fn finds_nothing(&self) {
+        assert_eq!(self.problems(&[]), []);
     }
 }
 
 #[test]
-fn is_content_with_a_healthy_node_and_says_so() {
+fn a_healthy_node_has_no_problems() {
     let _alone = alone();
     let healthy = Healthy::new();
-    healthy.is_content();
+    healthy.finds_nothing();
     let words = healthy.words();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let text = succeed(&healthy.node.host, &words);
-    assert!(text.ends_with("\nNothing is broken.\n"), "{text}");
+    assert!(text.ends_with("\nNo problems found.\n"), "{text}");
     assert!(
         text.lines()
             .all(|line| line.is_empty() || line.starts_with("  ok") || line.starts_with('N')),
@@ -120,80 +120,84 @@ fn is_content_with_a_healthy_node_and_says_so() {
 }
 
 #[test]
-fn finds_what_is_broken_around_the_plugins() {
+fn finds_problems_of_the_plugins() {
     let _alone = alone();
     let mut healthy = Healthy::new();
     let program = healthy.path("bin/macvtap");
     fs::set_permissions(&program, Permissions::from_mode(0o644)).unwrap();
     healthy.finds("CNI plugin", "is not executable");
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
-    healthy.is_content();
+    healthy.finds_nothing();
     let script = |text: &str| {
         fs::remove_file(&program).unwrap();
         fs::write(&program, text).unwrap();
         fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     };
     script("#!/bin/sh\necho macvtap 0.0.1\n");
-    healthy.finds("CNI plugin", "is version 0.0.1, this is ");
+    healthy.finds("CNI plugin", "is version 0.0.1, this program is ");
     script("#!/bin/sh\necho hello\n");
     healthy.finds("CNI plugin", "is another program");
     fs::remove_file(&program).unwrap();
     healthy.finds("CNI plugin", "No such file");
-    // The cure.
+    // The fix.
     let dir = healthy.path("bin");
     succeed(
         &healthy.node.host,
         &["install", "--dir", dir.to_str().unwrap()],
     );
-    healthy.is_content();
+    healthy.finds_nothing();
     fs::remove_file(healthy.path("net.d/00-multus.conf")).unwrap();
     healthy.finds("CNI configs", "has none");
     fs::write(healthy.path("net.d/00-multus.conf"), "{}").unwrap();
-    healthy.is_content();
+    healthy.finds_nothing();
     healthy.plugin = None;
-    healthy.finds("device plugin", "does not answer");
+    healthy.finds("device plugin", "no answer");
     healthy.plugin = Some(Plugin::start(&healthy.node.host, &healthy.path("kubelet")));
     connected(healthy.kubelet.as_ref().unwrap());
-    healthy.is_content();
+    healthy.finds_nothing();
     healthy.kubelet = None;
     fs::remove_file(healthy.path("kubelet/kubelet.sock")).ok();
-    healthy.finds("kubelet", "is not there");
+    healthy.finds("kubelet", "does not exist");
     healthy.finds("device plugin", "is not registered");
     let kubelet = Kubelet::start(&healthy.path("kubelet")).unwrap();
     connected(&kubelet);
-    healthy.is_content();
+    healthy.finds_nothing();
 }
 
 #[test]
-fn finds_what_is_broken_with_links_and_taps() {
+fn finds_problems_of_links_and_taps() {
     let _alone = alone();
     let healthy = Healthy::new();
     let host = &healthy.node.host;
     let path = tap(healthy.number);
     host.ip(&format!("link set {LOWER} down"));
-    healthy.finds("lower device", "has 1 macvtaps, and is down");
+    healthy.finds("lower device", "has 1 macvtap but is down");
     host.ip(&format!("link set {LOWER} name other"));
     wait_until("the device plugin sees it", || {
-        healthy.broken(&[]).len() > 1
+        healthy.problems(&[]).len() > 1
     });
     healthy.finds(
         "lower device",
-        "is not healthy: the lower device does not exist",
+        "is unhealthy: the lower device does not exist",
     );
     host.ip(&format!("link set other name {LOWER}"));
     host.ip(&format!("link set {LOWER} up"));
     wait_until("the device plugin sees it", || {
-        healthy.broken(&[]).is_empty()
+        healthy.problems(&[]).is_empty()
     });
     chown(&path, Some(0), Some(0)).unwrap();
-    healthy.finds("tap", "belongs to 0:0");
+    // As the configuration may say: QEMU runs as root.
+    healthy.finds_nothing();
     chown(&path, Some(107), Some(107)).unwrap();
-    healthy.is_content();
+    fs::set_permissions(&path, Permissions::from_mode(0o060)).unwrap();
+    healthy.finds("tap", "user 107 cannot open");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    healthy.finds_nothing();
     // A node that is another macvtap's.
     let (other, other_number) = (Host::new(), tap_number());
     healthy.node.allocated(&other, other_number).add();
     let _resident = Resident::new(&other);
-    healthy.is_content();
+    healthy.finds_nothing();
     let rdev = |path: &Path| std::os::unix::fs::MetadataExt::rdev(&fs::metadata(path).unwrap());
     let (own, foreign) = (rdev(&path), rdev(&tap(other_number)));
     let make = |rdev| {
@@ -203,9 +207,9 @@ fn finds_what_is_broken_with_links_and_taps() {
         fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
     };
     make(foreign);
-    healthy.finds("tap", "a VM would be on a foreign link");
+    healthy.finds("tap", "a VM would use another macvtap");
     make(own);
-    healthy.is_content();
+    healthy.finds_nothing();
     // A MAC twice: the kernel takes it while the second one is down.
     let mac = healthy.pod.link(IFNAME).unwrap()["address"]
         .as_str()
@@ -223,31 +227,31 @@ fn finds_what_is_broken_with_links_and_taps() {
     succeed(host, &words);
     healthy.finds("MAC", &mac);
     succeed(host, &["link", "delete", "twin"]);
-    healthy.is_content();
-    // A node that is left of a macvtap that is gone.
+    healthy.finds_nothing();
+    // A node without its macvtap.
     let stale = tap(tap_number());
     mknod(&stale, SFlag::S_IFCHR, Mode::S_IRUSR, own).unwrap();
-    healthy.finds("tap", "is left of a macvtap that is gone");
+    healthy.finds("tap", "is a stale node");
     fs::remove_file(stale).unwrap();
-    healthy.is_content();
+    healthy.finds_nothing();
     fs::remove_file(&path).unwrap();
     healthy.finds("tap", "is missing");
 }
 
 #[test]
-fn asks_the_network() {
+fn probes_the_network() {
     let _alone = alone();
     let healthy = Healthy::new();
     let address = ["--lower-device", LOWER, "--probe-network", "10.14.0.1"];
-    let broken = healthy.broken(&address);
-    assert_eq!(broken.len(), 1, "{broken:?}");
+    let problems = healthy.problems(&address);
+    assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(
-        broken[0].1.contains("10.14.0.1 does not answer"),
-        "{broken:?}"
+        problems[0].1.contains("10.14.0.1 does not answer"),
+        "{problems:?}"
     );
     healthy
         .node
         .wire
         .ip(&format!("addr add 10.14.0.1/24 dev {FAR_END}"));
-    assert_eq!(healthy.broken(&address), []);
+    assert_eq!(healthy.problems(&address), []);
 }

@@ -1,0 +1,161 @@
+//! What surrounds macvtaps on a node: kernel, kubelet, device plugin, CNI plugin.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+
+use super::{container, finding::Finding};
+use crate::{
+    deviceplugin::{grpc::kubelet, status},
+    dispatch::NAME,
+    netlink::{Socket, errno},
+    types::status::{Status, Summary},
+};
+
+pub fn kernel() -> Finding {
+    let check = "kernel";
+    match Socket::open().and_then(|mut socket| socket.probe_macvtap()) {
+        Ok(()) => Finding::ok(check, "macvtaps can be created"),
+        Err(error) => {
+            let fix = match errno(&error) {
+                Some(Errno::EPERM) => "run doctor as root, or with CAP_NET_ADMIN",
+                _ => "modprobe macvtap; without that module, use a kernel with CONFIG_MACVTAP",
+            };
+            Finding::fail(check, format!("macvtaps cannot be created: {error:#}"), fix)
+        }
+    }
+}
+
+pub fn kubelet_socket(kubelet_dir: &Path) -> Finding {
+    let socket = kubelet_dir.join(kubelet::SOCKET);
+    let shown = socket.display();
+    if socket.exists() {
+        return Finding::ok("kubelet", format!("{shown} exists"));
+    }
+    Finding::fail(
+        "kubelet",
+        format!("{shown} does not exist"),
+        "start the kubelet, or give the directory of its device plugin socket with --kubelet-dir",
+    )
+}
+
+pub fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
+    let check = "device plugin";
+    let status = match status::ask(kubelet_dir) {
+        Ok(status) => status,
+        Err(error) => {
+            return vec![Finding::fail(
+                check,
+                format!("no answer: {error:#}"),
+                "run doctor in the device plugin's network namespace; \
+                 see kubectl -n macvtap logs ds/macvtap",
+            )];
+        }
+    };
+    let Summary { ok, failures } = status.summary();
+    let ok = ok.into_iter().map(|text| Finding::ok(check, text));
+    let fix = "see the device plugin's log, and check that the kubelet runs";
+    let failures = failures
+        .into_iter()
+        .map(|text| Finding::fail(check, text, fix));
+    let mut findings: Vec<Finding> = ok.chain(failures).collect();
+    for resource in &status.resources {
+        if let Some(reason) = &resource.unhealthy_reason {
+            findings.push(Finding::fail(
+                "lower device",
+                format!("resource {} is unhealthy: {reason}", resource.name),
+                "bring the lower device up, or configure another one",
+            ));
+        }
+    }
+    findings.extend(learning(&status));
+    findings
+}
+
+/// Says that learning is off, or that it has stopped.
+fn learning(status: &Status) -> Option<Finding> {
+    let check = "learning";
+    let effect = "VMs are unreachable from VMs on the same node during migration";
+    match &status.learning {
+        None => Some(Finding::note(check, format!("off: {effect}"))),
+        Some(learning) if !learning.running => Some(Finding::fail(
+            check,
+            format!("stopped: {effect}"),
+            "see the device plugin's log, and restart it",
+        )),
+        Some(_) => None,
+    }
+}
+
+pub fn cni_plugin(dir: &Path) -> Finding {
+    let (check, path) = ("CNI plugin", dir.join(NAME));
+    let shown = path.display();
+    let fix = "run macvtap install, or restart the DaemonSet's pod: its init container installs it";
+    if !dir.exists() && container::is_ours() {
+        return container::not_visible(check, dir);
+    }
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) => return Finding::fail(check, format!("{shown}: {error}"), fix),
+    };
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Finding::fail(check, format!("{shown} is not executable"), fix);
+    }
+    let ours = env!("CARGO_PKG_VERSION");
+    match version(&path) {
+        Ok(version) if version == ours => {
+            Finding::ok(check, format!("{shown} is version {version}"))
+        }
+        Ok(version) => Finding::fail(
+            check,
+            format!("{shown} is version {version}, this program is version {ours}"),
+            fix,
+        ),
+        Err(error) => Finding::fail(check, format!("{error:#}"), fix),
+    }
+}
+
+/// The version that a binary prints, which may be another program.
+fn version(path: &Path) -> Result<String> {
+    let mut command = Command::new(path);
+    let command = command
+        .arg("--version")
+        .env_remove("CNI_COMMAND")
+        .stdin(Stdio::null());
+    let output = command.output();
+    let output = output.with_context(|| format!("executing {}", path.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text
+        .strip_prefix("macvtap ")
+        .map(|rest| rest.trim().to_owned());
+    version.with_context(|| format!("{} is another program", path.display()))
+}
+
+pub fn cni_configuration(dir: &Path) -> Finding {
+    let check = "CNI configs";
+    if !dir.exists() && container::is_ours() {
+        return container::not_visible(check, dir);
+    }
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            let extension = Path::new(name).extension();
+            extension.is_some_and(|end| end == "conf" || end == "conflist" || end == "json")
+        });
+    let shown = dir.display();
+    match names.min() {
+        Some(first) => Finding::ok(check, format!("the first one in {shown} is {first}")),
+        None => Finding::fail(
+            check,
+            format!("{shown} has none, so no pod gets a network"),
+            "install the cluster's network and Multus, or give the directory with --cni-conf-dir",
+        ),
+    }
+}
