@@ -1,5 +1,7 @@
 //! The manifests against the code: what they say has to be so.
 
+mod api_server;
+mod cluster;
 pub mod render;
 
 use std::{
