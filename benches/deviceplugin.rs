@@ -7,18 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper_util::rt::TokioIo;
 use kit::kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET};
 use kit::netns::{LOWER, Node};
 use macvtap::{
-    deviceplugin::grpc::api::{
-        AllocateRequest, ContainerAllocateRequest, device_plugin_client::DevicePluginClient,
+    deviceplugin::grpc::{
+        api::{
+            AllocateRequest, ContainerAllocateRequest, device_plugin_client::DevicePluginClient,
+        },
+        channel,
     },
     selftest::kubelet::{Kubelet, Resource},
 };
 use tempfile::tempdir;
-use tokio::net::UnixStream;
-use tonic::transport::Endpoint;
 
 const ROUNDS: usize = 50;
 
@@ -86,12 +86,7 @@ fn allocations(socket: PathBuf, ids: &[String]) -> Vec<Duration> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().unwrap();
     runtime.block_on(async {
-        let connect = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://localhost");
-        let channel = channel.connect_with_connector(connect).await.unwrap();
+        let channel = channel::connect(socket).await.unwrap();
         let mut client = DevicePluginClient::new(channel);
         let mut times = Vec::new();
         for id in ids.iter().cycle().take(1000) {

@@ -1,4 +1,4 @@
-//! `DP_MACVTAP_CONF`: which resources a node is to offer. Pure.
+//! `DP_MACVTAP_CONF`: the resources that a node offers. Pure.
 
 use std::collections::BTreeSet;
 
@@ -8,35 +8,36 @@ use serde_json::Value;
 
 use crate::types::{device_id::check_link_name, json::Fields, mode::Mode};
 
-/// How many devices a resource has unless it says otherwise, as in the original.
+/// The number of devices of a resource without a capacity, as in the original.
 pub const DEFAULT_CAPACITY: usize = 100;
-/// The most devices of a resource. The kubelet takes lists of up to 4 MiB, a device needs
-/// about 100 bytes, and writes each list into its checkpoint.
-pub const HIGHEST_CAPACITY: usize = 16_384;
+/// The maximum number of devices of a resource. The kubelet accepts lists of up to 4 MiB, where
+/// a device takes about 100 bytes, and writes each list into its checkpoint.
+pub const MAX_CAPACITY: usize = 16_384;
 
-/// What a configuration asks for.
+/// A configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Configuration {
-    /// The list is empty: offer every usable link of the node.
+    /// The list is empty: offer every NIC and bond of the node.
     Discover,
     /// Offer these.
-    Listed(Vec<Resource>),
+    Listed(Vec<ResourceConfig>),
 }
 
-/// Macvtaps of one kind, offered under a name.
+/// A resource: macvtaps of one kind, offered under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
+pub struct ResourceConfig {
     /// The name, without `macvtap.network.kubevirt.io/`.
     pub name: String,
-    /// The name of the interface that the macvtaps stand on.
+    /// The name of the lower device.
     pub lower: String,
     /// The mode of the macvtaps.
     pub mode: Mode,
-    /// How many there are.
+    /// The number of devices.
     pub capacity: usize,
 }
 
-/// Reads a configuration. Beside it comes what is wrong with single entries, which are left out.
+/// Parses a configuration. Returns it with warnings about entries, of which wrong ones are left
+/// out.
 ///
 /// JSON, tolerant of comments and trailing commas: the original's own guide has one. An error
 /// names line and column.
@@ -50,23 +51,23 @@ pub fn parse(text: &str) -> Result<(Configuration, Vec<String>)> {
         Value::Array(entries) => entries,
         _ => bail!("line 1, column 1: it is not a list of resources, such as [] for every NIC"),
     };
-    let (mut resources, mut complaints) = (Vec::new(), Vec::new());
+    let (mut resources, mut warnings) = (Vec::new(), Vec::new());
     let mut names = BTreeSet::new();
     for (index, entry) in entries.iter().enumerate() {
-        let resource = resource(entry, &mut complaints).and_then(|resource| {
+        let resource = resource(entry, &mut warnings).and_then(|resource| {
             let new = names.insert(resource.name.clone());
             ensure!(new, "the name {:?} is used before", resource.name);
             Ok(resource)
         });
         match resource {
             Ok(resource) => resources.push(resource),
-            Err(error) => complaints.push(format!(
+            Err(error) => warnings.push(format!(
                 "entry {} is left out: {error:#} (it is {entry})",
                 index + 1
             )),
         }
     }
-    Ok((Configuration::Listed(resources), complaints))
+    Ok((Configuration::Listed(resources), warnings))
 }
 
 fn parse_json(text: &str) -> Result<Value> {
@@ -92,7 +93,7 @@ fn parse_json(text: &str) -> Result<Value> {
     })
 }
 
-fn resource(entry: &Value, complaints: &mut Vec<String>) -> Result<Resource> {
+fn resource(entry: &Value, warnings: &mut Vec<String>) -> Result<ResourceConfig> {
     let fields = Fields::of(entry).context("it is not an object")?;
     let name = fields.text("name")?.context("it has no name")?;
     check_name(name)?;
@@ -111,16 +112,16 @@ fn resource(entry: &Value, complaints: &mut Vec<String>) -> Result<Resource> {
         Some(capacity) => usize::try_from(capacity)?,
     };
     ensure!(
-        capacity <= HIGHEST_CAPACITY,
-        "capacity {capacity} is above {HIGHEST_CAPACITY}"
+        capacity <= MAX_CAPACITY,
+        "capacity {capacity} is above {MAX_CAPACITY}"
     );
     if mode == Mode::Passthru && asked.is_some_and(|asked| asked > 1) {
-        complaints.push(format!(
+        warnings.push(format!(
             "resource {name:?}: capacity is 1, not {capacity}: \
              a passthru macvtap has its lower device to itself"
         ));
     }
-    Ok(Resource {
+    Ok(ResourceConfig {
         name: name.to_owned(),
         lower: lower.to_owned(),
         mode,
@@ -150,16 +151,16 @@ pub fn check_name(name: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn listed(text: &str) -> (Vec<Resource>, Vec<String>) {
+    fn listed(text: &str) -> (Vec<ResourceConfig>, Vec<String>) {
         match parse(text).unwrap() {
-            (Configuration::Listed(resources), complaints) => (resources, complaints),
+            (Configuration::Listed(resources), warnings) => (resources, warnings),
             (Configuration::Discover, _) => panic!("{text} means discovery"),
         }
     }
 
-    fn one(text: &str) -> Resource {
-        let (mut resources, complaints) = listed(text);
-        assert!(complaints.is_empty(), "{complaints:?}");
+    fn one(text: &str) -> ResourceConfig {
+        let (mut resources, warnings) = listed(text);
+        assert!(warnings.is_empty(), "{warnings:?}");
         assert_eq!(resources.len(), 1);
         resources.remove(0)
     }
@@ -180,7 +181,7 @@ mod tests {
             "mode"     : "bridge",
             "capacity" : 50,
         } ]"#;
-        let expected = Resource {
+        let expected = ResourceConfig {
             name: "dataplane".into(),
             lower: "eth0".into(),
             mode: Mode::Bridge,
@@ -211,9 +212,9 @@ mod tests {
         let text = r#"[{"name": "a", "lowerDevice": "eth0", "mode": "passthru"}]"#;
         assert_eq!(one(text).capacity, 1);
         let text = r#"[{"name": "a", "lowerDevice": "eth0", "mode": "passthru", "capacity": 9}]"#;
-        let (resources, complaints) = listed(text);
+        let (resources, warnings) = listed(text);
         assert_eq!(resources[0].capacity, 1);
-        assert!(complaints[0].contains("not 9"), "{complaints:?}");
+        assert!(warnings[0].contains("not 9"), "{warnings:?}");
     }
 
     #[test]
@@ -241,11 +242,11 @@ mod tests {
             ("7", "not an object"),
         ] {
             let text = format!(r#"[{{"name": "good", "lowerDevice": "eth0"}}, {entry}]"#);
-            let (resources, complaints) = listed(&text);
+            let (resources, warnings) = listed(&text);
             assert_eq!(resources.len(), 1, "{entry}");
-            assert_eq!(complaints.len(), 1, "{entry}");
-            assert!(complaints[0].starts_with("entry 2 "), "{complaints:?}");
-            assert!(complaints[0].contains(part), "{complaints:?}");
+            assert_eq!(warnings.len(), 1, "{entry}");
+            assert!(warnings[0].starts_with("entry 2 "), "{warnings:?}");
+            assert!(warnings[0].contains(part), "{warnings:?}");
         }
     }
 

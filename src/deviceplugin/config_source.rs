@@ -12,22 +12,23 @@ use super::config::{self, Configuration};
 
 /// The environment variable of kubevirt/macvtap-cni.
 const VARIABLE: &str = "DP_MACVTAP_CONF";
-/// The longest configuration, in bytes: what fits into a `ConfigMap`.
-const LONGEST: u64 = 1 << 20;
+/// The maximum length of a configuration, in bytes: that of a `ConfigMap`.
+const MAX_BYTES: u64 = 1 << 20;
 
-/// The source of the configuration, with what was read from it last.
-pub enum Source {
+/// The source of the configuration.
+pub enum ConfigSource {
     /// The text of the environment variable.
     Environment(String),
-    /// A file.
-    File(PathBuf),
-    /// A file that was read before.
-    Read(PathBuf, String),
+    /// A file, and its text when it was last read.
+    File(PathBuf, Option<String>),
 }
 
-impl Source {
-    /// The environment, where the variable has to be set.
-    pub fn environment() -> Result<Self> {
+impl ConfigSource {
+    /// The file at `path`, or the environment variable if there is no path.
+    pub fn new(path: Option<&Path>) -> Result<Self> {
+        if let Some(path) = path {
+            return Ok(Self::File(path.to_owned(), None));
+        }
         let text = env::var_os(VARIABLE)
             .with_context(|| format!("{VARIABLE} environment variable must be set"))?;
         let text = text.into_string().ok();
@@ -35,67 +36,68 @@ impl Source {
         Ok(Self::Environment(text))
     }
 
-    /// The directory in which a change can be seen. A mounted `ConfigMap` changes by a
-    /// symbolic link beside the file.
+    /// The directory in which the file changes. A mounted `ConfigMap` changes by a symbolic link
+    /// beside the file.
     #[must_use]
     pub fn directory(&self) -> Option<PathBuf> {
-        match self {
-            Self::Environment(_) => None,
-            Self::File(path) | Self::Read(path, _) => {
-                let parent = path.parent().filter(|parent| *parent != Path::new(""));
-                Some(parent.unwrap_or(Path::new(".")).to_owned())
-            }
-        }
+        let Self::File(path, _) = self else {
+            return None;
+        };
+        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        Some(parent.unwrap_or(Path::new(".")).to_owned())
     }
 
-    /// Reads the configuration for the first time: it has to be good.
-    pub fn first(&mut self) -> Result<Configuration> {
-        let configuration = self.again()?;
-        configuration.context("the configuration was read before")
+    /// Reads the configuration for the first time.
+    pub fn load(&mut self) -> Result<Configuration> {
+        let configuration = self.reload()?;
+        configuration.context("the configuration was loaded before")
     }
 
-    /// Reads the configuration again; none if it is the same text as before.
-    pub fn again(&mut self) -> Result<Option<Configuration>> {
-        let (name, text) = match &*self {
+    /// Reads the configuration again; none if its text has not changed.
+    pub fn reload(&mut self) -> Result<Option<Configuration>> {
+        let (name, text) = match self {
             Self::Environment(text) => (VARIABLE.to_owned(), text.clone()),
-            Self::File(path) => (path.display().to_string(), read_first(path)?),
-            Self::Read(path, before) => {
-                let text = read(path)?;
-                if text == *before {
+            Self::File(path, before) => {
+                let text = match before {
+                    None => read_first(path)?,
+                    Some(_) => read(path)?,
+                };
+                // Also if it is wrong, so that errors are logged once.
+                if before.replace(text.clone()).as_ref() == Some(&text) {
                     return Ok(None);
                 }
                 (path.display().to_string(), text)
             }
         };
-        // A broken text is remembered as well, so that it is complained about once.
-        if let Self::File(path) | Self::Read(path, _) = self {
-            *self = Self::Read(path.clone(), text.clone());
-        }
-        let (configuration, complaints) =
-            config::parse(&text).with_context(|| format!("the configuration in {name}"))?;
-        info!("configuration={name} {}", summary(&configuration));
-        for complaint in complaints {
-            warn!("configuration={name} {complaint}");
+        let parsed = config::parse(&text);
+        let (configuration, warnings) =
+            parsed.with_context(|| format!("the configuration in {name}"))?;
+        log_configuration(&name, &configuration);
+        for warning in warnings {
+            warn!(source = name; "{warning}");
         }
         Ok(Some(configuration))
     }
 }
 
-fn summary(configuration: &Configuration) -> String {
+fn log_configuration(source: &str, configuration: &Configuration) {
     match configuration {
-        Configuration::Discover => "is empty: every NIC and bond is offered".to_owned(),
-        Configuration::Listed(resources) => format!("lists {} resources", resources.len()),
+        Configuration::Discover => {
+            info!(source; "configuration loaded: offering every NIC and bond");
+        }
+        Configuration::Listed(resources) => {
+            info!(source, resources = resources.len(); "configuration loaded");
+        }
     }
 }
 
 /// An optional `ConfigMap` that does not exist is mounted as an empty directory, which means the
-/// same as an empty list. A file that was there before and is gone is an error instead: the
-/// configuration read from it stays in force.
+/// same as an empty list. A file that existed before is an error when it is gone: the
+/// configuration that was read from it stays in force.
 fn read_first(path: &Path) -> Result<String> {
     let dir = path.parent().filter(|dir| *dir != Path::new(""));
     if !path.exists() && dir.unwrap_or(Path::new(".")).is_dir() {
-        let shown = path.display().to_string();
-        warn!(configuration = shown; "does not exist: every NIC and bond is offered");
+        warn!(source:% = path.display(); "configuration does not exist: offering every NIC and bond");
         return Ok("[]".to_owned());
     }
     read(path)
@@ -103,12 +105,11 @@ fn read_first(path: &Path) -> Result<String> {
 
 fn read(path: &Path) -> Result<String> {
     let shown = path.display();
-    let length = fs::metadata(path)
-        .with_context(|| format!("reading the configuration in {shown}"))?
-        .len();
+    let metadata = fs::metadata(path).with_context(|| format!("reading {shown}"))?;
+    let length = metadata.len();
     ensure!(
-        length <= LONGEST,
-        "the configuration in {shown} has {length} bytes, more than {LONGEST}"
+        length <= MAX_BYTES,
+        "the configuration in {shown} has {length} bytes, more than {MAX_BYTES}"
     );
-    fs::read_to_string(path).with_context(|| format!("reading the configuration in {shown}"))
+    fs::read_to_string(path).with_context(|| format!("reading {shown}"))
 }

@@ -1,4 +1,4 @@
-//! What a node offers: resources and the links that are there, into lists of devices. Pure.
+//! The devices of resources: from configuration and links to the lists for the kubelet. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    config::{Configuration, DEFAULT_CAPACITY, Resource, check_name},
+    config::{Configuration, DEFAULT_CAPACITY, ResourceConfig, check_name},
     grpc::api::{Device, ListAndWatchResponse, NumaNode, TopologyInfo},
 };
 use crate::{
@@ -17,27 +17,54 @@ use crate::{
     },
 };
 
-/// A resource's devices, and whether pods can have them now.
-#[derive(Clone, Debug)]
-pub struct Offer {
+/// The devices of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceList {
     /// The resource.
-    pub resource: Resource,
-    /// Why not; none if they can.
-    pub trouble: Option<String>,
-    /// The NUMA node of the lower device, if it has one.
-    pub numa_node: Option<i64>,
+    pub resource: ResourceConfig,
     /// The IDs of the devices.
     pub ids: Arc<Vec<String>>,
-    /// What the kubelet is told.
-    pub list: Arc<ListAndWatchResponse>,
+    /// Why pods cannot use the devices; none if they can.
+    pub unhealthy_reason: Option<String>,
+    /// The NUMA node of the lower device, if it has one.
+    pub numa_node: Option<i64>,
 }
 
-/// Why discovery does not offer macvtaps on a link; none if it does.
+impl DeviceList {
+    /// Whether resource and health are those of another list.
+    #[must_use]
+    pub fn has_same_health(&self, other: &Self) -> bool {
+        self.resource == other.resource && self.unhealthy_reason == other.unhealthy_reason
+    }
+
+    /// The message to the kubelet. Devices without a lower device are unhealthy, not absent:
+    /// pods keep what was allocated to them.
+    #[must_use]
+    pub fn to_message(&self) -> ListAndWatchResponse {
+        let health = match self.unhealthy_reason {
+            None => "Healthy",
+            Some(_) => "Unhealthy",
+        };
+        let topology = self.numa_node.map(|id| TopologyInfo {
+            nodes: vec![NumaNode { id }],
+        });
+        let devices = self.ids.iter().map(|id| Device {
+            id: id.clone(),
+            health: health.to_owned(),
+            topology: topology.clone(),
+        });
+        ListAndWatchResponse {
+            devices: devices.collect(),
+        }
+    }
+}
+
+/// Why discovery does not offer a link; none if it does.
 ///
-/// It offers them on what carries a node's traffic: physical interfaces, which have no link
-/// kind, and bonds, as far as they are not themselves below a bond or a bridge.
+/// It offers what carries a node's traffic: physical interfaces, which have no link kind, and
+/// bonds, unless they are ports of a bond or a bridge.
 #[must_use]
-pub fn unfit(link: &Link) -> Option<String> {
+pub fn not_discovered(link: &Link) -> Option<String> {
     if link.loopback {
         return Some("it is the loopback interface".into());
     }
@@ -58,34 +85,36 @@ pub fn unfit(link: &Link) -> Option<String> {
     check_name(&link.name).err().map(|error| error.to_string())
 }
 
-/// The resources to offer. Discovery keeps those that it found before, `known`: a NIC that
-/// is gone for a moment must not take its devices' identity along.
+/// The resources to offer, by name. Discovery keeps those that it found before, `known`: the
+/// devices of a NIC that is gone for a moment keep their IDs.
 #[must_use]
 pub fn resources(
     configuration: &Configuration,
     links: &[Link],
-    known: &BTreeMap<String, Resource>,
-) -> Vec<Resource> {
-    let listed = match configuration {
-        Configuration::Listed(resources) => return resources.clone(),
-        Configuration::Discover => known.values().cloned(),
-    };
-    let fit = links.iter().filter(|link| unfit(link).is_none());
-    let new = fit.filter(|link| !known.contains_key(&link.name));
-    let new = new.map(|link| Resource {
-        name: link.name.clone(),
-        lower: link.name.clone(),
-        mode: Mode::Bridge,
-        capacity: DEFAULT_CAPACITY,
-    });
-    listed.chain(new).collect()
+    known: &BTreeMap<String, ResourceConfig>,
+) -> BTreeMap<String, ResourceConfig> {
+    let by_name = |resource: ResourceConfig| (resource.name.clone(), resource);
+    match configuration {
+        Configuration::Listed(resources) => resources.iter().cloned().map(by_name).collect(),
+        Configuration::Discover => {
+            let links = links.iter().filter(|link| not_discovered(link).is_none());
+            let found = links.map(|link| ResourceConfig {
+                name: link.name.clone(),
+                lower: link.name.clone(),
+                mode: Mode::Bridge,
+                capacity: DEFAULT_CAPACITY,
+            });
+            let known = known.values().cloned();
+            found.chain(known).map(by_name).collect()
+        }
+    }
 }
 
-/// Why pods cannot have a resource's devices now; none if they can.
+/// Why pods cannot use a resource's devices; none if they can.
 #[must_use]
-pub fn trouble(
+pub fn unhealthy_reason(
     configuration: &Configuration,
-    resource: &Resource,
+    resource: &ResourceConfig,
     links: &[Link],
 ) -> Option<String> {
     let link = links.iter().find(|link| link.name == resource.lower);
@@ -93,21 +122,22 @@ pub fn trouble(
         return Some("the lower device does not exist".into());
     };
     match configuration {
-        Configuration::Discover => unfit(link),
+        Configuration::Discover => not_discovered(link),
         Configuration::Listed(_) => None,
     }
 }
 
 /// The IDs of all devices of all resources.
 ///
-/// No two have the same tap. Where two resources would, the one whose name comes later in
-/// the alphabet skips the slot, whatever their order in the configuration.
+/// No two have the same tap. Where two resources would, the one whose name comes later skips
+/// the slot.
 #[must_use]
-pub fn device_ids(hostname: &str, resources: &[Resource]) -> BTreeMap<String, Arc<Vec<String>>> {
-    let mut by_name: Vec<&Resource> = resources.iter().collect();
-    by_name.sort_by(|one, other| one.name.cmp(&other.name));
+pub fn device_ids(
+    hostname: &str,
+    resources: &BTreeMap<String, ResourceConfig>,
+) -> BTreeMap<String, Arc<Vec<String>>> {
     let mut taken = BTreeSet::new();
-    let ids = by_name.into_iter().map(|resource| {
+    let ids = resources.values().map(|resource| {
         let slots = device_id::slots(hostname, &resource.name, resource.capacity, &mut taken);
         let ids = slots.into_iter().map(|(slot, tap)| {
             let id = DeviceId {
@@ -124,26 +154,8 @@ pub fn device_ids(hostname: &str, resources: &[Resource]) -> BTreeMap<String, Ar
     ids.collect()
 }
 
-/// The list for the kubelet. Devices in trouble are unhealthy, never absent:
-/// a pod that holds one keeps it.
-#[must_use]
-pub fn list(ids: &[String], healthy: bool, numa_node: Option<i64>) -> ListAndWatchResponse {
-    let health = if healthy { "Healthy" } else { "Unhealthy" };
-    let topology = numa_node.map(|id| TopologyInfo {
-        nodes: vec![NumaNode { id }],
-    });
-    let devices = ids.iter().map(|id| Device {
-        id: id.clone(),
-        health: health.to_owned(),
-        topology: topology.clone(),
-    });
-    ListAndWatchResponse {
-        devices: devices.collect(),
-    }
-}
-
-/// The devices to prefer: those that must be taken, then those whose tap
-/// exists nowhere on the machine, then the rest.
+/// The devices to prefer: those that must be included, then those whose tap exists nowhere on
+/// the machine, then the others.
 #[must_use]
 pub fn prefer(
     available: &[String],
@@ -176,13 +188,18 @@ mod tests {
         }
     }
 
-    fn resource(name: &str, lower: &str) -> Resource {
-        Resource {
+    fn resource(name: &str, lower: &str) -> ResourceConfig {
+        ResourceConfig {
             name: name.into(),
             lower: lower.into(),
             mode: Mode::Bridge,
             capacity: 100,
         }
+    }
+
+    fn by_name<const N: usize>(list: [ResourceConfig; N]) -> BTreeMap<String, ResourceConfig> {
+        list.map(|resource| (resource.name.clone(), resource))
+            .into()
     }
 
     #[test]
@@ -191,8 +208,8 @@ mod tests {
             kind: Some(kind.into()),
             ..nic(name)
         };
-        assert_eq!(unfit(&nic("eth0")), None);
-        assert_eq!(unfit(&kind("bond", "bond0")), None);
+        assert_eq!(not_discovered(&nic("eth0")), None);
+        assert_eq!(not_discovered(&kind("bond", "bond0")), None);
         let mut links = [
             kind("veth", "veth0"),
             kind("vlan", "eth0.5"),
@@ -210,7 +227,7 @@ mod tests {
         links[7].mac = Some(MacAddr([0; 6]));
         links[8].master = Some(3);
         for link in links {
-            assert!(unfit(&link).is_some(), "{}", link.name);
+            assert!(not_discovered(&link).is_some(), "{}", link.name);
         }
     }
 
@@ -218,60 +235,67 @@ mod tests {
     fn discovery_remembers_what_it_found() {
         let known = BTreeMap::new();
         let found = resources(&Configuration::Discover, &[nic("eth0")], &known);
-        assert_eq!(found, [resource("eth0", "eth0")]);
-        let known = BTreeMap::from([("eth0".to_owned(), found[0].clone())]);
-        let later = resources(&Configuration::Discover, &[nic("eth1")], &known);
-        assert_eq!(later, [resource("eth0", "eth0"), resource("eth1", "eth1")]);
+        assert_eq!(found, by_name([resource("eth0", "eth0")]));
+        let later = resources(&Configuration::Discover, &[nic("eth1")], &found);
+        let expected = [resource("eth0", "eth0"), resource("eth1", "eth1")];
+        assert_eq!(later, by_name(expected));
         let links = [nic("eth1")];
-        assert!(trouble(&Configuration::Discover, &later[0], &links).is_some());
-        assert!(trouble(&Configuration::Discover, &later[1], &links).is_none());
+        assert!(unhealthy_reason(&Configuration::Discover, &later["eth0"], &links).is_some());
+        assert!(unhealthy_reason(&Configuration::Discover, &later["eth1"], &links).is_none());
         let enslaved = [Link {
             master: Some(9),
             ..nic("eth1")
         }];
-        assert!(trouble(&Configuration::Discover, &later[1], &enslaved).is_some());
+        assert!(unhealthy_reason(&Configuration::Discover, &later["eth1"], &enslaved).is_some());
     }
 
     #[test]
     fn a_listed_resource_is_offered_whatever_its_lower_device_is() {
         let listed = Configuration::Listed(vec![resource("dataplane", "veth0")]);
         let found = resources(&listed, &[], &BTreeMap::new());
-        assert_eq!(found, [resource("dataplane", "veth0")]);
-        assert!(trouble(&listed, &found[0], &[]).is_some());
+        assert_eq!(found, by_name([resource("dataplane", "veth0")]));
+        assert!(unhealthy_reason(&listed, &found["dataplane"], &[]).is_some());
         let veth = Link {
             kind: Some("veth".into()),
             ..nic("veth0")
         };
-        assert_eq!(trouble(&listed, &found[0], &[veth]), None);
+        assert_eq!(
+            unhealthy_reason(&listed, &found["dataplane"], &[veth]),
+            None
+        );
     }
 
     #[test]
     fn no_two_devices_of_a_node_have_the_same_tap() {
-        let many = |name: &str| Resource {
+        let many = |name: &str| ResourceConfig {
             capacity: 10_000,
             ..resource(name, "eth0")
         };
-        let resources = [many("b"), many("a")];
-        let ids = device_ids("node1", &resources);
+        let ids = device_ids("node1", &by_name([many("b"), many("a")]));
         let taps: BTreeSet<u32> = ids
             .values()
             .flat_map(|ids| ids.iter())
             .map(|id| id.parse::<DeviceId>().unwrap().tap)
             .collect();
         assert_eq!(taps.len(), 20_000);
-        assert_eq!(ids["a"], device_ids("node1", &resources[1..])["a"]);
-        let turned = [many("a"), many("b")];
-        assert_eq!(ids, device_ids("node1", &turned));
+        assert_eq!(ids["a"], device_ids("node1", &by_name([many("a")]))["a"]);
     }
 
     #[test]
-    fn lists_health_and_numa_node() {
-        let ids = ["a".to_owned()];
-        let list = |healthy, node| super::list(&ids, healthy, node).devices.remove(0);
-        assert_eq!(list(true, None).health, "Healthy");
-        assert_eq!(list(false, None).health, "Unhealthy");
-        assert_eq!(list(true, None).topology, None);
-        assert_eq!(list(true, Some(1)).topology.unwrap().nodes[0].id, 1);
+    fn the_message_has_health_and_numa_node() {
+        let device = |reason: Option<&str>, numa_node| {
+            let list = DeviceList {
+                resource: resource("a", "eth0"),
+                ids: Arc::new(vec!["a".to_owned()]),
+                unhealthy_reason: reason.map(str::to_owned),
+                numa_node,
+            };
+            list.to_message().devices.remove(0)
+        };
+        assert_eq!(device(None, None).health, "Healthy");
+        assert_eq!(device(Some("down"), None).health, "Unhealthy");
+        assert_eq!(device(None, None).topology, None);
+        assert_eq!(device(None, Some(1)).topology.unwrap().nodes[0].id, 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Changes in a directory: the kubelet's, or that of the configuration.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,40 +13,41 @@ use log::{info, warn};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_stream::StreamExt;
 
-/// How often the directory is looked at although it is watched.
-const SELDOM: Duration = Duration::from_secs(5);
-/// How often where it cannot be watched.
-const OFTEN: Duration = Duration::from_millis(100);
-/// Events that come within this are one change.
-const SETTLE: Duration = Duration::from_millis(5);
+use crate::host::file_id::Inode;
+
+/// The time between two looks at a directory that is watched.
+const WATCHED_INTERVAL: Duration = Duration::from_secs(5);
+/// The time between two looks at a directory that cannot be watched.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Events within this time are one change.
+const DEBOUNCE: Duration = Duration::from_millis(5);
 const BUFFER: usize = 4096;
 
-/// A directory that is watched, or polled where inotify cannot be had.
-pub struct Directory {
+/// A directory that is watched, or polled if inotify cannot be used.
+pub struct DirectoryWatch {
     path: PathBuf,
-    watch: Option<Watch>,
+    watch: Option<Watched>,
     look_at: Instant,
-    /// When what was seen, but not yet reported, will have settled.
-    settled: Option<Instant>,
-    complained: bool,
+    /// When the events that came will be reported.
+    report_at: Option<Instant>,
+    warned: bool,
 }
 
-struct Watch {
+struct Watched {
     events: EventStream<[u8; BUFFER]>,
-    /// Device and inode of the directory that is watched.
-    identity: (u64, u64),
+    inode: Inode,
 }
 
-impl Directory {
-    /// Begins to watch. The directory need not exist yet.
+impl DirectoryWatch {
+    /// Starts to watch. The directory need not exist yet.
     #[must_use]
-    pub fn watch(path: &Path) -> Self {
+    pub fn start(path: &Path) -> Self {
         let mut directory = Self {
             path: path.to_owned(),
             watch: None,
             look_at: Instant::now(),
-            settled: None,
-            complained: false,
+            report_at: None,
+            warned: false,
         };
         directory.renew();
         directory
@@ -55,18 +56,18 @@ impl Directory {
     /// Returns when something changed in the directory, or may have. Nothing is lost if the
     /// future is dropped before.
     pub async fn changed(&mut self) {
-        let settled = if let Some(settled) = self.settled {
-            settled
+        let report_at = if let Some(report_at) = self.report_at {
+            report_at
         } else {
             self.wait().await;
-            Instant::now() + SETTLE
+            Instant::now() + DEBOUNCE
         };
-        self.settled = Some(settled);
-        sleep_until(settled).await;
+        self.report_at = Some(report_at);
+        sleep_until(report_at).await;
         if let Some(watch) = &mut self.watch {
             while let Some(Some(Ok(_))) = watch.events.next().now_or_never() {}
         }
-        self.settled = None;
+        self.report_at = None;
         self.renew();
     }
 
@@ -81,8 +82,8 @@ impl Directory {
         }
     }
 
-    /// Whether the directory was deleted while a mount still leads to it: nobody who
-    /// looks for the path finds what we would put there.
+    /// Whether the directory was deleted while a mount still leads to it: what is put there is
+    /// not found under the path outside.
     #[must_use]
     pub fn is_orphaned(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|found| found.nlink() == 0)
@@ -91,27 +92,30 @@ impl Directory {
     /// Watches the directory that the path leads to now, if that is another one than before.
     fn renew(&mut self) {
         let found = fs::metadata(&self.path).ok();
-        let identity = found.map(|found| (found.dev(), found.ino()));
-        let watched = self.watch.as_ref().map(|watch| watch.identity);
-        if identity.is_none() || watched != identity {
-            self.watch = identity.and_then(|identity| self.start(identity));
+        let inode = found.as_ref().map(Inode::of);
+        let watched = self.watch.as_ref().map(|watch| watch.inode);
+        if inode.is_none() || watched != inode {
+            self.watch = inode.and_then(|inode| self.watch(inode));
         }
-        let pause = if self.watch.is_some() { SELDOM } else { OFTEN };
-        self.look_at = Instant::now() + pause;
+        let interval = match self.watch {
+            Some(_) => WATCHED_INTERVAL,
+            None => POLL_INTERVAL,
+        };
+        self.look_at = Instant::now() + interval;
     }
 
-    fn start(&mut self, identity: (u64, u64)) -> Option<Watch> {
-        let path = self.path.display();
+    fn watch(&mut self, inode: Inode) -> Option<Watched> {
+        let directory = self.path.display();
         match events(&self.path) {
             Ok(events) => {
-                if std::mem::take(&mut self.complained) {
-                    info!("directory={path} is watched again");
+                if mem::take(&mut self.warned) {
+                    info!(directory:%; "watching again");
                 }
-                Some(Watch { events, identity })
+                Some(Watched { events, inode })
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.complained, true) {
-                    warn!("directory={path} cannot be watched, so it is polled: {error}");
+                if !mem::replace(&mut self.warned, true) {
+                    warn!(directory:%, error:%; "cannot be watched; polling");
                 }
                 None
             }

@@ -1,5 +1,4 @@
-//! Health and metrics by HTTP, for kubelet and Prometheus. One request a connection, few
-//! connections at once, and none for long: who does not read must not hold anything up.
+//! Health and metrics over HTTP, for kubelet and Prometheus.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,49 +21,49 @@ use tokio::{
 use super::metrics;
 use crate::types::status::Status;
 
-/// Connections at once.
-const MOST: usize = 16;
-/// How long one may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The maximum number of connections at a time.
+const MAX_CONNECTIONS: usize = 16;
+/// How long a connection may take. It serves one request.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The content type of Prometheus' text format.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Who answers by HTTP, if anybody is to.
-pub struct Http {
+/// The HTTP server, if there is to be one.
+pub struct HttpServer {
     listener: Option<TcpListener>,
     free: Arc<Semaphore>,
 }
 
-impl Http {
-    /// Begins to listen.
+impl HttpServer {
+    /// Listens on `address`, if there is one.
     pub async fn listen(address: Option<SocketAddr>) -> Result<Self> {
         let listener = match address {
             None => None,
             Some(address) => {
                 let listener = TcpListener::bind(address).await;
                 let listener = listener.with_context(|| format!("listening on {address}"))?;
-                info!("status address={}", listener.local_addr()?);
+                info!(address:% = listener.local_addr()?; "serving health and metrics");
                 Some(listener)
             }
         };
         Ok(Self {
             listener,
-            free: Arc::new(Semaphore::new(MOST)),
+            free: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         })
     }
 
-    /// Who asks next.
-    pub async fn asked(&self) -> Option<TcpStream> {
+    /// The next connection.
+    pub async fn accept(&self) -> Option<TcpStream> {
         match &self.listener {
-            Some(listener) => listener.accept().await.ok().map(|(asker, _)| asker),
+            Some(listener) => listener.accept().await.ok().map(|(stream, _)| stream),
             None => std::future::pending().await,
         }
     }
 
-    /// Answers by how it is now, which costs something to find out.
-    pub fn answer(&self, asker: TcpStream, status: impl FnOnce() -> Status) {
+    /// Answers with the present status.
+    pub fn answer(&self, stream: TcpStream, status: impl FnOnce() -> Status) {
         let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
-            debug!("more than {MOST} ask by HTTP at once");
+            debug!(connections = MAX_CONNECTIONS; "too many HTTP connections");
             return;
         };
         let status = status();
@@ -75,10 +74,10 @@ impl Http {
         let mut builder = http1::Builder::new();
         let connection = builder
             .keep_alive(false)
-            .serve_connection(TokioIo::new(asker), service);
+            .serve_connection(TokioIo::new(stream), service);
         tokio::spawn(async move {
-            // Whoever asked may be gone.
-            let _ = timeout(PATIENCE, connection).await;
+            // The client may be gone.
+            let _ = timeout(CONNECTION_TIMEOUT, connection).await;
             drop(permit);
         });
     }

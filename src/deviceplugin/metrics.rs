@@ -23,19 +23,19 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_build_info",
         "gauge",
-        "The version that runs; always 1",
+        "The version; always 1",
         |_| vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1)],
     ),
     metric(
         "macvtap_devices",
         "gauge",
-        "Devices that the kubelet is offered",
+        "Devices offered to the kubelet",
         |status| resources(status, |resource| resource.devices),
     ),
     metric(
         "macvtap_devices_healthy",
         "gauge",
-        "Those of them in good health",
+        "Healthy devices offered to the kubelet",
         |status| {
             resources(status, |resource| match resource.unhealthy_reason {
                 None => resource.devices,
@@ -46,13 +46,13 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_attachments",
         "gauge",
-        "Macvtaps that pods have of a resource",
+        "Devices of a resource whose tap exists",
         |status| resources(status, |resource| resource.attachments),
     ),
     metric(
         "macvtap_registered",
         "gauge",
-        "Whether the kubelet knows a resource",
+        "Whether a resource is registered with the kubelet",
         |status| resources(status, |resource| u64::from(resource.registered)),
     ),
     metric(
@@ -73,13 +73,13 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_allocations_total",
         "counter",
-        "Devices promised to containers",
+        "Devices allocated to containers",
         |status| resources(status, |resource| resource.allocations),
     ),
     metric(
         "macvtap_allocation_failures_total",
         "counter",
-        "Requests of the kubelet that failed, by reason",
+        "Failed requests of the kubelet, by reason",
         |status| {
             let samples = status.resources.iter().flat_map(|resource| {
                 resource.failures.iter().map(|(reason, count)| {
@@ -94,31 +94,31 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_registrations_total",
         "counter",
-        "Registrations that the kubelet accepted",
+        "Registrations accepted by the kubelet",
         |status| resources(status, |resource| resource.registrations),
     ),
     metric(
         "macvtap_stream_restarts_total",
         "counter",
-        "Streams of devices that the kubelet ended",
+        "ListAndWatch streams that ended",
         |status| resources(status, |resource| resource.stream_restarts),
     ),
     metric(
         "macvtap_kubelet_restarts_total",
         "counter",
-        "Kubelets that came after the first",
+        "Restarts of the kubelet",
         |status| vec![(vec![], status.kubelet_restarts)],
     ),
     metric(
         "macvtap_link_resyncs_total",
         "counter",
-        "How often links were listed again after changes",
+        "Times that links were listed again after changes",
         |status| vec![(vec![], status.link_resyncs)],
     ),
     metric(
         "macvtap_learning_enabled",
         "gauge",
-        "Whether learning is on",
+        "Whether learning is on and its thread runs",
         |status| vec![(vec![], u64::from(status.running_learning().is_some()))],
     ),
     metric(
@@ -143,13 +143,13 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_learning_unparks_total",
         "counter",
-        "Ports that became live",
+        "Ports that became active",
         |status| vec![(vec![], learning(status).unparks)],
     ),
     metric(
         "macvtap_learning_replays_total",
         "counter",
-        "First frames sent again for neighbours",
+        "First frames sent again to neighbours",
         |status| vec![(vec![], learning(status).replays)],
     ),
     metric(
@@ -161,13 +161,13 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_learning_announcements_total",
         "counter",
-        "Announcements of ports' MACs from outside",
+        "Announcements of a port's MAC from outside",
         |status| vec![(vec![], learning(status).announcements)],
     ),
     metric(
         "macvtap_learning_failures_total",
         "counter",
-        "Announcements ignored as too many, and modes that could not be set",
+        "Announcements ignored as too many, and failed mode changes",
         |status| {
             let learning = learning(status);
             let reason = |name: &str, count| (vec![("reason", name.to_owned())], count);

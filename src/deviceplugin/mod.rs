@@ -1,20 +1,22 @@
-//! The device plugin: tells the kubelet which macvtaps a node offers, and promises them to pods.
+//! The device plugin: offers the node's macvtaps to the kubelet and allocates them to pods.
 //!
-//! One thread, one loop that owns all state. What happens comes in as events;
-//! what to do about it is decided in `config`, `offer` and `registration`.
+//! One event loop owns all state; `config`, `device_list` and `registration` decide.
 
 pub mod config;
 mod config_source;
 pub mod device_list;
 mod directory;
+pub mod event;
 pub mod grpc;
 mod http;
+mod learning_task;
 pub mod metrics;
+pub mod names;
 mod registration;
 mod resource;
 pub mod status;
 mod supervisor;
-mod tap_only;
+pub mod tap_only;
 
 use std::{
     net::SocketAddr,
@@ -27,82 +29,34 @@ use anyhow::{Context, Result, ensure};
 use log::{LevelFilter, error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_tokio::Signals;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::mpsc,
-    time::sleep_until,
-};
+use tokio::{sync::mpsc, time::sleep_until};
 use tokio_stream::StreamExt;
 
-use self::{config_source::Source, directory::Directory, http::Http, supervisor::Node};
+use self::{
+    config_source::ConfigSource, directory::DirectoryWatch, http::HttpServer,
+    learning_task::LearningTask, status::StatusServer, supervisor::Supervisor,
+};
 use crate::{
     cli::{self, Switch},
-    host::{logging, peer},
+    host::logging,
     netlink::LinkWatch,
 };
 
-/// The namespace of the resources' names.
-pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
-/// How long the end may take.
-const FAREWELL: Duration = Duration::from_millis(900);
+/// How long shutting down may take.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(900);
 
-/// What the loop is told by what it started.
-pub enum Event {
-    /// The kubelet opened or closed a stream.
-    Stream {
-        /// The resource.
-        resource: String,
-        /// Which of the resource's servers it is about.
-        generation: u64,
-        /// Opened, or closed.
-        open: bool,
-    },
-    /// The kubelet answered a registration, or could not be reached.
-    Answered {
-        /// The resource.
-        resource: String,
-        /// Which of the resource's calls it is about.
-        call: u64,
-        /// What it answered.
-        outcome: Result<()>,
-    },
-    /// Devices were promised to a container.
-    Allocated {
-        /// The resource.
-        resource: String,
-        /// How many.
-        devices: u64,
-    },
-    /// Devices were not promised.
-    NotAllocated {
-        /// The resource.
-        resource: String,
-        /// Why, in a word for metrics.
-        reason: &'static str,
-    },
-    /// A server ended.
-    Ended {
-        /// The resource.
-        resource: String,
-        /// Which of the resource's servers it is about.
-        generation: u64,
-        /// How.
-        outcome: Result<()>,
-    },
-}
-
-/// What the device plugin is told when it is started.
+/// The settings of a device plugin.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The directory of the kubelet's socket, and ours.
+    /// The directory of the kubelet's socket and ours.
     pub kubelet_dir: PathBuf,
-    /// The file to read the configuration from; the environment if none.
+    /// The configuration file; if none, the configuration is in the environment.
     pub config: Option<PathBuf>,
-    /// The directory of the pods' network namespaces; none if nothing is to be learnt.
+    /// The directory of the pods' network namespaces; none if learning is turned off.
     pub learning: Option<PathBuf>,
-    /// Where to tell health and metrics by HTTP, if anywhere.
+    /// The address on which health and metrics are served over HTTP.
     pub status_address: Option<SocketAddr>,
-    /// What is logged, unless `RUST_LOG` says otherwise.
+    /// The level of the log, unless `RUST_LOG` overrides it.
     pub level: LevelFilter,
 }
 
@@ -113,7 +67,7 @@ impl From<&cli::Deviceplugin> for Settings {
             config: options.config.clone(),
             learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
             status_address: options.status_address,
-            // The original's manifest says -v 3, which was the usual there.
+            // The original's manifest has -v 3, for what is logged by default here.
             level: match options.verbosity {
                 0..=3 => LevelFilter::Info,
                 4..=5 => LevelFilter::Debug,
@@ -126,10 +80,7 @@ impl From<&cli::Deviceplugin> for Settings {
 /// Runs the device plugin until a signal ends it.
 pub fn main(settings: &Settings) -> Result<ExitCode> {
     logging::start(settings.level);
-    let source = match &settings.config {
-        Some(path) => Source::File(path.clone()),
-        None => Source::environment()?,
-    };
+    let source = ConfigSource::new(settings.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -137,96 +88,77 @@ pub fn main(settings: &Settings) -> Result<ExitCode> {
     runtime.block_on(run(settings, source))
 }
 
-async fn run(settings: &Settings, mut source: Source) -> Result<ExitCode> {
+async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> {
     let signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP]);
-    let mut signals = signals.context("listening to signals")?;
+    let mut signals = signals.context("installing signal handlers")?;
     let links = LinkWatch::open()?;
-    let mut kubelet = Directory::watch(&settings.kubelet_dir);
-    let mut config = source.directory().map(|path| Directory::watch(&path));
+    let kubelet_dir = &settings.kubelet_dir;
+    let mut kubelet = DirectoryWatch::start(kubelet_dir);
+    let mut config = source.directory().map(|path| DirectoryWatch::start(&path));
     let (sender, mut events) = mpsc::unbounded_channel();
-    let configuration = source.first()?;
-    let status = listen(&settings.kubelet_dir);
-    let mut node = Node::new(settings.kubelet_dir.clone(), configuration, sender)?;
-    node.learn(settings.learning.as_deref());
-    let http = Http::listen(settings.status_address).await?;
+    let configuration = source.load()?;
+    let status = StatusServer::listen(kubelet_dir);
+    let learning = LearningTask::start(settings.learning.clone());
+    let mut supervisor = Supervisor::new(kubelet_dir.clone(), configuration, learning, sender)?;
+    let http = HttpServer::listen(settings.status_address).await?;
     loop {
-        node.act().await;
+        supervisor.run_due().await;
         tokio::select! {
-            Some(event) = events.recv() => node.hear(event),
+            Some((resource, event)) = events.recv() => supervisor.handle(&resource, event),
             changed = links.changed() => {
                 changed?;
-                node.list_links();
+                supervisor.links_changed();
             }
             () = kubelet.changed() => {
-                check_mount(&kubelet, &settings.kubelet_dir)?;
-                node.look_at_sockets();
+                check_mount(&kubelet, kubelet_dir)?;
+                supervisor.directory_changed();
             }
-            Some(asker) = http.asked() => http.answer(asker, || node.status()),
-            Some(asker) = asked(status.as_ref()) => status::answer(asker, &node.status())?,
-            () = changed(&mut config) => reload(&mut node, &mut source),
+            Some(stream) = http.accept() => http.answer(stream, || supervisor.status()),
+            Some(stream) = status.accept() => status::answer(stream, &supervisor.status())?,
+            () = changed(&mut config) => reload(&mut supervisor, &mut source),
             signal = signals.next() => match signal {
-                Some(SIGHUP) => reload(&mut node, &mut source),
+                Some(SIGHUP) => reload(&mut supervisor, &mut source),
                 signal => {
-                    info!("ending signal={}", signal.unwrap_or_default());
+                    info!(signal = signal.unwrap_or_default(); "shutting down");
                     break;
                 }
             },
-            () = sleep_until(node.deadline().into()) => {}
+            () = sleep_until(supervisor.deadline().into()) => {}
         }
     }
-    Ok(end(node, signals).await)
+    Ok(shut_down(supervisor, signals).await)
 }
 
-fn check_mount(kubelet: &Directory, path: &Path) -> Result<()> {
+fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
     ensure!(
         !kubelet.is_orphaned(),
-        "{} was deleted; another directory in its place is not the one that is mounted \
-         here: start again",
+        "{} was deleted; a directory that replaces it is not mounted here: restart the container",
         path.display()
     );
     Ok(())
 }
 
-/// A device plugin that cannot be asked still serves.
-fn listen(kubelet_dir: &Path) -> Option<UnixListener> {
-    let listener = status::listen(kubelet_dir);
-    listener
-        .inspect_err(|error| warn!("nobody can ask how it is: {error:#}"))
-        .ok()
-}
-
-/// Who asks next. Only root may: anybody in this netns can reach the socket.
-async fn asked(listener: Option<&UnixListener>) -> Option<UnixStream> {
-    let Some(listener) = listener else {
-        return std::future::pending().await;
-    };
-    loop {
-        let (asker, _) = listener.accept().await.ok()?;
-        if peer::is_root(&asker) {
-            return Some(asker);
-        }
-    }
-}
-
-async fn changed(directory: &mut Option<Directory>) {
+async fn changed(directory: &mut Option<DirectoryWatch>) {
     match directory {
         Some(directory) => directory.changed().await,
         None => std::future::pending().await,
     }
 }
 
-/// A broken configuration leaves the last good one in force.
-fn reload(node: &mut Node, source: &mut Source) {
-    match source.again() {
-        Ok(Some(configuration)) => node.configure(configuration),
+/// A wrong configuration leaves the former one in force.
+fn reload(supervisor: &mut Supervisor, source: &mut ConfigSource) {
+    match source.reload() {
+        Ok(Some(configuration)) => supervisor.configure(configuration),
         Ok(None) => {}
-        Err(error) => error!("the former configuration stays in force: {error:#}"),
+        Err(error) => {
+            error!(error:% = format!("{error:#}"); "the former configuration stays in force");
+        }
     }
 }
 
-/// Ends cleanly, unless a second signal says that there is no time for it.
-async fn end(node: Node, mut signals: Signals) -> ExitCode {
-    let again = async {
+/// Shuts down cleanly, unless a second signal arrives.
+async fn shut_down(supervisor: Supervisor, mut signals: Signals) -> ExitCode {
+    let second_signal = async {
         while let Some(signal) = signals.next().await {
             if signal != SIGHUP {
                 break;
@@ -234,16 +166,16 @@ async fn end(node: Node, mut signals: Signals) -> ExitCode {
         }
     };
     tokio::select! {
-        () = node.stop() => {
-            info!("ended");
+        () = supervisor.stop() => {
+            info!("shut down");
             ExitCode::SUCCESS
         }
-        () = tokio::time::sleep(FAREWELL) => {
-            warn!("not everything could be closed in {FAREWELL:?}");
+        () = tokio::time::sleep(SHUTDOWN_GRACE) => {
+            warn!(timeout:? = SHUTDOWN_GRACE; "not everything could be closed in time");
             ExitCode::SUCCESS
         }
-        () = again => {
-            warn!("a second signal: ending at once");
+        () = second_signal => {
+            warn!("second signal: exiting at once");
             ExitCode::FAILURE
         }
     }

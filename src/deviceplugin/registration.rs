@@ -1,32 +1,32 @@
-//! When to register with the kubelet: the decisions, without doing it. Pure.
+//! When to register with the kubelet. Pure.
 //!
 //! Registered means that the kubelet's `ListAndWatch` stream is open now. The kubelet never
-//! dials again by itself, and some drop a new endpoint when the stream of the
-//! former one ends; so whenever no stream is open, it is for us to register again.
+//! dials again by itself, and some drop a new endpoint when the stream of the former one ends;
+//! so the resource is registered again whenever no stream is open.
 
 use std::time::{Duration, Instant};
 
-/// How long after each failure in a row the next attempt is made.
+/// The time until the next attempt after each failure in a row.
 const BACK_OFF: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
     Duration::from_secs(5),
     Duration::from_secs(10),
 ];
-/// How long the kubelet may take to open the stream after it answered; and how long a stream
-/// has to stay before it counts as a success.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kubelet may take to open the stream after its answer, and how long a stream has
+/// to last to count as a success.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state of a resource's registration.
 #[derive(Clone, Copy, Debug)]
-pub struct Registration {
-    state: State,
+pub struct RegistrationState {
+    phase: Phase,
     streams: u32,
     failures: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Phase {
     /// To be registered at this time.
     Due(Instant),
     /// `Register` was called, and is not answered yet.
@@ -37,18 +37,18 @@ enum State {
     Registered(Instant),
 }
 
-impl Registration {
-    /// Of a resource that was never registered: due now.
+impl RegistrationState {
+    /// The state of a resource that was never registered: due now.
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
-            state: State::Due(now),
+            phase: Phase::Due(now),
             streams: 0,
             failures: 0,
         }
     }
 
-    /// Of a resource that could not be served: due after a while.
+    /// The state of a resource that could not be served: due later.
     #[must_use]
     pub fn after_failure(now: Instant) -> Self {
         let mut registration = Self::new(now);
@@ -56,14 +56,14 @@ impl Registration {
         registration
     }
 
-    /// Whether the kubelet is to be called now. If so, the call counts as made.
+    /// Whether to call the kubelet now. If so, the call counts as made.
     pub fn call(&mut self, now: Instant) -> bool {
-        match self.state {
-            State::Due(at) if at <= now => {
-                self.state = State::Calling;
+        match self.phase {
+            Phase::Due(at) if at <= now => {
+                self.phase = Phase::Calling;
                 true
             }
-            State::Expecting(until) if until <= now => {
+            Phase::Expecting(until) if until <= now => {
                 self.fail(now);
                 false
             }
@@ -71,47 +71,47 @@ impl Registration {
         }
     }
 
-    /// When [`Self::call`] has to be asked again, whatever happens.
+    /// When [`Self::call`] has to be called again.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        match self.state {
-            State::Due(at) | State::Expecting(at) => Some(at),
-            State::Calling | State::Registered(_) => None,
+        match self.phase {
+            Phase::Due(at) | Phase::Expecting(at) => Some(at),
+            Phase::Calling | Phase::Registered(_) => None,
         }
     }
 
-    /// The kubelet answered the call.
+    /// Handles the answer to the call.
     pub fn answered(&mut self, accepted: bool, now: Instant) {
-        if self.state != State::Calling {
+        if self.phase != Phase::Calling {
             return;
         }
         if !accepted {
             self.fail(now);
         } else if self.streams > 0 {
-            self.state = State::Registered(now);
+            self.phase = Phase::Registered(now);
         } else {
-            self.state = State::Expecting(now + PATIENCE);
+            self.phase = Phase::Expecting(now + STREAM_TIMEOUT);
         }
     }
 
-    /// The kubelet opened a stream.
+    /// Handles a stream that was opened.
     pub fn opened(&mut self, now: Instant) {
         self.streams += 1;
-        if matches!(self.state, State::Expecting(_) | State::Due(_)) {
-            self.state = State::Registered(now);
+        if matches!(self.phase, Phase::Expecting(_) | Phase::Due(_)) {
+            self.phase = Phase::Registered(now);
         }
     }
 
-    /// A stream ended.
+    /// Handles a stream that ended.
     pub fn closed(&mut self, now: Instant) {
         self.streams = self.streams.saturating_sub(1);
-        let State::Registered(since) = self.state else {
+        let Phase::Registered(since) = self.phase else {
             return;
         };
         if self.streams > 0 {
             return;
         }
-        if now.duration_since(since) >= PATIENCE {
+        if now.duration_since(since) >= STREAM_TIMEOUT {
             *self = Self::new(now);
         } else {
             // Opened and closed at once: do not go round in circles.
@@ -119,20 +119,20 @@ impl Registration {
         }
     }
 
-    /// Another kubelet is there, or our socket is another one: what was before does not count.
+    /// Starts over: the kubelet restarted, or the socket is another one.
     pub fn restart(&mut self, now: Instant) {
-        self.state = State::Due(now);
+        self.phase = Phase::Due(now);
         self.failures = 0;
     }
 
-    /// Whether the kubelet's stream is open.
+    /// Whether a stream of the kubelet is open.
     #[must_use]
     pub fn is_registered(&self) -> bool {
-        matches!(self.state, State::Registered(_))
+        matches!(self.phase, Phase::Registered(_))
     }
 
     fn fail(&mut self, now: Instant) {
-        self.state = State::Due(now + BACK_OFF[self.failures.min(BACK_OFF.len() - 1)]);
+        self.phase = Phase::Due(now + BACK_OFF[self.failures.min(BACK_OFF.len() - 1)]);
         self.failures += 1;
     }
 }
@@ -143,13 +143,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn called(now: Instant) -> Registration {
-        let mut registration = Registration::new(now);
+    fn called(now: Instant) -> RegistrationState {
+        let mut registration = RegistrationState::new(now);
         assert!(registration.call(now));
         registration
     }
 
-    fn registered(now: Instant) -> Registration {
+    fn registered(now: Instant) -> RegistrationState {
         let mut registration = called(now);
         registration.answered(true, now);
         registration.opened(now);
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn backs_off_and_never_gives_up() {
         let mut now = Instant::now();
-        let mut registration = Registration::new(now);
+        let mut registration = RegistrationState::new(now);
         let mut waits = Vec::new();
         for _ in 0..8 {
             assert!(registration.call(now));
@@ -200,7 +200,7 @@ mod tests {
         let mut registration = called(now);
         registration.answered(true, now);
         let until = registration.deadline().unwrap();
-        assert_eq!(until - now, PATIENCE);
+        assert_eq!(until - now, STREAM_TIMEOUT);
         assert!(!registration.call(until));
         assert_eq!(registration.deadline(), Some(until + SECOND));
     }

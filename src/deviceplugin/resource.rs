@@ -10,40 +10,46 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use log::{debug, info, warn};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 use super::{
-    Event,
-    device_list::Offer,
-    grpc::{
-        api::ListAndWatchResponse,
-        kubelet,
-        server::{Server, socket_name},
-        service::Service,
-    },
-    registration::Registration,
+    device_list::DeviceList,
+    event::{EventSender, ResourceEvent},
+    grpc::{api::ListAndWatchResponse, kubelet, server::ResourceServer, service::PluginService},
+    names::{KUBELET_SOCKET, socket_name},
+    registration::RegistrationState,
+    tap_only::TapOnly,
 };
 use crate::types::{device_id::DeviceId, status::ResourceStatus};
 
+/// What the resources of a node have in common.
+#[derive(Clone)]
+pub struct Shared {
+    /// The directory of the kubelet's socket and ours.
+    pub kubelet_dir: PathBuf,
+    /// The macvtaps of pods without the CNI plugin.
+    pub tap_only: TapOnly,
+}
+
 /// A resource that is offered.
-pub struct Endpoint {
-    offer: Offer,
-    /// The numbers of the devices' taps, since somebody asked.
+pub struct Resource {
+    list: DeviceList,
+    message: Arc<ListAndWatchResponse>,
+    /// The numbers of the devices' taps, once they were needed.
     taps: OnceCell<Vec<u32>>,
-    kubelet_dir: PathBuf,
-    events: mpsc::UnboundedSender<Event>,
-    server: Option<Server>,
-    /// How many servers the resource had; events of former ones do not count.
+    shared: Shared,
+    events: EventSender,
+    server: Option<ResourceServer>,
+    /// The number of servers that the resource had. Events of former ones are ignored.
     generation: u64,
-    registration: Registration,
+    registration: RegistrationState,
     call: Option<JoinHandle<()>>,
     calls: u64,
-    /// What was complained about last, so that it is not said again and again.
-    complaint: String,
+    /// Logged once, not at each attempt.
+    last_error: String,
     counts: Counts,
 }
 
-/// What happened to a resource, for metrics.
 #[derive(Clone, Default)]
 struct Counts {
     allocations: u64,
@@ -52,53 +58,47 @@ struct Counts {
     stream_restarts: u64,
 }
 
-impl Endpoint {
-    /// An endpoint that is neither served nor registered yet.
-    pub fn new(offer: Offer, kubelet_dir: PathBuf, events: mpsc::UnboundedSender<Event>) -> Self {
+impl Resource {
+    /// A resource that is neither served nor registered yet.
+    pub fn new(list: DeviceList, shared: Shared, events: EventSender) -> Self {
         Self {
-            offer,
+            message: Arc::new(list.to_message()),
+            list,
             taps: OnceCell::new(),
-            kubelet_dir,
+            shared,
             events,
             server: None,
             generation: 0,
-            registration: Registration::new(Instant::now()),
+            registration: RegistrationState::new(Instant::now()),
             call: None,
             calls: 0,
-            complaint: String::new(),
+            last_error: String::new(),
             counts: Counts::default(),
         }
     }
 
-    /// What is offered.
-    pub fn offer(&self) -> &Offer {
-        &self.offer
+    /// Its devices.
+    pub fn list(&self) -> &DeviceList {
+        &self.list
     }
 
-    /// Offers something else under the same name.
-    pub fn change(&mut self, offer: Offer) {
+    /// Offers other devices.
+    pub fn update_list(&mut self, list: DeviceList) {
+        self.message = Arc::new(list.to_message());
         if let Some(server) = &self.server {
-            server
-                .list
-                .send_if_modified(|list: &mut Arc<ListAndWatchResponse>| {
-                    let changed = *list != offer.list;
-                    *list = offer.list.clone();
-                    changed
-                });
+            server.send(&self.message);
         }
-        if !Arc::ptr_eq(&self.offer.ids, &offer.ids) {
-            self.taps.take();
-        }
-        self.offer = offer;
+        self.taps.take();
+        self.list = list;
     }
 
-    /// When [`Self::act`] has to be called again, if nothing happens before.
+    /// When [`Self::run_due`] has to be called, if nothing happens before.
     pub fn deadline(&self) -> Option<Instant> {
         self.registration.deadline()
     }
 
-    /// Serves and registers, if it is time for it.
-    pub async fn act(&mut self) {
+    /// Serves and registers if it is time.
+    pub async fn run_due(&mut self) {
         let now = Instant::now();
         if !self.registration.call(now) {
             return;
@@ -106,7 +106,7 @@ impl Endpoint {
         if self.server.is_none()
             && let Err(error) = self.serve().await
         {
-            self.complain(&error);
+            self.report_error(&error);
             self.registration.answered(false, now);
             return;
         }
@@ -115,57 +115,62 @@ impl Endpoint {
 
     async fn serve(&mut self) -> Result<()> {
         self.generation += 1;
-        let resource = self.offer.resource.name.clone();
-        let path = self.kubelet_dir.join(self.socket_name());
-        let (generation, events) = (self.generation, self.events.clone());
-        let service = |list| Service {
-            resource,
-            generation,
+        let path = self.shared.kubelet_dir.join(self.socket_name());
+        let service = |list| PluginService {
+            generation: self.generation,
             list,
-            events,
+            events: self.events.clone(),
+            tap_only: self.shared.tap_only.clone(),
         };
-        let list = self.offer.list.clone();
-        let server = Server::start(path, list, service, self.events.clone()).await?;
+        let server = ResourceServer::start(path, self.message.clone(), service).await?;
         self.server = Some(server);
         Ok(())
     }
 
     fn register(&mut self) {
+        self.cancel_call();
         self.calls += 1;
         let (call, events) = (self.calls, self.events.clone());
-        let resource = self.offer.resource.name.clone();
-        let endpoint = self.socket_name();
-        let path = self.kubelet_dir.join(kubelet::SOCKET);
-        let name = resource.clone();
-        let answer = kubelet::register(path, resource, endpoint);
-        self.hang_up();
+        let path = self.shared.kubelet_dir.join(KUBELET_SOCKET);
+        let answer = kubelet::register(path, self.name().to_owned(), self.socket_name());
         self.call = Some(tokio::spawn(async move {
-            // When nobody listens any more, the plugin is ending.
-            let _ = events.send(Event::Answered {
-                resource: name,
-                call,
-                outcome: answer.await,
-            });
+            let outcome = answer.await;
+            events.send(ResourceEvent::RegistrationAnswered { call, outcome });
         }));
     }
 
-    /// The kubelet answered a registration.
-    pub fn answered(&mut self, call: u64, outcome: &Result<()>) {
+    /// Handles what its server or its registration reports.
+    pub fn handle(&mut self, event: ResourceEvent) {
+        match event {
+            ResourceEvent::StreamOpened { generation } => self.stream_changed(generation, true),
+            ResourceEvent::StreamClosed { generation } => self.stream_changed(generation, false),
+            ResourceEvent::RegistrationAnswered { call, outcome } => self.answered(call, &outcome),
+            ResourceEvent::Allocated { devices } => self.counts.allocations += devices,
+            ResourceEvent::RequestFailed { reason } => {
+                *self.counts.failures.entry(reason.to_owned()).or_default() += 1;
+            }
+            ResourceEvent::ServerEnded {
+                generation,
+                outcome,
+            } => self.server_ended(generation, &outcome),
+        }
+    }
+
+    fn answered(&mut self, call: u64, outcome: &Result<()>) {
         if call != self.calls {
             return;
         }
         if let Err(error) = outcome {
-            self.complain(error);
+            self.report_error(error);
         } else {
-            debug!("resource={} the kubelet accepted it", self.name());
+            debug!(resource = self.name(); "kubelet accepted the registration");
             self.counts.registrations += 1;
         }
         self.registration.answered(outcome.is_ok(), Instant::now());
-        self.tell_if_registered(false);
+        self.log_registration(false);
     }
 
-    /// The kubelet opened or closed a stream.
-    pub fn streams(&mut self, generation: u64, open: bool) {
+    fn stream_changed(&mut self, generation: u64, open: bool) {
         if generation != self.generation {
             return;
         }
@@ -176,80 +181,71 @@ impl Endpoint {
             self.registration.closed(Instant::now());
             self.counts.stream_restarts += 1;
         }
-        self.tell_if_registered(before);
+        self.log_registration(before);
     }
 
-    fn tell_if_registered(&mut self, before: bool) {
+    fn log_registration(&mut self, before: bool) {
         match (before, self.registration.is_registered()) {
             (false, true) => {
-                let count = self.offer.list.devices.len();
-                info!("resource={} registered, devices={count}", self.name());
-                self.complaint.clear();
+                let devices = self.list.ids.len();
+                info!(resource = self.name(), devices; "registered");
+                self.last_error.clear();
             }
-            (true, false) => info!("resource={} the kubelet left", self.name()),
+            (true, false) => {
+                info!(resource = self.name(); "kubelet closed ListAndWatch; registering again");
+            }
             _ => {}
         }
     }
 
-    /// A server ended without being told to.
-    pub fn ended(&mut self, generation: u64, outcome: &Result<()>) {
+    fn server_ended(&mut self, generation: u64, outcome: &Result<()>) {
         if generation != self.generation || self.server.is_none() {
             return;
         }
-        let unasked = anyhow!("the server ended");
-        self.complain(outcome.as_ref().err().unwrap_or(&unasked));
+        let unexpected = anyhow!("the server ended");
+        self.report_error(outcome.as_ref().err().unwrap_or(&unexpected));
         self.server = None;
         self.generation += 1;
-        // Not at once: what ended it may still be so.
-        self.registration = Registration::after_failure(Instant::now());
+        // Not at once: the cause may persist.
+        self.registration = RegistrationState::after_failure(Instant::now());
     }
 
-    /// Whether the server's socket is gone or another one.
+    /// Whether the server's socket was removed or replaced.
     pub fn lost_socket(&self) -> bool {
         self.server
             .as_ref()
             .is_some_and(|server| !server.is_intact())
     }
 
-    /// Registers anew, with a new server if the socket of the present one is lost.
+    /// Registers again, with a new server if the socket of the present one is lost.
     ///
-    /// The former server is ended first, and its connections with it: some kubelets drop the
+    /// The former server is stopped first, and its connections with it: some kubelets drop the
     /// new endpoint when the old stream ends after the registration.
     pub async fn restart(&mut self) {
-        self.hang_up();
+        self.cancel_call();
         if self.lost_socket() {
-            debug!("resource={} its socket is gone", self.name());
+            debug!(resource = self.name(); "socket is gone");
             self.stop_server().await;
-            self.registration = Registration::new(Instant::now());
+            self.registration = RegistrationState::new(Instant::now());
         } else {
             self.registration.restart(Instant::now());
         }
     }
 
-    /// Devices were promised.
-    pub fn allocated(&mut self, devices: u64) {
-        self.counts.allocations += devices;
-    }
-
-    /// Devices were not promised.
-    pub fn not_allocated(&mut self, reason: &'static str) {
-        *self.counts.failures.entry(reason.to_owned()).or_default() += 1;
-    }
-
-    /// How it is, for who asks. `taps` are all of the machine.
+    /// Its status. `taps` are all of the machine.
     pub fn status(&self, taps: &BTreeSet<u32>, lower_up: bool) -> ResourceStatus {
-        let own = self.taps.get_or_init(|| taps_of(&self.offer));
+        let own = self.taps.get_or_init(|| taps_of(&self.list));
         let attached = own.iter().filter(|tap| taps.contains(tap));
         let counts = self.counts.clone();
         ResourceStatus {
             name: self.name().to_owned(),
-            lower_device: self.offer.resource.lower.clone(),
+            lower_device: self.list.resource.lower.clone(),
             lower_up,
             registered: self.registration.is_registered() && !self.lost_socket(),
-            devices: number(self.offer.ids.len()),
-            attachments: number(attached.count()),
-            unhealthy_reason: self.offer.trouble.clone(),
-            last_error: self.complaint.clone(),
+            devices: count(self.list.ids.len()),
+            attachments: count(attached.count()),
+            unhealthy_reason: self.list.unhealthy_reason.clone(),
+            last_error: self.last_error.clone(),
             allocations: counts.allocations,
             failures: counts.failures,
             registrations: counts.registrations,
@@ -257,9 +253,9 @@ impl Endpoint {
         }
     }
 
-    /// Ends serving.
+    /// Stops serving.
     pub async fn stop(mut self) {
-        self.hang_up();
+        self.cancel_call();
         self.stop_server().await;
     }
 
@@ -268,42 +264,38 @@ impl Endpoint {
         if let Some(server) = self.server.take()
             && let Err(error) = server.stop().await
         {
-            self.complain(&error);
+            self.report_error(&error);
         }
     }
 
-    /// Gives up on a call that is not answered yet.
-    fn hang_up(&mut self) {
+    fn cancel_call(&mut self) {
         if let Some(call) = self.call.take() {
             call.abort();
         }
     }
 
     fn name(&self) -> &str {
-        &self.offer.resource.name
+        &self.list.resource.name
     }
 
     fn socket_name(&self) -> String {
-        socket_name(&self.kubelet_dir, self.name())
+        socket_name(&self.shared.kubelet_dir, self.name())
     }
 
-    fn complain(&mut self, error: &anyhow::Error) {
-        let complaint = format!("{error:#}");
-        if complaint != self.complaint {
-            warn!(
-                "resource={} not registered, trying on: {complaint}",
-                self.name()
-            );
-            self.complaint = complaint;
+    fn report_error(&mut self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        if error != self.last_error {
+            warn!(resource = self.name(), error; "not registered; retrying");
+            self.last_error = error;
         }
     }
 }
 
-fn taps_of(offer: &Offer) -> Vec<u32> {
-    let devices = offer.ids.iter().map(|id| id.parse::<DeviceId>());
+fn taps_of(list: &DeviceList) -> Vec<u32> {
+    let devices = list.ids.iter().map(|id| id.parse::<DeviceId>());
     devices.filter_map(|id| Some(id.ok()?.tap)).collect()
 }
 
-fn number(count: usize) -> u64 {
+fn count(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }

@@ -1,313 +1,253 @@
-//! The state of the device plugin: configuration, links and endpoints of a node.
+//! The state of the device plugin: the configuration, the links and the resources of a node.
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
+    fs, mem,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 use futures_util::future::join_all;
-use log::{debug, error, info, warn};
+use log::{debug, error, info};
 use nix::unistd::gethostname;
 use tokio::sync::mpsc;
 
 use super::{
-    Event,
-    config::{Configuration, Resource},
-    device_list::{self, Offer},
-    grpc::kubelet,
-    resource::Endpoint,
+    config::{Configuration, ResourceConfig},
+    device_list::{self, DeviceList},
+    event::{EventSender, ResourceEvent},
+    learning_task::LearningTask,
+    names::KUBELET_SOCKET,
+    resource::{Resource, Shared},
+    tap_only::TapOnly,
 };
-use crate::host::file_id::FileId;
 use crate::{
-    host::tap,
-    learning::Learning,
+    host::{file_id::FileId, tap},
     netlink::{Link, Socket},
-    types::{errors::io_error, status::Status},
+    types::status::Status,
 };
 
-/// How long the loop may sleep when nothing is due.
-const LONG: Duration = Duration::from_hours(1);
-/// How often it is tried to learn while another device plugin does.
-const LEARN_AGAIN: Duration = Duration::from_secs(2);
+/// The longest time between two calls of [`Supervisor::run_due`].
+const MAX_IDLE: Duration = Duration::from_hours(1);
 
-/// A node that offers macvtaps.
-pub struct Node {
+/// Keeps the resources of a node registered, in line with its configuration and its links.
+pub struct Supervisor {
     hostname: String,
-    kubelet_dir: PathBuf,
+    shared: Shared,
     configuration: Configuration,
-    events: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedSender<(String, ResourceEvent)>,
     netlink: Socket,
     links: Vec<Link>,
-    /// The device IDs of each resource, as of the resources that they were made for.
+    /// The resources to offer.
+    wanted: BTreeMap<String, ResourceConfig>,
+    /// The device IDs of each of them.
     device_ids: BTreeMap<String, Arc<Vec<String>>>,
     resources: BTreeMap<String, Resource>,
-    endpoints: BTreeMap<String, Endpoint>,
-    leaving: Vec<Endpoint>,
+    /// Resources that are not offered any more and still have to be stopped.
+    stopping: Vec<Resource>,
     kubelet: Option<FileId>,
     sockets_changed: bool,
-    unfit: BTreeMap<String, String>,
-    learning: Option<Learning>,
-    /// When to try to learn again, and where.
-    learn_again: Option<(Instant, PathBuf)>,
+    /// The links that discovery skips, with the reasons that were logged.
+    skipped: BTreeMap<String, String>,
+    learning: LearningTask,
     kubelet_restarts: u64,
     link_resyncs: u64,
 }
 
-impl Node {
-    /// A node that offers what `configuration` says, as soon as [`Self::act`] is called.
+impl Supervisor {
+    /// A supervisor that offers what `configuration` lists from the first call of
+    /// [`Self::run_due`] on.
     pub fn new(
         kubelet_dir: PathBuf,
         configuration: Configuration,
-        events: mpsc::UnboundedSender<Event>,
+        learning: LearningTask,
+        events: mpsc::UnboundedSender<(String, ResourceEvent)>,
     ) -> Result<Self> {
-        let hostname = gethostname().context("asking for the host's name")?;
+        let hostname = gethostname().context("getting the host name")?;
         let mut netlink = Socket::open()?;
-        let kubelet = FileId::of(&kubelet_dir.join(kubelet::SOCKET))?;
-        let mut node = Self {
+        let mut supervisor = Self {
             hostname: hostname.to_string_lossy().into_owned(),
-            kubelet_dir,
+            kubelet: FileId::of(&kubelet_dir.join(KUBELET_SOCKET))?,
+            shared: Shared {
+                kubelet_dir,
+                tap_only: TapOnly::start()?,
+            },
             configuration,
             events,
             links: netlink.links().context("listing links")?,
             netlink,
+            wanted: BTreeMap::new(),
             device_ids: BTreeMap::new(),
             resources: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
-            leaving: Vec::new(),
-            kubelet,
+            stopping: Vec::new(),
             sockets_changed: false,
-            unfit: BTreeMap::new(),
-            learning: None,
-            learn_again: None,
+            skipped: BTreeMap::new(),
+            learning,
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
-        node.update();
-        Ok(node)
+        supervisor.reconcile();
+        Ok(supervisor)
     }
 
-    /// Begins to learn about ports in the namespaces of this directory, unless there is none.
-    /// A device plugin that cannot learn works as before there was learning.
-    pub fn learn(&mut self, netns_dir: Option<&Path>) {
-        if let Some(netns_dir) = netns_dir {
-            self.try_to_learn(netns_dir.to_owned());
-        } else {
-            tell_learning_is_off(&Error::msg("it is so configured"));
-        }
-    }
-
-    /// While another device plugin learns, it is tried again and again: that one may be ending.
-    fn try_to_learn(&mut self, netns_dir: PathBuf) {
-        let again = self.learn_again.take().is_some();
-        match Learning::start(&netns_dir) {
-            Ok(learning) => self.learning = Some(learning),
-            Err(error) => {
-                if !again {
-                    tell_learning_is_off(&error);
-                }
-                if is_in_use(&error) {
-                    self.learn_again = Some((Instant::now() + LEARN_AGAIN, netns_dir));
-                }
-            }
-        }
-    }
-
-    /// Does what is due: serves, registers, ends what is offered no more.
-    pub async fn act(&mut self) {
-        let again = self.learn_again.as_ref();
-        let again = again.filter(|(time, _)| *time <= Instant::now());
-        if let Some((_, netns_dir)) = again.cloned() {
-            self.try_to_learn(netns_dir);
-        }
-        join_all(self.leaving.drain(..).map(Endpoint::stop)).await;
-        let kubelet_changed = self.kubelet_changed();
-        let sockets_changed = std::mem::take(&mut self.sockets_changed);
+    /// Does what is due: serves, registers, stops what is not offered any more.
+    pub async fn run_due(&mut self) {
+        self.learning.run_due(Instant::now());
+        join_all(self.stopping.drain(..).map(Resource::stop)).await;
+        let kubelet_restarted = self.kubelet_restarted();
+        let sockets_changed = mem::take(&mut self.sockets_changed);
         // Side by side: a kubelet that hangs must not make each of them wait in turn.
-        let acts = self.endpoints.values_mut().map(async |endpoint| {
-            if kubelet_changed || (sockets_changed && endpoint.lost_socket()) {
-                endpoint.restart().await;
+        let due = self.resources.values_mut().map(async |resource| {
+            if kubelet_restarted || (sockets_changed && resource.lost_socket()) {
+                resource.restart().await;
             }
-            endpoint.act().await;
+            resource.run_due().await;
         });
-        join_all(acts).await;
+        join_all(due).await;
     }
 
-    /// When [`Self::act`] has to be called again, if nothing happens before.
+    /// When [`Self::run_due`] has to be called, if nothing happens before.
     pub fn deadline(&self) -> Instant {
-        let deadlines = self.endpoints.values().filter_map(Endpoint::deadline);
-        let again = self.learn_again.as_ref().map(|(time, _)| *time);
-        deadlines
-            .chain(again)
-            .min()
-            .unwrap_or_else(|| Instant::now() + LONG)
+        let deadlines = self.resources.values().filter_map(Resource::deadline);
+        let next = deadlines.chain(self.learning.deadline()).min();
+        next.unwrap_or_else(|| Instant::now() + MAX_IDLE)
     }
 
-    /// Takes in what happened.
-    pub fn hear(&mut self, event: Event) {
-        let (Event::Stream { resource, .. }
-        | Event::Allocated { resource, .. }
-        | Event::NotAllocated { resource, .. }
-        | Event::Answered { resource, .. }
-        | Event::Ended { resource, .. }) = &event;
-        let Some(endpoint) = self.endpoints.get_mut(resource) else {
-            return;
-        };
-        match event {
-            Event::Stream {
-                generation, open, ..
-            } => endpoint.streams(generation, open),
-            Event::Allocated { devices, .. } => endpoint.allocated(devices),
-            Event::NotAllocated { reason, .. } => endpoint.not_allocated(reason),
-            Event::Answered { call, outcome, .. } => endpoint.answered(call, &outcome),
-            Event::Ended {
-                generation,
-                outcome,
-                ..
-            } => endpoint.ended(generation, &outcome),
+    /// Handles the event of a resource.
+    pub fn handle(&mut self, resource: &str, event: ResourceEvent) {
+        if let Some(resource) = self.resources.get_mut(resource) {
+            resource.handle(event);
         }
     }
 
-    /// Something changed in the kubelet's directory.
-    pub fn look_at_sockets(&mut self) {
+    /// Handles a change in the kubelet's directory.
+    pub fn directory_changed(&mut self) {
         self.sockets_changed = true;
     }
 
-    fn kubelet_changed(&mut self) -> bool {
+    fn kubelet_restarted(&mut self) -> bool {
         if !self.sockets_changed {
             return false;
         }
-        let found = FileId::of(&self.kubelet_dir.join(kubelet::SOCKET));
+        let found = FileId::of(&self.shared.kubelet_dir.join(KUBELET_SOCKET));
         let found = found.unwrap_or_default();
-        let changed = found.is_some() && found != self.kubelet;
-        if changed {
-            info!("there is a new kubelet");
+        let restarted = found.is_some() && found != self.kubelet;
+        if restarted {
+            info!("kubelet restarted");
             self.kubelet_restarts += 1;
         }
         self.kubelet = found;
-        changed
+        restarted
     }
 
     /// Lists the links again.
-    pub fn list_links(&mut self) {
+    pub fn links_changed(&mut self) {
         match self.netlink.links() {
             Ok(links) => {
                 self.link_resyncs += 1;
                 self.links = links;
-                self.update();
+                self.reconcile();
             }
-            Err(error) => error!("listing links, what was known of them stays: {error:#}"),
+            Err(error) => {
+                error!(error:% = format!("{error:#}"); "cannot list links; keeping the former list");
+            }
         }
     }
 
-    /// Offers what another configuration says. What it does not change stays as it is.
+    /// Offers what another configuration lists. What it does not change stays as it is.
     pub fn configure(&mut self, configuration: Configuration) {
         self.configuration = configuration;
-        self.resources.clear();
-        self.update();
+        self.wanted.clear();
+        self.reconcile();
     }
 
-    /// Brings the endpoints in line with configuration and links.
-    fn update(&mut self) {
-        self.tell_unfit();
-        let wanted = device_list::resources(&self.configuration, &self.links, &self.resources);
-        let wanted: BTreeMap<String, Resource> = wanted
-            .into_iter()
-            .map(|resource| (resource.name.clone(), resource))
-            .collect();
-        if wanted != self.resources {
-            let list: Vec<Resource> = wanted.values().cloned().collect();
-            self.device_ids = device_list::device_ids(&self.hostname, &list);
-            self.resources = wanted;
+    /// Brings the resources in line with the configuration and the links.
+    fn reconcile(&mut self) {
+        self.log_skipped();
+        let wanted = device_list::resources(&self.configuration, &self.links, &self.wanted);
+        if wanted != self.wanted {
+            self.device_ids = device_list::device_ids(&self.hostname, &wanted);
+            self.wanted = wanted;
         }
-        let names: Vec<String> = self.endpoints.keys().cloned().collect();
-        for name in names {
-            if !self.resources.contains_key(&name) {
-                info!("resource={name} is offered no more");
-                self.leaving.extend(self.endpoints.remove(&name));
-            }
+        let wanted = &self.wanted;
+        let removed = self
+            .resources
+            .extract_if(.., |name, _| !wanted.contains_key(name));
+        for (name, resource) in removed {
+            info!(resource = name; "not offered any more");
+            self.stopping.push(resource);
         }
-        for resource in self.resources.clone().into_values() {
+        for resource in self.wanted.clone().into_values() {
             self.offer(resource);
         }
     }
 
-    /// Offers a resource, unless it is offered like that already. Links change often and
-    /// lists are long, so that comes first.
-    fn offer(&mut self, resource: Resource) {
-        let trouble = device_list::trouble(&self.configuration, &resource, &self.links);
+    /// Offers a resource, unless nothing changed: there are many link events, and lists are
+    /// long.
+    fn offer(&mut self, resource: ResourceConfig) {
+        let ids = self.device_ids.get(&resource.name).cloned();
         let numa_node = numa_node(&resource.lower);
-        let ids = self
-            .device_ids
-            .get(&resource.name)
-            .cloned()
-            .unwrap_or_default();
-        let former = self.endpoints.get(&resource.name).map(Endpoint::offer);
-        let told =
-            former.is_some_and(|former| former.resource == resource && former.trouble == trouble);
-        let same = told
-            && former.is_some_and(|former| {
-                former.numa_node == numa_node && Arc::ptr_eq(&former.ids, &ids)
-            });
-        if same {
-            return;
-        }
-        let list = Arc::new(device_list::list(&ids, trouble.is_none(), numa_node));
-        let name = resource.name.clone();
-        let offer = Offer {
+        let reason = device_list::unhealthy_reason(&self.configuration, &resource, &self.links);
+        let list = DeviceList {
             resource,
-            trouble,
+            ids: ids.unwrap_or_default(),
+            unhealthy_reason: reason,
             numa_node,
-            ids,
-            list,
         };
-        if !told {
-            tell(&offer);
+        let name = &list.resource.name;
+        let offered = self.resources.get_mut(name);
+        if !offered
+            .as_ref()
+            .is_some_and(|offered| offered.list().has_same_health(&list))
+        {
+            log_list(&list);
         }
-        if let Some(endpoint) = self.endpoints.get_mut(&name) {
-            endpoint.change(offer);
-        } else {
-            let endpoint = Endpoint::new(offer, self.kubelet_dir.clone(), self.events.clone());
-            self.endpoints.insert(name, endpoint);
+        match offered {
+            Some(offered) if *offered.list() == list => {}
+            Some(offered) => offered.update_list(list),
+            None => {
+                let events = EventSender::new(name, self.events.clone());
+                let name = name.clone();
+                let resource = Resource::new(list, self.shared.clone(), events);
+                self.resources.insert(name, resource);
+            }
         }
     }
 
-    /// Says why links are not offered by discovery, once for each reason.
-    fn tell_unfit(&mut self) {
+    /// Logs why discovery skips links, each reason once.
+    fn log_skipped(&mut self) {
         if self.configuration != Configuration::Discover {
             return;
         }
-        let unfit = self.links.iter().filter_map(|link| {
-            let why = device_list::unfit(link)?;
-            Some((link.name.clone(), why))
+        let skipped = self.links.iter().filter_map(|link| {
+            let reason = device_list::not_discovered(link)?;
+            Some((link.name.clone(), reason))
         });
-        let unfit: BTreeMap<String, String> = unfit.collect();
-        for (link, why) in &unfit {
-            if self.unfit.get(link) != Some(why) {
-                debug!("link={link} is not offered: {why}");
+        let skipped: BTreeMap<String, String> = skipped.collect();
+        for (link, reason) in &skipped {
+            if self.skipped.get(link) != Some(reason) {
+                debug!(link, reason; "link not offered");
             }
         }
-        self.unfit = unfit;
+        self.skipped = skipped;
     }
 
-    /// How it is, for who asks.
+    /// The status.
     pub fn status(&mut self) -> Status {
         let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
-        let resources = self.endpoints.values().map(|endpoint| {
-            let lower_up = self.is_up(&endpoint.offer().resource.lower);
-            endpoint.status(&taps, lower_up)
+        let resources = self.resources.values().map(|resource| {
+            let lower_up = self.is_up(&resource.list().resource.lower);
+            resource.status(&taps, lower_up)
         });
         Status {
             netlink_error,
             resources: resources.collect(),
             kubelet_restarts: self.kubelet_restarts,
             link_resyncs: self.link_resyncs,
-            learning: self.learning.as_ref().map(Learning::status),
+            learning: self.learning.status(),
         }
     }
 
@@ -316,38 +256,28 @@ impl Node {
         links.any(|link| link.name == lower && link.up)
     }
 
-    /// Ends serving everything.
+    /// Stops serving.
     pub async fn stop(self) {
-        let endpoints = self.endpoints.into_values().chain(self.leaving);
-        join_all(endpoints.map(Endpoint::stop)).await;
+        let resources = self.resources.into_values().chain(self.stopping);
+        join_all(resources.map(Resource::stop)).await;
     }
 }
 
-fn tell_learning_is_off(error: &Error) {
-    warn!(
-        "learning is off, VMs that migrate are out of reach of their neighbours for a time: {error:#}"
-    );
-}
-
-fn is_in_use(error: &Error) -> bool {
-    io_error(error).is_some_and(|error| error.kind() == ErrorKind::AddrInUse)
-}
-
-fn tell(offer: &Offer) {
-    let Resource {
+fn log_list(list: &DeviceList) {
+    let ResourceConfig {
         name,
         lower,
         mode,
         capacity,
-    } = &offer.resource;
-    let health = match &offer.trouble {
+    } = &list.resource;
+    let health = match &list.unhealthy_reason {
         None => "healthy".to_owned(),
-        Some(why) => format!("unhealthy: {why}"),
+        Some(reason) => format!("unhealthy: {reason}"),
     };
-    info!("resource={name} lower={lower} mode={mode} devices={capacity} {health}");
+    info!(resource = name, lower, mode:% = mode, devices = capacity, health; "offering");
 }
 
-/// The NUMA node that a NIC is attached to, if the machine has more than one.
+/// The NUMA node of a NIC, if the machine has more than one.
 fn numa_node(lower: &str) -> Option<i64> {
     let path = format!("/sys/class/net/{lower}/device/numa_node");
     let text = fs::read_to_string(path).ok()?;

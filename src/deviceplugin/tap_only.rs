@@ -1,8 +1,11 @@
-//! The macvtap of a pod that wants a tap alone, without the CNI plugin: it stands in the host's
-//! network namespace, where kubevirt/macvtap-cni has all of them.
+//! The macvtaps of pods that use the tap without the CNI plugin. They are in the host's network
+//! namespace, where kubevirt/macvtap-cni has all of them.
+
+use std::sync::mpsc;
 
 use anyhow::{Context, Result, ensure};
 use log::{info, warn};
+use tokio::sync::oneshot;
 
 use crate::{
     host::tap,
@@ -10,16 +13,63 @@ use crate::{
     types::device_id::{DeviceId, original_link_name},
 };
 
-/// Sees to it that the device's tap exists. The kubelet asks for it after CNI ADD, which made it
-/// unless the pod has no such network.
-pub fn ensure(device: &DeviceId) -> Result<()> {
+/// Does the work on a thread of its own, in the order in which it is asked for: the kernel takes
+/// up to 20 ms to delete a link.
+#[derive(Clone)]
+pub struct TapOnly(mpsc::Sender<Job>);
+
+enum Job {
+    Clear(Vec<DeviceId>),
+    Ensure(Vec<DeviceId>, oneshot::Sender<Result<()>>),
+}
+
+impl TapOnly {
+    /// Starts the thread, which ends with the last handle.
+    pub fn start() -> Result<Self> {
+        let (sender, jobs) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("tap-only".into());
+        let thread = thread.spawn(move || jobs.into_iter().for_each(Job::run));
+        thread.context("starting a thread")?;
+        Ok(Self(sender))
+    }
+
+    /// Deletes what [`Self::ensure`] made for the former pods of these devices, some time later.
+    /// The kubelet has allocated them to another pod, so those are gone.
+    pub fn clear(&self, devices: Vec<DeviceId>) {
+        // The thread only ends after the last handle.
+        let _ = self.0.send(Job::Clear(devices));
+    }
+
+    /// Makes the taps of these devices that do not exist. The kubelet asks after CNI ADD, which
+    /// made them unless the pod has no such network.
+    pub async fn ensure(&self, devices: Vec<DeviceId>) -> Result<()> {
+        let (sender, outcome) = oneshot::channel();
+        let sent = self.0.send(Job::Ensure(devices, sender));
+        sent.ok().context("the thread tap-only has ended")?;
+        outcome.await.context("the thread tap-only has ended")?
+    }
+}
+
+impl Job {
+    fn run(self) {
+        match self {
+            Self::Clear(devices) => devices.iter().for_each(clear),
+            Self::Ensure(devices, outcome) => {
+                // The kubelet may have given up.
+                let _ = outcome.send(devices.iter().try_for_each(ensure));
+            }
+        }
+    }
+}
+
+fn ensure(device: &DeviceId) -> Result<()> {
     if !tap::devices(device.tap)?.is_empty() {
         return Ok(());
     }
     let name = original_link_name(&device.to_string());
     let mut host = Socket::open()?;
     create(&mut host, device, &name)
-        .with_context(|| format!("making macvtap {name:?} on {:?}", device.lower))?;
+        .with_context(|| format!("creating macvtap {name:?} on {:?}", device.lower))?;
     let alone = set_up(&mut host, device.tap).and_then(|()| {
         let count = tap::devices(device.tap)?.len();
         let path = tap::path(device.tap);
@@ -30,7 +80,7 @@ pub fn ensure(device: &DeviceId) -> Result<()> {
         host.delete(device.tap)?;
         return Err(error);
     }
-    info!("device={device} made {name:?} for a pod that wants the tap alone");
+    info!(device:% = device, interface = name; "created a macvtap without the CNI plugin");
     Ok(())
 }
 
@@ -55,9 +105,9 @@ fn set_up(host: &mut Socket, index: u32) -> Result<()> {
         no_ipv6_addresses: true,
         ..Change::default()
     };
-    // Without IPv6 in the kernel there is nothing to be quiet about.
+    // Fails if the kernel has no IPv6, and then there is nothing to turn off.
     if let Err(error) = host.change(index, &quiet) {
-        warn!("tap={index} keeping IPv6 off: {error:#}");
+        warn!(tap = index, error:% = format!("{error:#}"); "cannot turn off IPv6");
     }
     let up = Change {
         up: Some(true),
@@ -67,10 +117,8 @@ fn set_up(host: &mut Socket, index: u32) -> Result<()> {
     host.change(index, &up).context("setting it up")
 }
 
-/// Deletes what [`ensure`] made for the device's former owner. The kubelet has given the
-/// device to another pod, so that one is gone. Allocate must not fail for it: an error there
-/// is the end of the pod, while CNI ADD clears up as well.
-pub fn clear(device: &DeviceId) {
+/// A failure is no more than a warning: CNI ADD clears up as well.
+fn clear(device: &DeviceId) {
     let cleared = Socket::open().and_then(|mut host| {
         let link = host.link(device.tap)?;
         match link.filter(Link::is_macvtap) {
@@ -79,8 +127,11 @@ pub fn clear(device: &DeviceId) {
         }
     });
     match cleared {
-        Ok(true) => info!("device={device} deleted the former owner's macvtap"),
+        Ok(true) => info!(device:% = device; "deleted the macvtap of the previous pod"),
         Ok(false) => {}
-        Err(error) => warn!("device={device} clearing up after its former owner: {error:#}"),
+        Err(error) => warn!(
+            device:% = device, error:% = format!("{error:#}");
+            "cannot delete the macvtap of the previous pod"
+        ),
     }
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::{container, finding::Finding};
 use crate::{
-    deviceplugin::{grpc::kubelet, status},
+    deviceplugin::{names::KUBELET_SOCKET, status},
     dispatch::NAME,
     netlink::{Socket, errno},
     types::status::{Status, Summary},
@@ -33,7 +33,7 @@ pub fn kernel() -> Finding {
 }
 
 pub fn kubelet_socket(kubelet_dir: &Path) -> Finding {
-    let socket = kubelet_dir.join(kubelet::SOCKET);
+    let socket = kubelet_dir.join(KUBELET_SOCKET);
     let shown = socket.display();
     if socket.exists() {
         return Finding::ok("kubelet", format!("{shown} exists"));
@@ -47,7 +47,7 @@ pub fn kubelet_socket(kubelet_dir: &Path) -> Finding {
 
 pub fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
     let check = "device plugin";
-    let status = match status::ask(kubelet_dir) {
+    let status = match status::query(kubelet_dir) {
         Ok(status) => status,
         Err(error) => {
             return vec![Finding::fail(

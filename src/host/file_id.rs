@@ -1,15 +1,31 @@
 //! Which file a path leads to now.
 
-use std::{fs, io::ErrorKind, os::unix::fs::MetadataExt, path::Path};
+use std::{
+    fs::{self, Metadata},
+    io::ErrorKind,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 
-/// What makes a file this file. Inode numbers are used again, so the time of the last change
+/// Device and inode, which identify a file while it exists (`inode(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inode(u64, u64);
+
+impl Inode {
+    /// The inode of the file that `metadata` is of.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
+    }
+}
+
+/// A file, also after it is gone: inode numbers are used again, so the time of the last change
 /// of the inode belongs to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileId {
-    device: u64,
-    inode: u64,
+    inode: Inode,
     changed: (i64, i64),
 }
 
@@ -18,8 +34,7 @@ impl FileId {
     pub fn of(path: &Path) -> Result<Option<Self>> {
         match fs::symlink_metadata(path) {
             Ok(metadata) => Ok(Some(Self {
-                device: metadata.dev(),
-                inode: metadata.ino(),
+                inode: Inode::of(&metadata),
                 changed: (metadata.ctime(), metadata.ctime_nsec()),
             })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -350,7 +350,8 @@ fn lower_devices(links: Vec<Link>, macvtaps: &[Macvtap]) -> Vec<LowerDevice> {
 /// configured all the same.
 fn unfit(link: &Link) -> Option<String> {
     if link.master.is_some() {
-        return device_list::unfit(link).or_else(|| Some("a port of another link".to_owned()));
+        return device_list::not_discovered(link)
+            .or_else(|| Some("a port of another link".to_owned()));
     }
     (!link.up).then(|| format!("down; ip link set {} up", link.name))
 }

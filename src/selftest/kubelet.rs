@@ -16,9 +16,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use hyper_util::rt::TokioIo;
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixListener,
     runtime::{Builder, Handle},
     sync::oneshot,
     task::AbortHandle,
@@ -26,18 +25,21 @@ use tokio::{
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{
     Request, Response, Status,
-    transport::{Channel, Endpoint, Server},
+    transport::{Channel, Server},
 };
 
-use crate::deviceplugin::grpc::{
-    api::{
-        AllocateRequest, AllocateResponse, ContainerAllocateRequest,
-        ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty,
-        PreStartContainerRequest, PreferredAllocationRequest, RegisterRequest,
-        device_plugin_client::DevicePluginClient,
-        registration_server::{Registration, RegistrationServer},
+use crate::deviceplugin::{
+    grpc::{
+        api::{
+            AllocateRequest, AllocateResponse, ContainerAllocateRequest,
+            ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty,
+            PreStartContainerRequest, PreferredAllocationRequest, RegisterRequest,
+            device_plugin_client::DevicePluginClient,
+            registration_server::{Registration, RegistrationServer},
+        },
+        channel,
     },
-    kubelet::{SOCKET, VERSION},
+    names::{API_VERSION, KUBELET_SOCKET},
 };
 
 type Client = DevicePluginClient<Channel>;
@@ -112,7 +114,7 @@ impl Kubelet {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _inside = runtime.enter();
-            UnixListener::bind(directory.join(SOCKET)).context("making kubelet.sock")?
+            UnixListener::bind(directory.join(KUBELET_SOCKET)).context("making kubelet.sock")?
         };
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -269,7 +271,7 @@ impl Registration for Registrar {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
         let request = request.into_inner();
         let name = request.resource_name;
-        if request.version != VERSION {
+        if request.version != API_VERSION {
             return Err(Status::unknown("unsupported version"));
         }
         if !name.contains('/') || name.contains("kubernetes.io/") {
@@ -294,12 +296,7 @@ impl Registration for Registrar {
 }
 
 async fn dial(path: PathBuf) -> Result<Client, Status> {
-    let connect = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://localhost");
-    let channel = channel.connect_with_connector(connect).await;
+    let channel = channel::connect(path).await;
     let channel = channel.map_err(|error| Status::unknown(format!("dialling back: {error}")))?;
     Ok(Client::new(channel))
 }

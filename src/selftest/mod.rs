@@ -70,7 +70,7 @@ fn discovery() -> Result<((), String)> {
     let links = Netns::current()?.socket()?.links()?;
     let (unfit, fit): (Vec<&Link>, Vec<&Link>) = links
         .iter()
-        .partition(|link| device_list::unfit(link).is_some());
+        .partition(|link| device_list::not_discovered(link).is_some());
     let names: Vec<&str> = fit.iter().map(|link| link.name.as_str()).collect();
     let names = match names.as_slice() {
         [] => "none".to_owned(),

@@ -19,7 +19,7 @@ use super::{
     kubelet::{Kubelet, Resource},
     wire::{self, Wire},
 };
-use crate::{deviceplugin::NAMESPACE, host::tap, types::device_id::DeviceId};
+use crate::{deviceplugin::names::NAMESPACE, host::tap, types::device_id::DeviceId};
 
 const CAPACITY: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -3,15 +3,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use hyper_util::rt::TokioIo;
+use macvtap::deviceplugin::grpc::channel;
 use prost::Message;
-use tokio::{net::UnixStream, runtime::Runtime};
-use tonic::{
-    Request,
-    client::Grpc,
-    codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint},
-};
+use tokio::runtime::Runtime;
+use tonic::{Request, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
 
 #[derive(Clone, PartialEq, Message)]
@@ -166,11 +161,8 @@ impl Cri {
     pub fn new(socket: PathBuf) -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build().unwrap();
-        let connect = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://localhost").timeout(Duration::from_mins(1));
+        let endpoint = channel::endpoint().timeout(Duration::from_mins(1));
+        let connect = channel::connector(socket);
         let channel = runtime.block_on(async { endpoint.connect_with_connector_lazy(connect) });
         Self { runtime, channel }
     }

@@ -1,19 +1,31 @@
 //! Lists, allocations, and the tap that a container finds.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use kit::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, configuration},
+    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, configuration},
     netns::{Host, IFNAME, LOWER, Node, tap_exists, wait_until},
 };
-use macvtap::{selftest::kubelet::Kubelet, types::device_id::DeviceId};
+use macvtap::{
+    deviceplugin::{
+        grpc::{
+            api::{
+                AllocateRequest, ContainerAllocateRequest, device_plugin_client::DevicePluginClient,
+            },
+            channel,
+        },
+        status,
+    },
+    selftest::kubelet::Kubelet,
+    types::device_id::DeviceId,
+};
 use tempfile::{TempDir, tempdir};
 
 struct Case {
     node: Node,
     kubelet: Kubelet,
     _plugin: Plugin,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Case {
@@ -25,7 +37,7 @@ impl Case {
             node,
             kubelet,
             _plugin: plugin,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -95,7 +107,7 @@ fn thousands_of_link_events_change_nothing() {
 }
 
 #[test]
-fn allocate_promises_the_taps() {
+fn allocate_answers_with_the_taps() {
     let case = Case::new();
     let ids = case.healthy(100);
     let answer = case.kubelet.allocate(RESOURCE, &ids[..2]).unwrap();
@@ -231,7 +243,7 @@ fn the_way_of_a_device_from_allocation_to_frame_and_back() {
         .kubelet
         .allocate(RESOURCE, std::slice::from_ref(&id))
         .unwrap();
-    let promised = answer.container_responses[0].devices[0].host_path.clone();
+    let allocated = answer.container_responses[0].devices[0].host_path.clone();
     for _ in 0..3 {
         // The sandbox is lost and made again; nobody calls Allocate.
         let pod = Host::new();
@@ -240,7 +252,7 @@ fn the_way_of_a_device_from_allocation_to_frame_and_back() {
         case.kubelet
             .pre_start(RESOURCE, std::slice::from_ref(&id))
             .unwrap();
-        assert!(std::path::Path::new(&promised).exists());
+        assert!(std::path::Path::new(&allocated).exists());
     }
 }
 
@@ -252,4 +264,50 @@ fn passthru_offers_one() {
     let _plugin = Plugin::configured(&node.host, dir.path(), &text);
     let resource = kubelet.wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0);
     assert_eq!(resource.unwrap().healthy().len(), 1);
+}
+
+/// All containers of a request are checked before anything is done for the first.
+#[test]
+fn allocate_does_all_or_nothing() {
+    let case = Case::new();
+    let id = case.healthy(100)[53].clone();
+    case.kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    let containers = |ids: [&str; 2]| AllocateRequest {
+        container_requests: ids
+            .map(|id| ContainerAllocateRequest {
+                device_ids: vec![id.to_owned()],
+            })
+            .into(),
+    };
+    let allocate = |request| allocate(&case.dir.path().join(SOCKET), request);
+    let status = || {
+        case.node
+            .host
+            .0
+            .run(|| status::query(case.dir.path()))
+            .unwrap()
+    };
+    let error = allocate(containers([&id, "nonsense"])).unwrap_err();
+    assert!(error.message().contains("nonsense"), "{error:?}");
+    wait_until("the failure is counted", || {
+        status().resources[0].failures["device_id"] == 1
+    });
+    assert_eq!(status().resources[0].allocations, 0);
+    assert!(tap_exists(parse(&id).tap), "its macvtap was deleted");
+    allocate(containers([&id, &id])).unwrap();
+    wait_until("the macvtap is deleted", || !tap_exists(parse(&id).tap));
+    assert_eq!(status().resources[0].allocations, 2);
+}
+
+/// Allocates to several containers at once, which the kubelet does not do.
+fn allocate(socket: &Path, request: AllocateRequest) -> Result<(), tonic::Status> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().unwrap();
+    runtime.block_on(async {
+        let channel = channel::connect(socket.to_owned()).await.unwrap();
+        let answer = DevicePluginClient::new(channel).allocate(request).await;
+        answer.map(|_| ())
+    })
 }

@@ -41,9 +41,12 @@ impl Served {
         let mut command = command(&[], dir.path());
         command.args(["--status-address", "127.0.0.1:0"]);
         let plugin = Plugin::spawn(&node.host, command);
-        plugin.wait_for_log("status address=");
+        plugin.wait_for_log("serving health and metrics");
         let log = plugin.log();
-        let address = log.split("status address=").nth(1).unwrap();
+        let address = log
+            .split("serving health and metrics\" address=")
+            .nth(1)
+            .unwrap();
         let address = address.lines().next().unwrap().to_owned();
         connected(&kubelet);
         Self {

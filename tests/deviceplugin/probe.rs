@@ -24,7 +24,7 @@ fn is_content_while_registered_and_says_what_is_not_well() {
     let (well, text) = probe(&node.host, dir.path());
     assert!(!well && text.contains("does not answer"), "{text}");
     let plugin = Plugin::start(&node.host, dir.path());
-    plugin.wait_for_log("trying on");
+    plugin.wait_for_log("not registered; retrying");
     let (well, text) = probe(&node.host, dir.path());
     assert!(
         !well && text.contains("dataplane is not registered"),
@@ -52,7 +52,7 @@ fn is_content_while_registered_and_says_what_is_not_well() {
 fn only_root_may_ask() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let plugin = Plugin::start(&node.host, dir.path());
-    plugin.wait_for_log("trying on");
+    plugin.wait_for_log("not registered; retrying");
     let bin = tempdir().unwrap();
     let copy = bin.path().join("macvtap");
     std::fs::copy(binary(), &copy).unwrap();
@@ -66,7 +66,7 @@ fn only_root_may_ask() {
         command.arg("probe").arg("--kubelet-dir").arg(dir.path());
         let output = node.host.output(&mut command);
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.contains("nobody but root"), "{text}");
+        assert!(text.contains("answers only root"), "{text}");
     }
     let (_, text) = probe(&node.host, dir.path());
     assert!(text.contains("dataplane is not registered"), "{text}");

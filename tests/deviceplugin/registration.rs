@@ -30,7 +30,7 @@ fn the_first_list_comes_at_once() {
     assert!(resource.options.get_preferred_allocation_available);
     let mode = fs::metadata(dir.path().join(SOCKET)).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
-    plugin.wait_for_log("registered, devices=100");
+    plugin.wait_for_log("msg=registered resource=dataplane devices=100");
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn fifty_restarts_of_the_kubelet() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let plugin = Plugin::start(&node.host, dir.path());
     let mut descriptors = Vec::new();
-    for _ in 0..51 {
+    for _ in 0..50 {
         let kubelet = Kubelet::start(dir.path()).unwrap();
         kubelet
             .wait_for(RESOURCE, PATIENCE, |resource| {
@@ -73,7 +73,10 @@ fn fifty_restarts_of_the_kubelet() {
         descriptors.push(plugin.descriptors());
         drop(kubelet);
     }
-    assert_eq!(descriptors[0], descriptors[50], "{descriptors:?}");
+    // The call to the kubelet may still be open when the list arrives.
+    wait_until("no descriptor is left open", || {
+        plugin.descriptors() <= descriptors[0]
+    });
 }
 
 #[test]
@@ -89,7 +92,7 @@ fn the_kubelet_may_come_later() {
     assert!(took < Duration::from_millis(900), "it waited: {took:?}");
     // Said once, not at each attempt.
     assert_eq!(
-        plugin.log().matches("trying on").count(),
+        plugin.log().matches("not registered; retrying").count(),
         1,
         "{}",
         plugin.log()
@@ -153,7 +156,7 @@ fn without_inotify_it_polls() {
     let words = [&trace[..], &["-e", "inject=inotify_init1:error=EMFILE"]].concat();
     let command = command(&words, dir.path());
     let plugin = Plugin::spawn(&node.host, command);
-    plugin.wait_for_log("cannot be watched, so it is polled");
+    plugin.wait_for_log("cannot be watched; polling");
     for _ in 0..3 {
         let kubelet = Kubelet::start(dir.path()).unwrap();
         connected(&kubelet);

@@ -37,7 +37,7 @@ fn a_kubelet_that_dies_in_the_middle_of_a_registration_is_outlived() {
         drop(listener.accept().unwrap());
     }
     drop(listener);
-    plugin.wait_for_log("trying on");
+    plugin.wait_for_log("not registered; retrying");
     let kubelet = Kubelet::start(dir.path()).unwrap();
     connected(&kubelet);
 }
@@ -52,7 +52,7 @@ fn a_kubelet_that_answers_nonsense_is_outlived() {
         if let Ok((mut stream, _)) = listener.accept() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
-        plugin.log().contains("trying on")
+        plugin.log().contains("not registered; retrying")
     });
     drop(listener);
     let kubelet = Kubelet::start(dir.path()).unwrap();
@@ -111,7 +111,7 @@ fn a_read_only_directory_is_told_and_tried_again() {
     let mut plugin = Plugin::mounted(&node.host, dir.path(), &script);
     plugin.wait_for_log("Read-only file system");
     assert!(plugin.is_alive());
-    assert_eq!(plugin.log().matches("trying on").count(), 1);
+    assert_eq!(plugin.log().matches("not registered; retrying").count(), 1);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn an_orphaned_mount_ends_it() {
     fs::create_dir(&seen).unwrap();
     let script = format!("mount --bind {} {}", real.display(), seen.display());
     let mut plugin = Plugin::mounted(&node.host, &seen, &script);
-    plugin.wait_for_log("trying on");
+    plugin.wait_for_log("not registered; retrying");
     fs::remove_dir_all(&real).unwrap();
     fs::create_dir(&real).unwrap();
     let (status, _) = plugin.end();

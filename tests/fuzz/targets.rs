@@ -3,6 +3,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     os::fd::{AsFd, AsRawFd},
     sync::Arc,
     time::Duration,
@@ -13,13 +14,15 @@ use macvtap::{
     deviceplugin::{
         config::{self, Configuration},
         device_list,
+        event::EventSender,
         grpc::{
             api::{
                 AllocateRequest, PreStartContainerRequest, PreferredAllocationRequest,
                 device_plugin_server::{DevicePlugin, DevicePluginServer},
             },
-            service::Service,
+            service::PluginService,
         },
+        tap_only::TapOnly,
     },
     host::netns::Netns,
     learning::frame::{self, Frame},
@@ -168,10 +171,11 @@ pub fn device_id(data: &[u8]) {
 /// `DP_MACVTAP_CONF`: each device that follows has an ID that can be read, and a tap of its own.
 pub fn dp_conf(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let Ok((Configuration::Listed(resources), _)) = config::parse(&text) else {
+    let Ok((configuration @ Configuration::Listed(_), _)) = config::parse(&text) else {
         return;
     };
-    let devices: usize = resources.iter().map(|resource| resource.capacity).sum();
+    let resources = device_list::resources(&configuration, &[], &BTreeMap::new());
+    let devices: usize = resources.values().map(|resource| resource.capacity).sum();
     if devices > 2000 {
         return; // Slow, and nothing new.
     }
@@ -243,14 +247,14 @@ fn runtime() -> Runtime {
         .unwrap()
 }
 
-fn service() -> Service {
+fn service() -> PluginService {
     let (_, list) = watch::channel(Arc::default());
     let (events, _) = mpsc::unbounded_channel();
-    Service {
-        resource: "dataplane".into(),
+    PluginService {
         generation: 1,
         list,
-        events,
+        events: EventSender::new("dataplane", events),
+        tap_only: TapOnly::start().unwrap(),
     }
 }
 

@@ -78,7 +78,7 @@ impl World {
         self.learn();
         self.kubelet.drop_streams();
         fs::write(self.dirs[1].path().join("DP_MACVTAP_CONF"), "[]").unwrap();
-        plugin.wait_for_log("every NIC and bond is offered");
+        plugin.wait_for_log("offering every NIC and bond");
         for words in [["/macvtap", "probe"], ["/macvtap", "doctor"]] {
             let output = container.exec(&words);
             let text = String::from_utf8_lossy(&output.stdout);

@@ -1,6 +1,7 @@
-//! gRPC: the service of a resource, the server it is reached by, the kubelet's own service.
+//! gRPC: the service of a resource, its server, and the kubelet's registration service.
 
 pub mod api;
+pub mod channel;
 pub mod kubelet;
 pub mod server;
 pub mod service;

@@ -1,4 +1,4 @@
-//! A resource's socket, and the server behind it.
+//! The gRPC server of one resource, and its socket.
 
 use std::{
     fs::{self, Permissions},
@@ -11,81 +11,49 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     task::JoinHandle,
 };
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server as Grpc;
+use tonic::transport::Server;
 
 use super::{
     api::{ListAndWatchResponse, device_plugin_server::DevicePluginServer},
-    service::Service,
+    service::PluginService,
 };
 use crate::{
-    deviceplugin::{Event, NAMESPACE},
-    host::file_id::FileId,
+    deviceplugin::event::ResourceEvent,
+    host::{file_id::FileId, files},
 };
-use crate::{host::files, types::device_id::short_hash};
 
 /// How long connections may take to close.
-const FAREWELL: Duration = Duration::from_millis(500);
-/// The longest path of a Unix socket, in bytes (`sun_path` without its NUL).
-const LONGEST_PATH: usize = 107;
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A server that runs.
-pub struct Server {
+/// A running server.
+pub struct ResourceServer {
     path: PathBuf,
     file: FileId,
-    /// The list that streams show; they end with it.
-    pub list: watch::Sender<Arc<ListAndWatchResponse>>,
+    /// The list that streams send; they end when it is dropped.
+    list: watch::Sender<Arc<ListAndWatchResponse>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-/// The name of a resource's socket in `directory`: a hash of the resource's name where that
-/// would make the path too long.
-#[must_use]
-pub fn socket_name(directory: &Path, resource: &str) -> String {
-    let name = format!("{NAMESPACE}_{resource}");
-    if directory.join(&name).as_os_str().len() <= LONGEST_PATH {
-        return name;
-    }
-    format!("{NAMESPACE}_{}", short_hash(resource))
-}
-
-impl Server {
+impl ResourceServer {
     /// Binds the socket at `path` and serves it.
     ///
-    /// A socket that nobody listens on any more is replaced. One that somebody does is left
-    /// alone, and that is an error.
+    /// Replaces a socket that is not served any more. Fails if another process serves it.
     pub async fn start(
         path: PathBuf,
         list: Arc<ListAndWatchResponse>,
-        service: impl FnOnce(watch::Receiver<Arc<ListAndWatchResponse>>) -> Service,
-        events: mpsc::UnboundedSender<Event>,
+        service: impl FnOnce(watch::Receiver<Arc<ListAndWatchResponse>>) -> PluginService,
     ) -> Result<Self> {
         let listener = bind(&path).await?;
-        let file = FileId::of(&path)?.context("the socket just made is gone already")?;
+        let file = FileId::of(&path)?;
+        let file = file.with_context(|| format!("{} vanished", path.display()))?;
         let (list, receiver) = watch::channel(list);
-        let service = service(receiver);
-        let (resource, generation) = (service.resource.clone(), service.generation);
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(async move {
-            let serving = Grpc::builder().serve_with_incoming_shutdown(
-                DevicePluginServer::new(service),
-                UnixListenerStream::new(listener),
-                async {
-                    // Told to stop, or forgotten: either way it is over.
-                    let _ = stopped.await;
-                },
-            );
-            let outcome = serving.await.context("serving the kubelet");
-            let _ = events.send(Event::Ended {
-                resource,
-                generation,
-                outcome,
-            });
-        });
+        let task = tokio::spawn(serve(listener, service(receiver), stopped));
         Ok(Self {
             path,
             file,
@@ -93,6 +61,15 @@ impl Server {
             stop,
             task,
         })
+    }
+
+    /// Sends another list on the streams, unless it is the same.
+    pub fn send(&self, list: &Arc<ListAndWatchResponse>) {
+        self.list.send_if_modified(|sent| {
+            let changed = sent != list;
+            sent.clone_from(list);
+            changed
+        });
     }
 
     /// Whether the socket's file is still the one that was bound.
@@ -108,7 +85,10 @@ impl Server {
         // The server may have ended by itself.
         let _ = self.stop.send(());
         let abort = self.task.abort_handle();
-        if tokio::time::timeout(FAREWELL, self.task).await.is_err() {
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.task)
+            .await
+            .is_err()
+        {
             abort.abort();
         }
         if intact {
@@ -118,33 +98,31 @@ impl Server {
     }
 }
 
+async fn serve(listener: UnixListener, service: PluginService, stopped: oneshot::Receiver<()>) {
+    let (events, generation) = (service.events.clone(), service.generation);
+    let serving = Server::builder().serve_with_incoming_shutdown(
+        DevicePluginServer::new(service),
+        UnixListenerStream::new(listener),
+        async {
+            // Stopped, or its handle dropped: it ends either way.
+            let _ = stopped.await;
+        },
+    );
+    let outcome = serving.await.context("serving the kubelet");
+    events.send(ResourceEvent::ServerEnded {
+        generation,
+        outcome,
+    });
+}
+
 async fn bind(path: &Path) -> Result<UnixListener> {
     let shown = path.display();
     if UnixStream::connect(path).await.is_ok() {
-        bail!("another device plugin serves {shown}; it is left alone");
+        bail!("another device plugin serves {shown}");
     }
     files::remove(path)?;
     let listener = UnixListener::bind(path).with_context(|| format!("making socket {shown}"))?;
     fs::set_permissions(path, Permissions::from_mode(0o600))
-        .with_context(|| format!("closing socket {shown} to others"))?;
+        .with_context(|| format!("setting the mode of socket {shown}"))?;
     Ok(listener)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sockets_are_named_as_the_originals_or_by_a_hash() {
-        let usual = Path::new("/var/lib/kubelet/device-plugins");
-        let name = socket_name(usual, "eth0.100");
-        assert_eq!(name, "macvtap.network.kubevirt.io_eth0.100");
-        let long = "x".repeat(63);
-        let name = socket_name(usual, &long);
-        assert_eq!(name.len(), NAMESPACE.len() + 1 + 12);
-        assert_ne!(name, socket_name(usual, &"y".repeat(63)));
-        let longest = "x".repeat(LONGEST_PATH - 32 - 28);
-        assert!(socket_name(usual, &longest).ends_with(&longest));
-        assert!(!socket_name(usual, &format!("{longest}x")).ends_with("xxx"));
-    }
 }

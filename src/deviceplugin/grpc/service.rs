@@ -8,7 +8,7 @@ use std::{
 };
 
 use log::{debug, info, warn};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
 use tonic::{Request, Response, Status};
 
@@ -18,47 +18,53 @@ use super::api::{
     ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
     PreferredAllocationRequest, PreferredAllocationResponse, device_plugin_server::DevicePlugin,
 };
-use crate::deviceplugin::{Event, device_list, tap_only};
-use crate::{host::tap, types::device_id::DeviceId};
+use crate::{
+    deviceplugin::{
+        device_list,
+        event::{EventSender, ResourceEvent},
+        tap_only::TapOnly,
+    },
+    host::tap,
+    types::device_id::DeviceId,
+};
 
 /// The service of one resource.
-pub struct Service {
-    /// The resource's name.
-    pub resource: String,
-    /// Which of the resource's servers this is.
+pub struct PluginService {
+    /// The server's generation.
     pub generation: u64,
-    /// The list of devices. When its sender is gone, streams end.
+    /// The list of devices. Streams end when its sender is dropped.
     pub list: watch::Receiver<Arc<ListAndWatchResponse>>,
-    /// Whom to tell about streams.
-    pub events: mpsc::UnboundedSender<Event>,
+    /// Where streams and allocations are reported.
+    pub events: EventSender,
+    /// The macvtaps of pods without the CNI plugin.
+    pub tap_only: TapOnly,
 }
 
-impl Service {
-    fn tell_failure(&self, reason: &'static str) {
-        let _ = self.events.send(Event::NotAllocated {
-            resource: self.resource.clone(),
-            reason,
-        });
+impl PluginService {
+    fn report_failure(&self, reason: &'static str) {
+        self.events.send(ResourceEvent::RequestFailed { reason });
     }
 
-    /// Reads device IDs of this resource, of whatever configuration they are: a pod keeps what
-    /// it was given.
-    fn read(&self, ids: &[String]) -> Result<Vec<DeviceId>, Status> {
-        let read = ids.iter().map(|id| {
+    /// Parses device IDs of this resource, of the present or a former configuration: a pod
+    /// keeps what was allocated to it.
+    fn parse(&self, ids: &[String]) -> Result<Vec<DeviceId>, Status> {
+        let resource = self.events.resource();
+        let devices = ids.iter().map(|id| {
             let device = id.parse::<DeviceId>();
             let device = device.map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-            if device.resource == self.resource {
+            if device.resource == resource {
                 return Ok(device);
             }
-            let text = format!("device ID {id:?} is not of resource {:?}", self.resource);
+            let text = format!("device ID {id:?} is not of resource {resource:?}");
             Err(Status::invalid_argument(text))
         });
-        read.collect()
+        let devices: Result<_, _> = devices.collect();
+        devices.inspect_err(|_| self.report_failure("device_id"))
     }
 }
 
 #[tonic::async_trait]
-impl DevicePlugin for Service {
+impl DevicePlugin for PluginService {
     async fn get_device_plugin_options(
         &self,
         _: Request<Empty>,
@@ -66,16 +72,16 @@ impl DevicePlugin for Service {
         Ok(Response::new(options()))
     }
 
-    type ListAndWatchStream = Lists;
+    type ListAndWatchStream = ListStream;
 
     async fn list_and_watch(
         &self,
         _: Request<Empty>,
     ) -> Result<Response<Self::ListAndWatchStream>, Status> {
-        let (resource, generation) = (self.resource.clone(), self.generation);
-        let open = Open::new(resource, generation, self.events.clone());
-        let lists = WatchStream::new(self.list.clone());
-        Ok(Response::new(Lists { lists, _open: open }))
+        Ok(Response::new(ListStream {
+            lists: WatchStream::new(self.list.clone()),
+            _open: OpenStream::new(self.generation, self.events.clone()),
+        }))
     }
 
     async fn get_preferred_allocation(
@@ -83,7 +89,7 @@ impl DevicePlugin for Service {
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let existing = tap::numbers().unwrap_or_else(|error| {
-            warn!("preferring no device: {error:#}");
+            warn!(error:% = format!("{error:#}"); "cannot tell which taps exist");
             BTreeSet::new()
         });
         let requests = request.into_inner().container_requests.into_iter();
@@ -106,24 +112,21 @@ impl DevicePlugin for Service {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
-        let mut container_responses = Vec::new();
-        for request in request.into_inner().container_requests {
-            let devices = self.read(&request.device_ids).inspect_err(|_| {
-                self.tell_failure("device_id");
-            })?;
-            // When nobody listens any more, the plugin is ending.
-            let _ = self.events.send(Event::Allocated {
-                resource: self.resource.clone(),
+        let requests = request.into_inner().container_requests;
+        let containers = requests
+            .iter()
+            .map(|request| self.parse(&request.device_ids));
+        // All of them before anything is done for the first.
+        let containers: Vec<Vec<DeviceId>> = containers.collect::<Result<_, _>>()?;
+        let container_responses = containers.iter().map(|devices| response(devices)).collect();
+        for devices in containers {
+            self.events.send(ResourceEvent::Allocated {
                 devices: u64::try_from(devices.len()).unwrap_or(u64::MAX),
             });
-            container_responses.push(promise(&devices));
-            // Afterwards: the kubelet waits, and has much to do before the pod's ADD.
-            tokio::spawn(async move {
-                for device in &devices {
-                    info!("allocated device={device} tap={}", device.tap);
-                    tap_only::clear(device);
-                }
-            });
+            for device in &devices {
+                info!(device:% = device, tap = device.tap; "allocated");
+            }
+            self.tap_only.clear(devices);
         }
         Ok(Response::new(AllocateResponse {
             container_responses,
@@ -134,18 +137,19 @@ impl DevicePlugin for Service {
         &self,
         request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
-        for device in self.read(&request.into_inner().device_ids)? {
-            tap_only::ensure(&device).map_err(|error| {
-                warn!("device={device} has no tap: {error:#}");
-                self.tell_failure("tap");
-                Status::failed_precondition(format!("{error:#}"))
-            })?;
-        }
+        let devices = self.parse(&request.into_inner().device_ids)?;
+        let outcome = self.tap_only.ensure(devices).await;
+        outcome.map_err(|error| {
+            let error = format!("{error:#}");
+            warn!(resource = self.events.resource(), error; "container refused: no tap");
+            self.report_failure("tap");
+            Status::failed_precondition(error)
+        })?;
         Ok(Response::new(PreStartContainerResponse {}))
     }
 }
 
-/// What this plugin wants of the kubelet.
+/// The calls that the kubelet is asked to make.
 #[must_use]
 pub fn options() -> DevicePluginOptions {
     DevicePluginOptions {
@@ -154,9 +158,9 @@ pub fn options() -> DevicePluginOptions {
     }
 }
 
-/// The promise: the taps' nodes, under the same path in the container. They need not exist yet;
-/// the runtime looks at them when it makes the container, which is after CNI ADD.
-fn promise(devices: &[DeviceId]) -> ContainerAllocateResponse {
+/// The nodes of the taps, under the same path in the container. They need not exist yet: the
+/// runtime looks for them when it creates the container, which is after CNI ADD.
+fn response(devices: &[DeviceId]) -> ContainerAllocateResponse {
     let devices = devices.iter().map(|device| {
         let path = tap::path(device.tap).to_string_lossy().into_owned();
         DeviceSpec {
@@ -173,13 +177,13 @@ fn promise(devices: &[DeviceId]) -> ContainerAllocateResponse {
     }
 }
 
-/// The stream of lists: the one that holds now, then each new one.
-pub struct Lists {
+/// The stream of lists: the present one, then each new one.
+pub struct ListStream {
     lists: WatchStream<Arc<ListAndWatchResponse>>,
-    _open: Open,
+    _open: OpenStream,
 }
 
-impl Stream for Lists {
+impl Stream for ListStream {
     type Item = Result<ListAndWatchResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -188,37 +192,23 @@ impl Stream for Lists {
     }
 }
 
-/// Tells the plugin that a stream is open, for as long as this exists.
-struct Open {
-    resource: String,
+/// Reports that a stream is open, and when it is dropped, that it is closed.
+struct OpenStream {
     generation: u64,
-    events: mpsc::UnboundedSender<Event>,
+    events: EventSender,
 }
 
-impl Open {
-    fn new(resource: String, generation: u64, events: mpsc::UnboundedSender<Event>) -> Self {
-        debug!("resource={resource} the kubelet opened a stream");
-        let open = Self {
-            resource,
-            generation,
-            events,
-        };
-        open.tell(true);
-        open
-    }
-
-    fn tell(&self, open: bool) {
-        // When nobody listens any more, the plugin is ending.
-        let _ = self.events.send(Event::Stream {
-            resource: self.resource.clone(),
-            generation: self.generation,
-            open,
-        });
+impl OpenStream {
+    fn new(generation: u64, events: EventSender) -> Self {
+        debug!(resource = events.resource(); "kubelet opened ListAndWatch");
+        events.send(ResourceEvent::StreamOpened { generation });
+        Self { generation, events }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.tell(false);
+        let generation = self.generation;
+        self.events.send(ResourceEvent::StreamClosed { generation });
     }
 }

@@ -76,7 +76,7 @@ impl Learner {
 
     /// What learning did so far.
     pub fn stats(&self) -> LearningStatus {
-        let ask = || status::ask(&self.dir.path().join("kubelet"));
+        let ask = || status::query(&self.dir.path().join("kubelet"));
         self.node.host.0.run(ask).unwrap().learning.unwrap()
     }
 

@@ -1,0 +1,73 @@
+//! What the servers and registrations of resources report to the supervisor.
+
+use anyhow::Result;
+use tokio::sync::mpsc;
+
+/// An event of one resource.
+#[derive(Debug)]
+pub enum ResourceEvent {
+    /// The kubelet opened a `ListAndWatch` stream.
+    StreamOpened {
+        /// The server's generation.
+        generation: u64,
+    },
+    /// A `ListAndWatch` stream ended.
+    StreamClosed {
+        /// The server's generation.
+        generation: u64,
+    },
+    /// The kubelet answered a registration, or could not be reached.
+    RegistrationAnswered {
+        /// The number of the call.
+        call: u64,
+        /// The kubelet's answer.
+        outcome: Result<()>,
+    },
+    /// Devices were allocated to a container.
+    Allocated {
+        /// The number of devices.
+        devices: u64,
+    },
+    /// A request of the kubelet failed.
+    RequestFailed {
+        /// The reason, as the label of a metric.
+        reason: &'static str,
+    },
+    /// A server ended.
+    ServerEnded {
+        /// The server's generation.
+        generation: u64,
+        /// Why, if it failed.
+        outcome: Result<()>,
+    },
+}
+
+/// Reports the events of one resource.
+#[derive(Clone)]
+pub struct EventSender {
+    resource: String,
+    sender: mpsc::UnboundedSender<(String, ResourceEvent)>,
+}
+
+impl EventSender {
+    /// A sender for the events of `resource`.
+    #[must_use]
+    pub fn new(resource: &str, sender: mpsc::UnboundedSender<(String, ResourceEvent)>) -> Self {
+        Self {
+            resource: resource.to_owned(),
+            sender,
+        }
+    }
+
+    /// The resource.
+    #[must_use]
+    pub fn resource(&self) -> &str {
+        &self.resource
+    }
+
+    /// Reports an event.
+    pub fn send(&self, event: ResourceEvent) {
+        // There is no receiver any more while the device plugin shuts down.
+        let _ = self.sender.send((self.resource.clone(), event));
+    }
+}

@@ -1,0 +1,108 @@
+//! Learning, as far as it can be had: another device plugin may be learning, or a capability
+//! may be missing.
+
+use std::{
+    io::ErrorKind,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Error, Result};
+use log::{error, warn};
+
+use crate::{
+    learning::Learning,
+    types::{errors::io_error, status::LearningStatus},
+};
+
+/// The time between attempts to start.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Learning that starts when it can, and starts again when its thread has ended.
+pub struct LearningTask {
+    /// The directory of the pods' network namespaces; none if learning is turned off.
+    netns_dir: Option<PathBuf>,
+    learning: Option<Learning>,
+    has_started: bool,
+    retry_at: Option<Instant>,
+}
+
+impl LearningTask {
+    /// Starts learning, unless there is no directory.
+    #[must_use]
+    pub fn start(netns_dir: Option<PathBuf>) -> Self {
+        let mut task = Self {
+            netns_dir,
+            learning: None,
+            has_started: false,
+            retry_at: None,
+        };
+        match task.try_start() {
+            Ok(true) => {}
+            Ok(false) => warn_off(&Error::msg("it is turned off by --learning")),
+            Err(error) => warn_off(&error),
+        }
+        task
+    }
+
+    /// Tries again if it is time.
+    pub fn run_due(&mut self, now: Instant) {
+        if self
+            .learning
+            .as_ref()
+            .is_some_and(|learning| !learning.status().running)
+        {
+            error!("learning has stopped, starting it again");
+            self.learning = None;
+            self.retry_at = Some(now + RETRY_INTERVAL);
+        }
+        if self.retry_at.is_some_and(|at| at <= now) {
+            // The first attempt was logged.
+            let _ = self.try_start();
+        }
+    }
+
+    /// When [`Self::run_due`] has to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Its status; none if it is off.
+    pub fn status(&self) -> Option<LearningStatus> {
+        self.learning.as_ref().map(Learning::status)
+    }
+
+    /// Starts it. False if it is turned off.
+    fn try_start(&mut self) -> Result<bool> {
+        self.retry_at = None;
+        let Some(netns_dir) = &self.netns_dir else {
+            return Ok(false);
+        };
+        match Learning::start(netns_dir) {
+            Ok(learning) => {
+                self.learning = Some(learning);
+                self.has_started = true;
+                Ok(true)
+            }
+            Err(error) => {
+                // The device plugin that learns may be about to end. A capability that is missing
+                // stays so.
+                if is_in_use(&error) || self.has_started {
+                    self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn warn_off(reason: &Error) {
+    warn!(
+        reason:% = format!("{reason:#}");
+        "learning is off: VMs are unreachable from VMs on the same node during migration"
+    );
+}
+
+fn is_in_use(error: &Error) -> bool {
+    io_error(error).is_some_and(|error| error.kind() == ErrorKind::AddrInUse)
+}
