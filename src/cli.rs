@@ -1,8 +1,9 @@
 //! The command line, for clap.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf, absolute},
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -13,52 +14,83 @@ use crate::types::{mac::MacAddr, mode::Mode};
 /// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
 /// `deviceplugin/v1beta1`).
 const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
+/// Where iproute2 and container runtimes keep network namespaces by name.
+const NETNS_DIR: &str = "/run/netns";
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  success
+  1  failure; for probe and doctor: a problem was found
+  2  wrong usage";
+const LINK_EXAMPLES: &str = "\
+Examples:
+  macvtap link list --lower-device eth0
+  macvtap link add tap0 --lower-device eth0 --mode bridge --up on
+  macvtap link set net1 --netns blue --mtu 1400
+  macvtap link delete tap0 tap1";
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  macvtap doctor
+  macvtap doctor --probe-network 192.0.2.1 --lower-device eth0";
+const INSTALL_EXAMPLES: &str = "\
+A program of another origin under that name is kept beside it as .NAME.prev, and `macvtap
+uninstall` puts it back.
+
+Examples:
+  macvtap install
+  macvtap install --dir /var/lib/cni/bin";
 
 /// macvtap networking for virtual machines on Kubernetes
 ///
-/// Called by a container runtime (with `CNI_COMMAND` set and no arguments), it is a CNI plugin.
+/// Called by a container runtime (without arguments, with `CNI_COMMAND` set), it is a CNI plugin.
 #[derive(Debug, Parser)]
 #[command(name = crate::dispatch::NAME, version, arg_required_else_help = true)]
+#[command(after_help = EXIT_STATUS)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// The subcommands.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Be the CNI plugin: environment and stdin in, JSON out
+    /// Run as a CNI plugin
     Cni,
-    /// Offer the node's macvtaps to the kubelet (`DP_MACVTAP_CONF` says which)
+    /// Run the device plugin, which offers macvtaps to the kubelet
+    ///
+    /// The environment variable `DP_MACVTAP_CONF` configures the resources.
     Deviceplugin(Deviceplugin),
-    /// Tell whether the device plugin is registered with the kubelet, and what is not well
+    /// Check that the device plugin is registered and healthy
     Probe {
-        /// The directory of the kubelet's device plugin socket
-        #[arg(long, value_name = "DIR", default_value = KUBELET_DIR)]
+        /// Directory of the kubelet's device plugin socket
+        #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
         kubelet_dir: PathBuf,
     },
-    /// List, make, change and watch the macvtaps of this machine
+    /// List, create, change and watch the macvtaps of this machine
+    #[command(after_long_help = LINK_EXAMPLES)]
     Link {
-        /// What to do
+        /// The command.
         #[command(subcommand)]
         command: Link,
     },
-    /// Check the node for what keeps macvtaps from working, and tell the cure
+    /// Diagnose this node and suggest fixes
+    #[command(after_long_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
     /// Copy this binary into the CNI directory
+    #[command(after_long_help = INSTALL_EXAMPLES)]
     Install(Install),
-    /// Remove this program from the CNI directory, and nothing else
+    /// Remove this program from the CNI directory
     Uninstall(InstallTarget),
     /// Copy as `install` does; existing manifests call it by this name
     #[command(hide = true)]
     Cp {
-        /// The file to copy
+        /// File to copy
         source: PathBuf,
-        /// The file to write, or its directory
+        /// File to write, or its directory
         target: PathBuf,
     },
-    /// Try everything on this machine, in throw-away network namespaces (needs root)
+    /// Test the whole chain on this machine, in temporary network namespaces (needs root)
     Selftest {
         /// Print JSON
         #[arg(long)]
@@ -66,152 +98,152 @@ pub enum Command {
     },
     /// Print completions for a shell
     Completions {
-        /// The shell
+        /// Shell
         shell: Shell,
     },
 }
 
 /// The options of the device plugin.
 #[derive(Args, Clone, Debug)]
+#[command(args_override_self = true)]
 pub struct Deviceplugin {
-    /// The directory of the kubelet's device plugin socket
-    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR)]
+    /// Directory of the kubelet's device plugin socket
+    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
     pub kubelet_dir: PathBuf,
-    /// Read the configuration from a file instead of the environment, and again when it changes
+    /// Read the configuration from this file, whenever it changes, instead of `DP_MACVTAP_CONF`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Learn where VMs live, so that they stay reachable when they migrate; needs
-    /// `CAP_NET_RAW` and `CAP_SYS_ADMIN`
+    /// Learn on which node a MAC is, so that VMs stay reachable during migration (needs
+    /// `CAP_NET_RAW` and `CAP_SYS_ADMIN`)
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub learning: Switch,
-    /// The directory where the runtime has the pods' network namespaces
-    #[arg(long, value_name = "DIR", default_value = "/run/netns")]
+    /// Directory of the pods' network namespaces
+    #[arg(long, value_name = "DIR", default_value = NETNS_DIR)]
     pub netns_dir: PathBuf,
-    /// Tell health and metrics by HTTP at this address, on /healthz, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
+    /// Serve /healthz, /readyz and /metrics on this address
+    #[arg(long, value_name = "ADDRESS:PORT")]
     pub status_address: Option<SocketAddr>,
-    /// How much to log: from 4 on also why links are not offered; `RUST_LOG` comes before it
-    #[arg(short, value_name = "LEVEL", default_value_t = 0)]
-    pub verbosity: u8,
+    /// Log verbosity (4 = debug, 6 = trace); `RUST_LOG` overrides it
+    #[arg(
+        short,
+        value_name = "LEVEL",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    pub verbosity: i64,
 }
 
 /// What to do with macvtaps.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Link {
-    /// List every macvtap in whatever network namespace, and the lower devices (other network
+    /// List the macvtaps in all network namespaces, and the lower devices (other network
     /// namespaces need `CAP_SYS_ADMIN`)
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make a macvtap (needs `CAP_NET_ADMIN`)
+    /// Create a macvtap (needs `CAP_NET_ADMIN`)
     Add {
-        /// Its name
+        /// Name of the interface
         name: String,
-        /// The lower device
+        /// Lower device
         #[arg(long, value_name = "NAME")]
         lower_device: String,
-        /// bridge, vepa, private or passthru
-        #[arg(long, default_value = "bridge")]
+        /// Mode
+        #[arg(long, value_enum, default_value_t)]
         mode: Mode,
-        /// Its interface index, which is the number of its tap
+        /// Number of the tap, which is also the interface index
         #[arg(long, value_name = "N")]
         tap: Option<u32>,
-        /// What it is to be like
+        /// Its other attributes.
         #[command(flatten)]
         change: LinkChange,
     },
     /// Delete a macvtap (needs `CAP_NET_ADMIN`)
     Delete {
-        /// Its name
+        /// Name of the interface
         name: String,
-        /// The network namespace that it is in
+        /// Network namespace of the interface
         #[arg(long, value_name = "PATH")]
         netns: Option<PathBuf>,
     },
     /// Change a macvtap (needs `CAP_NET_ADMIN`)
     Set {
-        /// Its name
+        /// Name of the interface
         name: String,
-        /// The mode that it is to have
-        #[arg(long)]
+        /// Mode
+        #[arg(long, value_enum)]
         mode: Option<Mode>,
-        /// What it is to be like
+        /// Its other attributes.
         #[command(flatten)]
         change: LinkChange,
     },
-    /// Tell what changes, as it happens
+    /// Print changes as they happen
     Watch,
     /// Show the traffic of each macvtap
     Top {
-        /// Seconds from one to the next
+        /// Seconds between updates
         #[arg(long, default_value_t = 2.0, value_parser = seconds)]
         interval: f64,
-        /// How often; without end if not given
+        /// Number of updates [default: unlimited]
         #[arg(long, value_name = "N")]
         count: Option<u32>,
     },
 }
 
-/// What a macvtap is to be like, by the words of the configuration.
+/// Attributes of a macvtap, named as in the CNI configuration.
 #[derive(Args, Clone, Debug)]
 pub struct LinkChange {
-    /// The network namespace that it is in
+    /// Network namespace of the interface
     #[arg(long, value_name = "PATH")]
     pub netns: Option<PathBuf>,
-    /// Its hardware address
+    /// MAC address
     #[arg(long)]
     pub mac: Option<MacAddr>,
-    /// Its MTU in bytes
+    /// MTU in bytes
     #[arg(long)]
     pub mtu: Option<u32>,
-    /// Whether it receives frames to every address
+    /// Promiscuous mode
     #[arg(long, value_name = "WHEN")]
     pub promisc_mode: Option<Switch>,
-    /// Whether it receives every multicast frame
+    /// Receive all multicast frames
     #[arg(long, value_name = "WHEN")]
     pub all_multicast: Option<Switch>,
-    /// Whether it is up
+    /// Set the interface up or down
     #[arg(long, value_name = "WHEN")]
     pub up: Option<Switch>,
 }
 
-/// An address and a port. Manifests put them together from a node's address, so an IPv6 address
-/// needs no brackets.
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    let split = || {
-        let (address, port) = text.rsplit_once(':')?;
-        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
-    };
-    let parsed = text.parse().ok().or_else(split);
-    parsed.ok_or_else(|| "write it as 127.0.0.1:9403 or [::1]:9403".to_owned())
+/// A directory, absolute: its path must not depend on where a process runs.
+fn directory(text: &str) -> io::Result<PathBuf> {
+    absolute(Path::new(text))
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("from 0.1 to 3600 seconds".to_owned()),
+        _ => Err("must be a number from 0.1 to 3600".to_owned()),
     }
 }
 
-/// The options of the doctor.
+/// The options of `doctor`.
 #[derive(Args, Clone, Debug)]
 pub struct Doctor {
-    /// The directory of the kubelet's device plugin socket
-    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR)]
+    /// Directory of the kubelet's device plugin socket
+    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
     pub kubelet_dir: PathBuf,
-    /// The CNI directory
+    /// CNI directory
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     pub cni_dir: PathBuf,
-    /// The directory of the CNI configurations
+    /// Directory of the CNI configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
-    /// Ask for this IPv4 address by ARP from a MAC of a moment: where a virtual switch drops
-    /// frames of MACs that it does not know, there is no answer
+    /// Send ARP requests for this IPv4 address from a temporary MAC, to find out whether the
+    /// network drops frames of MACs that it does not know
     #[arg(long, value_name = "ADDRESS", requires = "lower_device")]
     pub probe_network: Option<Ipv4Addr>,
-    /// The lower device to ask by
+    /// Lower device for --probe-network
     #[arg(long, value_name = "NAME")]
     pub lower_device: Option<String>,
     /// Print JSON
@@ -223,18 +255,20 @@ pub struct Doctor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
     /// On.
+    #[value(help = None)]
     On,
     /// Off.
+    #[value(help = None)]
     Off,
 }
 
 /// The options of the installer.
 #[derive(Args, Clone, Debug)]
 pub struct Install {
-    /// Where the binary goes
+    /// Where the binary is installed.
     #[command(flatten)]
     pub target: InstallTarget,
-    /// Also write the device plugin's seccomp profile to this file; its directory has to exist
+    /// Also write the device plugin's seccomp profile to this file, in an existing directory
     #[arg(long, value_name = "FILE")]
     pub seccomp_profile: Option<PathBuf>,
 }
@@ -242,11 +276,11 @@ pub struct Install {
 /// Where the binary is installed.
 #[derive(Args, Clone, Debug)]
 pub struct InstallTarget {
-    /// The CNI directory; can be given again [default: /host/opt/cni/bin if it exists, or else
+    /// CNI directory; can be given several times [default: /host/opt/cni/bin if it exists, else
     /// /opt/cni/bin]
     #[arg(long, value_name = "DIR")]
     pub dir: Vec<PathBuf>,
-    /// The name of the file, which is the `type` in configurations
+    /// Name of the file, which is the `type` in CNI configurations
     #[arg(long, default_value = crate::dispatch::NAME)]
     pub name: String,
 }

@@ -6,7 +6,11 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use kit::{binary, netns::wait_until};
+use kit::{
+    binary,
+    netns::{names, wait_until},
+};
+use macvtap::types::mode::Mode;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -67,9 +71,20 @@ fn helps() {
     let output = run(&["--version"]);
     let expected = format!("macvtap {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(text(&output.stdout), expected);
-    let output = run(&["nonsense"]);
+    let output = run(&["doktor"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("nonsense"));
+    let stderr = text(&output.stderr);
+    assert!(
+        stderr.contains("similar subcommand exists: 'doctor'"),
+        "{stderr}"
+    );
+    let help = text(&run(&["link", "add", "--help"]).stdout);
+    for mode in Mode::ALL {
+        assert!(
+            help.contains(&format!("- {mode}: ")),
+            "{mode} is not in {help}"
+        );
+    }
 }
 
 #[test]
@@ -160,6 +175,34 @@ fn the_selftest_prints_each_step_for_people() {
 }
 
 #[test]
+fn an_interrupted_selftest_leaves_nothing_in_tmp() {
+    let interrupted = || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(binary());
+        command.arg("selftest").env("TMPDIR", dir.path());
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        wait_until("it has a directory", || !names(dir.path()).is_empty());
+        kill(
+            Pid::from_raw(i32::try_from(child.id()).unwrap()),
+            Signal::SIGINT,
+        )
+        .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let none: [&str; 0] = [];
+        assert_eq!(names(dir.path()), none);
+        let stdout = text(&output.stdout);
+        // On a busy machine it may have passed before.
+        assert_eq!(
+            output.status.code(),
+            Some(i32::from(!stdout.contains("All "))),
+            "{stdout}"
+        );
+        stdout.contains("interrupted by a signal") && stdout.contains("ok   clean-up")
+    };
+    wait_until("one is interrupted in time", interrupted);
+}
+
+#[test]
 fn the_selftest_says_that_it_needs_root() {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("macvtap");
@@ -182,5 +225,5 @@ fn the_selftest_without_capabilities_says_which() {
     assert_eq!(output.status.code(), Some(1));
     let text = text(&output.stdout);
     assert!(text.contains("CAP_SYS_ADMIN"), "{text}");
-    assert!(text.contains("FAILED"), "{text}");
+    assert!(text.contains("  FAIL "), "{text}");
 }

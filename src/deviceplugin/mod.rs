@@ -69,7 +69,7 @@ impl From<&cli::Deviceplugin> for Settings {
             status_address: options.status_address,
             // The original's manifest has -v 3, for what is logged by default here.
             level: match options.verbosity {
-                0..=3 => LevelFilter::Info,
+                ..=3 => LevelFilter::Info,
                 4..=5 => LevelFilter::Debug,
                 _ => LevelFilter::Trace,
             },

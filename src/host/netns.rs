@@ -80,7 +80,10 @@ impl Netns {
     pub fn create() -> Result<Self> {
         // A thread may leave its namespace and end; the descriptor holds the new one.
         let thread = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
+            match unshare(CloneFlags::CLONE_NEWNET) {
+                Err(Errno::EPERM) => bail!("creating a network namespace needs CAP_SYS_ADMIN"),
+                other => other.context("creating a network namespace")?,
+            }
             Self::current()
         });
         match thread.join() {

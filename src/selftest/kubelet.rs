@@ -1,9 +1,9 @@
 //! A stand-in for the kubelet's device manager, as far as a device plugin sees it.
 //!
-//! It behaves as the kubelet does, in what is handy and in what is not: it removes all sockets
-//! when it starts, dials back before it answers a registration, never dials again, takes
-//! each list as the whole, and when a stream ends, drops whatever client the resource has
-//! now, be it that of a newer registration.
+//! It behaves as the kubelet does, also where that is inconvenient: it removes all sockets when
+//! it starts, dials back before it answers a registration, never dials again, takes each list as
+//! complete, and when a stream ends, drops the client that the resource has now, even that of a
+//! newer registration.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -45,27 +45,27 @@ use crate::deviceplugin::{
 type Client = DevicePluginClient<Channel>;
 
 /// How long the kubelet waits for a device plugin that it dials.
-const DIAL: Duration = Duration::from_secs(10);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the kubelet knows of a resource.
+/// A resource as the kubelet has it.
 #[derive(Clone, Debug, Default)]
 pub struct Resource {
-    /// Whether it has a stream.
+    /// Whether its `ListAndWatch` stream is open.
     pub connected: bool,
     /// The name of the plugin's socket.
     pub endpoint: String,
     /// The last list.
     pub devices: Vec<Device>,
-    /// How many lists came.
+    /// The number of lists received.
     pub lists: u32,
-    /// How often it was registered.
+    /// The number of registrations.
     pub registrations: u32,
-    /// What the plugin wants of the kubelet.
+    /// The options of the plugin.
     pub options: DevicePluginOptions,
 }
 
 impl Resource {
-    /// The IDs of the devices in good health.
+    /// The IDs of the healthy devices.
     #[must_use]
     pub fn healthy(&self) -> Vec<String> {
         let healthy = self
@@ -95,7 +95,7 @@ impl Shared {
     }
 }
 
-/// A kubelet that runs.
+/// A running kubelet.
 pub struct Kubelet {
     shared: Shared,
     runtime: Handle,
@@ -104,7 +104,7 @@ pub struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts in `directory`, which has to exist.
+    /// Starts in `directory`, which must exist.
     pub fn start(directory: &Path) -> Result<Self> {
         remove_sockets(directory)?;
         let shared = Shared {
@@ -114,7 +114,7 @@ impl Kubelet {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _inside = runtime.enter();
-            UnixListener::bind(directory.join(KUBELET_SOCKET)).context("making kubelet.sock")?
+            UnixListener::bind(directory.join(KUBELET_SOCKET)).context("creating kubelet.sock")?
         };
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -127,7 +127,7 @@ impl Kubelet {
                     _ = stopped => {}
                 }
             });
-            // Like the end of a process: connections are not closed politely.
+            // As when a process ends: connections are not shut down first.
             runtime.shutdown_background();
         });
         Ok(Self {
@@ -138,7 +138,7 @@ impl Kubelet {
         })
     }
 
-    /// What is known of a resource.
+    /// A resource, if it was ever registered.
     #[must_use]
     pub fn resource(&self, name: &str) -> Option<Resource> {
         self.shared.lock().resources.get(name).cloned()
@@ -150,21 +150,21 @@ impl Kubelet {
         self.shared.lock().resources.keys().cloned().collect()
     }
 
-    /// Waits until a resource is as `wanted`.
+    /// Waits until a resource is as `expected`, for at most `timeout`.
     pub fn wait_for(
         &self,
         name: &str,
-        patience: Duration,
-        wanted: impl Fn(&Resource) -> bool,
+        timeout: Duration,
+        expected: impl Fn(&Resource) -> bool,
     ) -> Result<Resource> {
         let start = Instant::now();
         loop {
             let found = self.resource(name);
-            if let Some(resource) = found.as_ref().filter(|resource| wanted(resource)) {
+            if let Some(resource) = found.as_ref().filter(|resource| expected(resource)) {
                 return Ok(resource.clone());
             }
-            if start.elapsed() > patience {
-                bail!("resource {name} is not as wanted after {patience:?}: {found:?}");
+            if start.elapsed() > timeout {
+                bail!("resource {name} is not as expected after {timeout:?}: {found:?}");
             }
             std::thread::sleep(Duration::from_micros(500));
         }
@@ -181,7 +181,7 @@ impl Kubelet {
         self.call(resource, call)
     }
 
-    /// Asks which of the available devices to take.
+    /// Calls `GetPreferredAllocation` for `size` of the available devices.
     pub fn prefer(&self, resource: &str, available: &[String], size: i32) -> Result<Vec<String>> {
         let request = PreferredAllocationRequest {
             container_requests: vec![ContainerPreferredAllocationRequest {
@@ -193,11 +193,11 @@ impl Kubelet {
         let call =
             |mut client: Client| async move { client.get_preferred_allocation(request).await };
         let answer = self.call(resource, call)?.container_responses;
-        let first = answer.into_iter().next().context("an empty answer")?;
+        let first = answer.into_iter().next().context("the answer is empty")?;
         Ok(first.device_ids)
     }
 
-    /// Tells the plugin that a container with these devices is about to be made.
+    /// Calls `PreStartContainer` for a container with these devices.
     pub fn pre_start(&self, resource: &str, ids: &[String]) -> Result<()> {
         let request = PreStartContainerRequest {
             device_ids: ids.to_vec(),
@@ -206,7 +206,7 @@ impl Kubelet {
         self.call(resource, call).map(|_| ())
     }
 
-    /// Does nothing for so long, as under a heavy load.
+    /// Blocks for `time`, as under a heavy load.
     pub fn freeze(&self, time: Duration) {
         self.runtime.spawn(async move { std::thread::sleep(time) });
     }
@@ -228,14 +228,14 @@ impl Kubelet {
         T: Send + 'static,
     {
         let client = self.shared.lock().clients.get(resource).cloned();
-        let (client, _) = client.with_context(|| format!("no endpoint of {resource}"))?;
+        let (client, _) = client.with_context(|| format!("{resource} has no endpoint"))?;
         let (sender, receiver) = mpsc::channel();
         let call = call(client);
         self.runtime.spawn(async move {
-            // Whoever asked may have given up.
+            // Fails if the caller has given up.
             let _ = sender.send(call.await);
         });
-        let answer = receiver.recv().context("the kubelet ended")?;
+        let answer = receiver.recv().context("the kubelet has stopped")?;
         match answer {
             Ok(answer) => Ok(answer.into_inner()),
             Err(status) => Err(anyhow!("{:?}: {}", status.code(), status.message())),
@@ -243,12 +243,12 @@ impl Kubelet {
     }
 }
 
-/// The kubelet ends, its socket stays.
+/// The kubelet ends; its socket stays.
 impl Drop for Kubelet {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic in there was printed already.
+            // A panic of the thread is printed by the thread.
             let _ = thread.join();
         }
     }
@@ -279,7 +279,7 @@ impl Registration for Registrar {
             return Err(Status::unknown(text));
         }
         let path = self.0.directory.join(&request.endpoint);
-        let dialled = tokio::time::timeout(DIAL, dial(path)).await;
+        let dialled = tokio::time::timeout(DIAL_TIMEOUT, dial(path)).await;
         let client = dialled.map_err(|_| Status::unknown("the endpoint does not answer"))??;
         let options = client.clone().get_device_plugin_options(Empty {}).await?;
         let shared = self.0.clone();
@@ -301,7 +301,7 @@ async fn dial(path: PathBuf) -> Result<Client, Status> {
     Ok(Client::new(channel))
 }
 
-/// Takes in lists until the stream ends, whoever ended it.
+/// Receives lists until the stream ends.
 async fn watch(shared: Shared, name: String, mut client: Client) {
     if let Ok(lists) = client.list_and_watch(Empty {}).await {
         let mut lists = lists.into_inner();

@@ -1,5 +1,5 @@
-//! The whole way on this machine, in throw-away network namespaces: from discovery to
-//! a frame, through the loss of kubelet and pod, to nothing.
+//! `macvtap selftest`: the whole chain on this machine, in temporary network namespaces, from
+//! discovery to a frame, through the loss of kubelet and pod.
 
 pub mod kubelet;
 mod plugin;
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::unistd::Uid;
 
 use self::{plugin::Plugin, report::Report, runtime::Runtime, wire::Wire};
@@ -20,19 +20,19 @@ use crate::{
     deviceplugin::device_list,
     host::{netns::Netns, tap},
     netlink::Link,
-    types::device_id::DeviceId,
+    types::{device_id::DeviceId, plural::count},
 };
 
 /// How long the kernel may take to destroy a network namespace.
-const DESTRUCTION: Duration = Duration::from_secs(5);
+const DESTROY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the test, and prints each step with what was seen and how long it took.
 pub fn main(json: bool) -> Result<ExitCode> {
     ensure!(
         Uid::effective().is_root(),
-        "the selftest makes network namespaces and a macvtap in them: run it as root"
+        "the selftest creates network namespaces and macvtaps in them: run it as root"
     );
-    let mut report = Report::start(json);
+    let mut report = Report::start(json)?;
     let outcome = run(&mut report);
     report.finish(outcome.is_ok())?;
     Ok(match outcome {
@@ -46,7 +46,7 @@ fn run(report: &mut Report) -> Result<()> {
     let wire = report.step("lower device", || {
         let wire = Wire::lay()?;
         let seen = format!(
-            "veth {:?} in a netns of its own, its peer in another",
+            "veth {:?} in one temporary netns, its peer in another",
             wire::LOWER
         );
         Ok((wire, seen))
@@ -54,9 +54,9 @@ fn run(report: &mut Report) -> Result<()> {
     let mut taps = vec![wire.tap_number];
     let outcome = Plugin::start(&wire)
         .and_then(|mut plugin| allocate_and_attach(report, &wire, &mut plugin, &mut taps));
-    // The namespaces are gone with their last descriptor, whatever happened.
+    // The namespaces are destroyed with their last descriptor, also after a failure.
     drop(wire);
-    let cleaned = report.step("clean-up", || {
+    let cleaned = report.last_step("clean-up", || {
         for number in taps {
             wait_until_gone(number)?;
         }
@@ -65,7 +65,7 @@ fn run(report: &mut Report) -> Result<()> {
     outcome.and(cleaned)
 }
 
-/// What the device plugin would offer on this machine if its configuration were empty.
+/// What an empty configuration offers on this machine.
 fn discovery() -> Result<((), String)> {
     let links = Netns::current()?.socket()?.links()?;
     let (unfit, fit): (Vec<&Link>, Vec<&Link>) = links
@@ -76,10 +76,10 @@ fn discovery() -> Result<((), String)> {
         [] => "none".to_owned(),
         names => names.join(", "),
     };
-    let others = unfit.len();
+    let others = count(unfit.len(), "other link");
     Ok((
         (),
-        format!("NICs and bonds of this machine: {names} ({others} other links)"),
+        format!("NICs and bonds of this machine: {names} ({others})"),
     ))
 }
 
@@ -90,19 +90,19 @@ fn allocate_and_attach(
     taps: &mut Vec<u32>,
 ) -> Result<()> {
     report.step("registration", || {
-        let count = plugin.devices()?.len();
-        Ok(((), format!("the kubelet knows {count} devices")))
+        let devices = count(plugin.devices()?.len(), "device");
+        Ok(((), format!("the kubelet has {devices}")))
     })?;
     let id = report.step("Allocate", || {
         let id = plugin.allocate()?;
-        let seen = format!("{id} promises {}", tap::path(id.tap).display());
+        let seen = format!("{id} allocates {}", tap::path(id.tap).display());
         Ok((id, seen))
     })?;
     taps.push(id.tap);
     attach_and_detach(report, wire, plugin, &id)?;
     report.step("SIGTERM", || {
         plugin.stop()?;
-        Ok(((), "the device plugin ended cleanly".to_owned()))
+        Ok(((), "the device plugin exited cleanly".to_owned()))
     })
 }
 
@@ -117,26 +117,26 @@ fn attach_and_detach(
     let mut runtime = Runtime::new(wire, id)?;
     report.step("STATUS", || {
         runtime.call("STATUS")?;
-        Ok(((), "ADD could work here".to_owned()))
+        Ok(((), "ADD can work here".to_owned()))
     })?;
     add(report, &mut runtime, plugin, id)?;
     frames(report, wire, &runtime, id)?;
     report.step("CHECK", || {
         runtime.call("CHECK")?;
-        Ok(((), "all as ADD left it".to_owned()))
+        Ok(((), "everything is as ADD left it".to_owned()))
     })?;
     report.step("kubelet", || {
         let before = plugin.devices()?;
         plugin.restart_kubelet()?;
-        ensure!(plugin.devices()? == before, "the devices are others now");
-        Ok(((), "restarted, and knows the same devices".to_owned()))
+        ensure!(plugin.devices()? == before, "the devices have changed");
+        Ok(((), "restarted; it has the same devices again".to_owned()))
     })?;
     report.step("pod lost", || {
         wire.drain()?;
         runtime.lose_pod()?;
         Ok((
             (),
-            "its netns destroyed without DEL, a new one made".to_owned(),
+            "netns destroyed without DEL, another one created".to_owned(),
         ))
     })?;
     add(report, &mut runtime, plugin, id)?;
@@ -144,7 +144,7 @@ fn attach_and_detach(
     report.step("DEL", || {
         runtime.call("DEL")?;
         runtime.check_empty()?;
-        ensure!(tap::devices(id.tap)?.is_empty(), "{path} is still there");
+        ensure!(tap::devices(id.tap)?.is_empty(), "{path} still exists");
         Ok(((), "no interface in the pod, no tap".to_owned()))
     })
 }
@@ -164,14 +164,14 @@ fn add(
     })?;
     report.step("PreStart", || {
         plugin.pre_start(id)?;
-        Ok(((), "the tap is there, as promised".to_owned()))
+        Ok(((), "the allocated tap exists".to_owned()))
     })
 }
 
 fn frames(report: &mut Report, wire: &Wire, runtime: &Runtime<'_>, id: &DeviceId) -> Result<()> {
     report.step("frame out", || {
         wire.frame_out(id.tap, runtime.mac)?;
-        Ok(((), "written to the tap, seen on the wire".to_owned()))
+        Ok(((), "written to the tap, received on the wire".to_owned()))
     })?;
     report.step("frame in", || {
         wire.frame_in(id.tap, runtime.mac)?;
@@ -179,22 +179,17 @@ fn frames(report: &mut Report, wire: &Wire, runtime: &Runtime<'_>, id: &DeviceId
     })
 }
 
-/// The kernel destroys a network namespace some time after its last user is gone.
+/// The kernel destroys a network namespace some time after its last user.
 fn wait_until_gone(number: u32) -> Result<()> {
     let start = Instant::now();
     while !tap::devices(number)?.is_empty() {
         ensure!(
-            start.elapsed() < DESTRUCTION,
-            "{} is still there after {DESTRUCTION:?}",
+            start.elapsed() < DESTROY_TIMEOUT,
+            "{} still exists after {DESTROY_TIMEOUT:?}",
             tap::path(number).display()
         );
         std::thread::sleep(Duration::from_millis(2));
     }
     tap::remove_stale(number)?;
     Ok(())
-}
-
-/// A network namespace of its own, with the advice that people need when they may not make one.
-fn netns() -> Result<Netns> {
-    Netns::create().context("the selftest needs CAP_SYS_ADMIN and CAP_NET_ADMIN")
 }

@@ -1,10 +1,8 @@
-//! The device plugin as a process in the node's network namespace, and the kubelet that it
-//! registers with.
+//! The device plugin as a process in the node's network namespace, and the kubelet with which it
+//! registers.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    fs::{self, File},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -14,6 +12,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use tempfile::{Builder, TempDir};
 
 use super::{
     kubelet::{Kubelet, Resource},
@@ -22,28 +21,26 @@ use super::{
 use crate::{deviceplugin::names::NAMESPACE, host::tap, types::device_id::DeviceId};
 
 const CAPACITY: usize = 8;
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the device plugin may take to register, and to exit.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A device plugin that runs, with a directory of its own.
+/// A running device plugin with its kubelet, in a temporary directory.
 pub struct Plugin {
-    directory: PathBuf,
+    directory: TempDir,
     child: Child,
     kubelet: Option<Kubelet>,
     resource: String,
 }
 
 impl Plugin {
-    /// Starts a kubelet, and the device plugin by executing this very program.
+    /// Starts a kubelet, and the device plugin by executing this program.
     pub fn start(wire: &Wire) -> Result<Self> {
         let id = std::process::id();
-        let directory = std::env::temp_dir().join(format!("macvtap-selftest-{id}"));
-        let shown = directory.display();
-        // Fails if somebody was there before, so nobody else's files are in it.
-        let made = DirBuilder::new().mode(0o700).create(&directory);
-        made.with_context(|| format!("making {shown}"))?;
-        let kubelet = Kubelet::start(&directory)?;
-        let log = File::create(directory.join("log")).context("making a log")?;
-        // A name of this run's own, and so taps of its own.
+        let directory = Builder::new().prefix("macvtap-selftest-").tempdir();
+        let directory = directory.context("creating a temporary directory")?;
+        let kubelet = Kubelet::start(directory.path())?;
+        let log = File::create(directory.path().join("log")).context("creating a log file")?;
+        // A name that only this run has, and so taps that only this run has.
         let name = format!("selftest-{id}");
         let configuration = serde_json::json!([
             {"name": name, "lowerDevice": wire::LOWER, "capacity": CAPACITY}
@@ -52,14 +49,14 @@ impl Plugin {
         command
             .arg("deviceplugin")
             .arg("--kubelet-dir")
-            .arg(&directory);
+            .arg(directory.path());
         command.env("DP_MACVTAP_CONF", configuration.to_string());
         command.env_remove("CNI_COMMAND");
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let child = || command.spawn().context("executing this program again");
+        let child = || command.spawn().context("executing this program");
         Ok(Self {
             child: wire.node.run(child)?,
             directory,
@@ -68,14 +65,16 @@ impl Plugin {
         })
     }
 
-    /// Waits until the kubelet knows the devices; their IDs.
+    /// Waits until the kubelet has the devices. Returns their IDs.
     pub fn devices(&self) -> Result<Vec<String>> {
         let whole = |resource: &Resource| resource.healthy().len() == CAPACITY;
-        let resource = self.kubelet()?.wait_for(&self.resource, PATIENCE, whole);
+        let resource = self
+            .kubelet()?
+            .wait_for(&self.resource, ANSWER_TIMEOUT, whole);
         Ok(resource.with_context(|| self.log())?.healthy())
     }
 
-    /// Has the kubelet allocate a device, as when a pod is admitted.
+    /// Allocates a device as the kubelet does when it admits a pod.
     pub fn allocate(&self) -> Result<DeviceId> {
         let kubelet = self.kubelet()?;
         let preferred = kubelet.prefer(&self.resource, &self.devices()?, 1)?;
@@ -85,31 +84,31 @@ impl Plugin {
             .context("no device is preferred")?
             .parse()?;
         let containers = answer.container_responses;
-        let promised = containers.first().and_then(|first| first.devices.first());
-        let promised = promised.context("no device node is promised")?;
+        let allocated = containers.first().and_then(|first| first.devices.first());
+        let allocated = allocated.context("no device node is allocated")?;
         let path = tap::path(id.tap);
         let path = path.to_string_lossy();
         ensure!(
-            promised.host_path == path && promised.container_path == path,
-            "promised is {}, not {path}",
-            promised.host_path
+            allocated.host_path == path && allocated.container_path == path,
+            "{} is allocated instead of {path}",
+            allocated.host_path
         );
         Ok(id)
     }
 
-    /// Tells the plugin that the container is about to be made.
+    /// Calls `PreStartContainer`, as before a container is created.
     pub fn pre_start(&self, id: &DeviceId) -> Result<()> {
         self.kubelet()?.pre_start(&self.resource, &[id.to_string()])
     }
 
-    /// Ends the kubelet and starts another one, which knows of no device plugin.
+    /// Ends the kubelet and starts another one, with which nothing is registered.
     pub fn restart_kubelet(&mut self) -> Result<()> {
         self.kubelet = None;
-        self.kubelet = Some(Kubelet::start(&self.directory)?);
+        self.kubelet = Some(Kubelet::start(self.directory.path())?);
         Ok(())
     }
 
-    /// Ends the device plugin as a node does.
+    /// Ends the device plugin by SIGTERM, and checks that it removed its sockets.
     pub fn stop(&mut self) -> Result<()> {
         let id = i32::try_from(self.child.id()).context("a process ID over 2^31")?;
         kill(Pid::from_raw(id), Signal::SIGTERM).context("ending the device plugin")?;
@@ -117,34 +116,35 @@ impl Plugin {
         loop {
             match self.child.try_wait()? {
                 Some(status) if status.success() => break,
-                Some(status) => bail!("the device plugin ended with {status}: {}", self.log()),
-                None if start.elapsed() > PATIENCE => bail!("it does not end: {}", self.log()),
+                Some(status) => bail!("the device plugin failed with {status}: {}", self.log()),
+                None if start.elapsed() > ANSWER_TIMEOUT => {
+                    bail!("the device plugin does not exit: {}", self.log())
+                }
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
         }
-        for entry in fs::read_dir(&self.directory)? {
+        for entry in fs::read_dir(self.directory.path())? {
             let name = entry?.file_name();
             let name = name.to_string_lossy();
-            ensure!(!name.starts_with(NAMESPACE), "the socket {name} is left");
+            ensure!(!name.starts_with(NAMESPACE), "socket {name} still exists");
         }
         Ok(())
     }
 
     fn kubelet(&self) -> Result<&Kubelet> {
-        self.kubelet.as_ref().context("there is no kubelet")
+        self.kubelet.as_ref().context("the kubelet is not running")
     }
 
     fn log(&self) -> String {
-        let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
-        format!("the device plugin said: {log}")
+        let log = fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        format!("log of the device plugin: {log}")
     }
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
-        // Both fail only if there is nothing left to do.
+        // Both fail only if it has exited and was waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }

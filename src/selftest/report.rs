@@ -1,46 +1,81 @@
-//! What the selftest prints, for people as it goes or as JSON at the end.
+//! What the selftest prints: for people step by step, or as JSON at the end.
 
 use std::{
-    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use anyhow::{Error, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+use crate::{host::stdout::print_report, types::plural::count};
 
 /// The steps so far.
 pub struct Report {
     json: bool,
     start: Instant,
     steps: Vec<Value>,
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Report {
-    /// Begins a report.
-    pub fn start(json: bool) -> Self {
+    /// Starts a report. From now on SIGINT and SIGTERM end the selftest before its next step, so
+    /// that it removes what it made; a second one ends it at once.
+    pub fn start(json: bool) -> Result<Self> {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))
+                .and_then(|_| flag::register(signal, Arc::clone(&interrupted)))
+                .context("handling signals")?;
+        }
         let report = Self {
             json,
             start: Instant::now(),
             steps: Vec::new(),
+            interrupted,
         };
-        report
-            .say("macvtap selftest: from discovery to a frame, in throw-away network namespaces\n");
-        report
+        report.say(
+            "macvtap selftest: from discovery to a frame, in temporary network namespaces\n",
+        )?;
+        Ok(report)
     }
 
-    /// Does a step. `work` tells what was seen beside what it made.
+    /// Does a step, unless the selftest was interrupted. `work` returns what it made, and a
+    /// description of what was seen.
     pub fn step<T>(&mut self, name: &str, work: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
+        let interrupted = Arc::clone(&self.interrupted);
+        self.last_step(name, || {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted by a signal");
+            }
+            work()
+        })
+    }
+
+    /// Does a step even after an interruption.
+    pub fn last_step<T>(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Result<(T, String)>,
+    ) -> Result<T> {
         let start = Instant::now();
         let outcome = work();
         let took = start.elapsed();
         let (verdict, seen) = match &outcome {
             Ok((_, seen)) => ("ok", seen.clone()),
-            Err(error) => ("FAILED", format!("{error:#}")),
+            Err(error) => ("FAIL", format!("{error:#}")),
         };
         self.say(&format!(
-            "  {verdict:6} {name:12} {:>8}  {seen}",
+            "  {verdict:4} {name:12} {:>8}  {seen}",
             text(took)
-        ));
+        ))?;
         self.steps.push(json!({
             "step": name,
             "ok": outcome.is_ok(),
@@ -53,11 +88,11 @@ impl Report {
     /// Prints the end.
     pub fn finish(self, ok: bool) -> Result<()> {
         let took = self.start.elapsed();
-        let count = self.steps.len();
+        let steps = count(self.steps.len(), "step");
         if ok {
-            self.say(&format!("\nAll {count} steps held, in {}.", text(took)));
+            self.say(&format!("\nAll {steps} passed in {}.", text(took)))?;
         } else {
-            self.say("\nThe selftest FAILED. Nothing was left behind.");
+            self.say("\nThe selftest failed.")?;
         }
         if self.json {
             let document = json!({
@@ -65,16 +100,16 @@ impl Report {
                 "milliseconds": milliseconds(took),
                 "steps": self.steps,
             });
-            writeln!(io::stdout(), "{document:#}").map_err(Error::from)?;
+            print_report(&format!("{document:#}\n"))?;
         }
         Ok(())
     }
 
-    fn say(&self, line: &str) {
-        if !self.json {
-            // Whoever closed standard output still gets the exit status.
-            let _ = writeln!(io::stdout(), "{line}");
+    fn say(&self, line: &str) -> Result<()> {
+        if self.json {
+            return Ok(());
         }
+        print_report(&format!("{line}\n"))
     }
 }
 

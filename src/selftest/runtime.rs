@@ -1,5 +1,5 @@
-//! A container runtime in small: it has a pod's network namespace, and calls
-//! the CNI plugin for it by executing this very program.
+//! A minimal container runtime: it has a pod's network namespace, and calls the CNI plugin for it
+//! by executing this program.
 
 use std::{
     io::Write,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{netns, wire::Wire};
+use super::wire::Wire;
 use crate::{
     host::netns::Netns,
     types::{device_id::DeviceId, mac::MacAddr},
@@ -29,11 +29,11 @@ pub struct Runtime<'a> {
 }
 
 impl<'a> Runtime<'a> {
-    /// Makes a pod that was promised `device`.
+    /// Creates a pod to which `device` is allocated.
     pub fn new(wire: &'a Wire, device: &DeviceId) -> Result<Self> {
         Ok(Self {
             wire,
-            pod: netns()?,
+            pod: Netns::create()?,
             config: json!({
                 "cniVersion": "1.1.0",
                 "name": "selftest",
@@ -53,16 +53,16 @@ impl<'a> Runtime<'a> {
         Ok(self.mac)
     }
 
-    /// Loses the pod's network namespace as in a crash, and makes a new one.
+    /// Destroys the pod's network namespace as in a crash, and creates a new one.
     pub fn lose_pod(&mut self) -> Result<()> {
-        self.pod = netns()?;
+        self.pod = Netns::create()?;
         if let Some(config) = self.config.as_object_mut() {
             config.remove("prevResult");
         }
         Ok(())
     }
 
-    /// Whether nothing but loopback is left in the pod.
+    /// Fails unless loopback is the only interface in the pod.
     pub fn check_empty(&self) -> Result<()> {
         let links = self.pod.socket()?.links()?;
         let left: Vec<&str> = links
@@ -86,7 +86,7 @@ impl<'a> Runtime<'a> {
             .env("CNI_PATH", "/opt/cni/bin")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        let child = || command.spawn().context("executing this program again");
+        let child = || command.spawn().context("executing this program");
         let mut child = self.wire.node.run(child)?;
         let stdin = child.stdin.take();
         let config = self.config.to_string();
@@ -97,7 +97,7 @@ impl<'a> Runtime<'a> {
         let output = child.wait_with_output().context("waiting for the plugin")?;
         let answer: Value = match output.stdout.as_slice() {
             [] => Value::Null,
-            text => serde_json::from_slice(text).context("the plugin printed no JSON")?,
+            text => serde_json::from_slice(text).context("the plugin did not print JSON")?,
         };
         let msg = answer["msg"].as_str().unwrap_or_default();
         ensure!(output.status.success(), "{verb} failed: {msg}");

@@ -14,7 +14,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::netns;
 use crate::{
     host::{
         netns::Netns,
@@ -49,7 +48,7 @@ pub struct Wire {
 impl Wire {
     /// Makes the namespaces, the veth pair between them, and the tap at the far end.
     pub fn lay() -> Result<Self> {
-        let (node, far) = (netns()?, netns()?);
+        let (node, far) = (Netns::create()?, Netns::create()?);
         let mut socket = node.socket()?;
         socket.create_veth(LOWER, FAR_END, far.as_fd())?;
         set_up(&mut socket, LOWER)?;

@@ -3,9 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use anyhow::{Error, Result, anyhow};
+use clap::ValueEnum;
 
 /// A mode of a macvtap, numbered as `enum macvlan_mode` in `linux/if_link.h`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum)]
 #[repr(u32)]
 pub enum Mode {
     /// Ports do not reach each other.
