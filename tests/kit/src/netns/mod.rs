@@ -5,15 +5,23 @@ pub mod dev;
 pub mod taps;
 
 use std::{
-    fs,
+    env,
+    fs::{self, OpenOptions},
     io::Write,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::fs::MetadataExt,
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::MetadataExt,
+            net::{SocketAddr, UnixListener},
+        },
     },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio, id},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,17 +37,35 @@ pub const FAR_END: &str = "wire0";
 /// The interface that tests attach.
 pub const IFNAME: &str = "net1";
 
-/// Says that a test was skipped, past the harness, which shows nothing of tests that pass.
+/// Says that a test was skipped, past the harness, which shows nothing of tests that pass, and in
+/// the file that `scripts/test` shows in the end.
 pub fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+    let line = format!("SKIPPED: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = env::var_os("SKIPPED_TESTS") {
+        let mut file = OpenOptions::new().append(true).open(path).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    }
 }
 
-/// A tap number that no other test of this machine uses, neither now nor in another run.
+/// A tap number that no other test of this machine uses.
 pub fn tap_number() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    static BLOCK: OnceLock<(u32, UnixListener)> = OnceLock::new();
     let counter = NEXT.fetch_add(1, Ordering::Relaxed);
     assert!(counter < 1 << 12);
-    1 << 24 | (id() & 0xfff) << 12 | counter
+    1 << 24 | BLOCK.get_or_init(block).0 << 12 | counter
+}
+
+/// A block of tap numbers that is this process's while it lives: a socket says so.
+fn block() -> (u32, UnixListener) {
+    let mut blocks = (0..1 << 12).map(|offset| (id() + offset) & 0xfff);
+    let claim = |block| {
+        let name = format!("macvtap-test-block-{block}");
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        Some((block, UnixListener::bind_addr(&address).ok()?))
+    };
+    blocks.find_map(claim).expect("a free block")
 }
 
 /// A device ID for the tap `number` on [`LOWER`].
