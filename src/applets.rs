@@ -24,7 +24,10 @@ pub fn run(command: &Command) -> Result<ExitCode> {
             &(&options.target).into(),
             options.seccomp_profile.as_deref(),
         ),
-        Command::Uninstall(options) => install::uninstall(&options.into()),
+        Command::Uninstall(options) => install::uninstall(
+            &(&options.target).into(),
+            options.seccomp_profile.as_deref(),
+        ),
         Command::Cp { source, target } => install::cp(source, target),
         Command::Link { command } => link::main(command),
         Command::Doctor(options) => doctor::main(options),

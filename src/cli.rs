@@ -81,7 +81,7 @@ pub enum Command {
     #[command(after_long_help = INSTALL_EXAMPLES)]
     Install(Install),
     /// Remove this program from the CNI directory
-    Uninstall(InstallTarget),
+    Uninstall(Install),
     /// Copy as `install` does; existing manifests call it by this name
     #[command(hide = true)]
     Cp {
@@ -268,7 +268,8 @@ pub struct Install {
     /// Where the binary is installed.
     #[command(flatten)]
     pub target: InstallTarget,
-    /// Also write the device plugin's seccomp profile to this file, in an existing directory
+    /// File of the device plugin's seccomp profile, to install or remove with the binary; its
+    /// directory has to exist
     #[arg(long, value_name = "FILE")]
     pub seccomp_profile: Option<PathBuf>,
 }

@@ -85,9 +85,11 @@ pub fn install(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCo
     each(target, profile, |path| copy(Path::new(SELF), path))
 }
 
-/// Removes this program from every directory, whichever version it is, and nothing else.
-pub fn uninstall(target: &Target) -> Result<ExitCode> {
-    each(target, None, remove)
+/// Removes this program from every directory, whichever version it is, and nothing else; before
+/// that, the device plugin's seccomp profile if a path is given.
+pub fn uninstall(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
+    let profile = seccomp_profile.map(remove_profile).transpose()?;
+    each(target, profile, remove)
 }
 
 /// What `cp SOURCE TARGET` of existing manifests means here.
@@ -281,6 +283,22 @@ fn write_profile(path: &Path) -> Result<String> {
     placed
         .map_err(|error| explain(error, dir).context(format!("installing {}", path.display())))?;
     Ok(format!("{} installed\n", path.display()))
+}
+
+/// Removes the profile if it is the one that this version writes.
+fn remove_profile(path: &Path) -> Result<String> {
+    let shown = path.display();
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Ok(format!("{shown} does not exist\n"))
+        }
+        Ok(text) if text == PROFILE && !path.is_symlink() => {
+            fs::remove_file(path).with_context(|| format!("removing {shown}"))?;
+            Ok(format!("{shown} removed\n"))
+        }
+        Ok(_) => Ok(format!("{shown} is another profile; it is left alone\n")),
+        Err(error) => Err(error).with_context(|| format!("reading {shown}")),
+    }
 }
 
 /// Writes a temporary file that is root's, and to the disk. It is removed when dropped.

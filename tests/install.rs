@@ -300,6 +300,27 @@ fn the_seccomp_profile_is_placed_beside_on_request() {
     assert!(text.contains("/nowhere"), "{text}");
 }
 
+#[test]
+fn only_the_seccomp_profile_of_this_version_is_removed() {
+    let (dir, profiles) = (Dir::new(), Dir::new());
+    let path = profiles.path("macvtap.json");
+    let run = |verb: &str| {
+        let mut command = Command::new(binary());
+        command.arg(verb).arg("--dir").arg(dir.0.path());
+        command.arg("--seccomp-profile").arg(&path);
+        succeeded(&command.output().unwrap())
+    };
+    run("install");
+    assert!(run("uninstall").contains("macvtap.json removed"));
+    assert!(dir.names().is_empty() && profiles.names().is_empty());
+    assert!(run("uninstall").contains("macvtap.json does not exist"));
+    run("install");
+    fs::write(&path, "somebody's").unwrap();
+    assert!(run("uninstall").contains("macvtap.json is another profile"));
+    assert!(dir.names().is_empty());
+    assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+}
+
 fn cp(arguments: &[&Path]) -> Output {
     let dir = Dir::new();
     let link = dir.path("cp");
