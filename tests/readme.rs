@@ -1,66 +1,314 @@
-//! The README against the code and the manifests: what it says has to be so.
+//! The READMEs against the code and the manifests: what they say has to be so.
 
-use std::fs;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
-use macvtap::deviceplugin::config;
+use clap::CommandFactory;
+use macvtap::{cli::Cli, deviceplugin::config};
 use serde_json::Value;
 
-use crate::manifests::{manifests, parse, root};
+use crate::manifests::{files, manifests, parse, render::DIRECTORIES, root};
 
-/// What the README claims about security is shown by tests that exist.
+/// A README: where it is, and what it says.
+struct Readme {
+    path: PathBuf,
+    text: String,
+}
+
+impl Readme {
+    fn of(dir: &str) -> Self {
+        let path = root().join(dir).join("README.md");
+        let text = fs::read_to_string(&path).unwrap();
+        Self { path, text }
+    }
+
+    /// All of them.
+    fn all() -> Vec<Self> {
+        let mut paths = vec![root().join("README.md")];
+        for dir in ["benches", "manifests", "src", "tests"] {
+            files(&root().join(dir), &mut paths);
+        }
+        paths.retain(|path| path.ends_with("README.md"));
+        assert!(paths.len() >= 8, "{paths:?}");
+        let read = |path: PathBuf| Self {
+            text: fs::read_to_string(&path).unwrap(),
+            path,
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    fn dir(&self) -> &Path {
+        self.path.parent().unwrap()
+    }
+
+    /// The blocks of code, with the kind that each says it is.
+    fn blocks(&self) -> Vec<(&str, &str)> {
+        let blocks = self.text.split("```").skip(1).step_by(2);
+        blocks
+            .map(|block| block.split_once('\n').unwrap())
+            .collect()
+    }
+
+    /// What is in backticks outside of blocks.
+    fn spans(&self) -> Vec<&str> {
+        let outside = self.text.split("```").step_by(2);
+        let spans = outside.flat_map(|text| text.split('`').skip(1).step_by(2));
+        spans.collect()
+    }
+
+    /// The first cells of the rows of the tables whose first heading is `heading`.
+    fn first_cells(&self, heading: &str) -> Vec<String> {
+        let start = format!("| {heading} | ");
+        let tables = self
+            .text
+            .split("\n\n")
+            .filter(|part| part.starts_with(&start));
+        let rows = tables.flat_map(|table| table.lines().skip(2));
+        let cells = rows.map(|row| row.split(" | ").next().unwrap().trim_start_matches("| "));
+        cells.map(str::to_owned).collect()
+    }
+
+    /// The headings, as the anchors of links write them.
+    fn anchors(&self) -> BTreeSet<String> {
+        let headings = self.text.lines().filter(|line| line.starts_with('#'));
+        let anchor = |line: &str| {
+            let line = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = line
+                .chars()
+                .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+            kept.collect::<String>().replace(' ', "-")
+        };
+        headings.map(anchor).collect()
+    }
+}
+
 #[test]
-fn the_readmes_claims_name_tests() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let spans = readme.split('`').filter(|span| span.starts_with("tests/"));
-    let named: Vec<(&str, &str)> = spans.filter_map(|span| span.split_once("::")).collect();
+fn the_first_one_is_a_landing_page() {
+    let readme = Readme::of("");
+    let lines: Vec<&str> = readme.text.lines().collect();
+    assert!(lines.len() <= 200, "{} lines", lines.len());
+    let first_screen = lines[..30].join("\n");
+    for command in ["cargo run --release -- selftest", "scripts/test"] {
+        assert!(first_screen.contains(command), "{command}");
+    }
+}
+
+#[test]
+fn tests_that_are_named_exist() {
+    let all = Readme::all();
+    let spans = all.iter().flat_map(Readme::spans);
+    let named = spans.filter_map(|span| span.split_once("::"));
+    let named: Vec<_> = named
+        .filter(|(file, _)| file.starts_with("tests/"))
+        .collect();
     assert!(named.len() > 15, "{named:?}");
     for (file, name) in named {
-        let text = fs::read_to_string(root().join(file)).unwrap();
-        assert!(
-            text.contains(&format!("#[test]\nfn {name}()")),
-            "{file}: {name}"
-        );
+        let source = fs::read_to_string(root().join(file)).unwrap();
+        let test = format!("#[test]\nfn {name}()");
+        assert!(source.contains(&test), "{file}: {name}");
     }
 }
 
 #[test]
-fn the_readmes_blocks_are_those_of_the_manifests() {
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    let known: Vec<Value> = manifests().into_iter().map(|(_, value)| value).collect();
-    let mut count = 0;
-    let mut blocks = readme.split("```").skip(1).step_by(2);
-    for block in &mut blocks {
-        let (kind, text) = block.split_once('\n').unwrap();
-        match kind {
-            "yaml" => {
-                assert!(known.contains(&parse(text)), "not in manifests/: {text}");
-                count += 1;
+fn files_that_are_named_exist() {
+    for readme in Readme::all() {
+        for span in readme.spans() {
+            let within = [
+                "scripts/",
+                "manifests/",
+                "tests/",
+                "src/",
+                "benches/",
+                ".cargo/",
+            ];
+            let path = span.split([' ', ':']).next().unwrap();
+            if within.iter().any(|dir| path.starts_with(dir)) {
+                assert!(
+                    root().join(path).exists(),
+                    "{}: {span}",
+                    readme.path.display()
+                );
             }
-            "json" => assert!(config::parse(text).unwrap().1.is_empty(), "{text}"),
-            "sh" => check_shell(text),
-            "text" => {}
-            other => panic!("a block of kind {other:?}"),
         }
     }
-    assert!(count >= 3, "{count} YAML blocks");
 }
 
-/// Commands have to be ones that a test runs, or to say that they need a cluster.
+#[test]
+fn links_lead_somewhere() {
+    for readme in Readme::all() {
+        let shown = readme.path.display();
+        for link in readme.text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap();
+            if link.starts_with("https://") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => readme.path.clone(),
+                path => readme.dir().join(path),
+            };
+            assert!(target.exists(), "{shown}: {link}");
+            if !anchor.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let target = Readme { path: target, text };
+                assert!(target.anchors().contains(anchor), "{shown}: {link}");
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_are_those_of_the_manifests_and_commands_exist() {
+    let known: Vec<Value> = manifests().into_iter().map(|(_, value)| value).collect();
+    for readme in Readme::all() {
+        for (kind, text) in readme.blocks() {
+            match kind {
+                // An example of what to add, in the one README.
+                "yaml" if readme.dir().ends_with("injection") => drop(parse(text)),
+                "yaml" => assert!(known.contains(&parse(text)), "not in manifests/: {text}"),
+                "json" => assert!(config::parse(text).unwrap().1.is_empty(), "{text}"),
+                "sh" => check_shell(text),
+                "text" => {}
+                other => panic!("{}: a block of kind {other:?}", readme.path.display()),
+            }
+        }
+    }
+}
+
+/// Commands are ones that a test runs, or need a cluster; what they name exists.
 fn check_shell(text: &str) {
     let tested = [
         "cargo run --release -- selftest",
-        "scripts/test",
-        "scripts/bench",
-        "scripts/image",
-        "cargo build --release --locked",
+        "cargo test --test node -- configuration",
+        "scripts/",
+        ".ci/run",
     ];
-    if text.contains("# needs a cluster") {
-        return;
+    let joined = text.replace("\\\n", " ");
+    let lines = joined.lines().map(str::trim);
+    for line in lines.filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let in_cluster = ["kubectl", "virtctl"].contains(&words[0]);
+        let known = tested.iter().any(|known| line.starts_with(known));
+        assert!(in_cluster || known, "untested: {line}");
+        let named = words.iter().filter(|word| {
+            word.starts_with("manifests")
+                || word.starts_with("scripts/")
+                || word.starts_with(".ci/")
+        });
+        for name in named {
+            assert!(root().join(name).exists(), "{line}");
+        }
+        if let Some(at) = words.iter().position(|word| *word == "-k") {
+            let kustomization = root().join(words[at + 1]).join("kustomization.yaml");
+            assert!(kustomization.exists(), "{line}");
+        }
     }
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        assert!(
-            tested.iter().any(|known| line.starts_with(known)),
-            "untested: {line}"
-        );
+}
+
+#[test]
+fn subcommands_that_are_named_exist() {
+    let command = Cli::command();
+    for readme in Readme::all() {
+        for span in readme.spans() {
+            let words: Vec<&str> = span.split_whitespace().collect();
+            let [.., "macvtap", name] = words[..] else {
+                continue;
+            };
+            if name.chars().all(|c| c.is_ascii_lowercase()) {
+                let known = command.find_subcommand(name).is_some();
+                assert!(known, "{}: {span}", readme.path.display());
+            }
+        }
+    }
+}
+
+/// The keys that the sources in these files read from JSON.
+fn keys_in(sources: &[&str]) -> BTreeSet<String> {
+    let calls = [
+        ".text(",
+        ".flag(",
+        ".number(",
+        ".object(",
+        ".integer(",
+        ".list(",
+        " id(",
+    ];
+    let mut keys = BTreeSet::new();
+    for source in sources {
+        let text = fs::read_to_string(root().join(source)).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        for call in calls {
+            let arguments = text.split(call).skip(1);
+            let literals = arguments.filter_map(|rest| rest.trim_start().strip_prefix('"'));
+            keys.extend(literals.map(|rest| rest.split('"').next().unwrap().to_owned()));
+        }
+    }
+    keys
+}
+
+/// Every key that the code reads is described, and every key in the tables is read.
+#[test]
+fn the_tables_of_keys_are_those_of_the_code() {
+    let readme = Readme::of("manifests/examples");
+    let read = keys_in(&["src/cni/config.rs", "src/deviceplugin/config.rs"]);
+    assert!(read.len() > 12, "{read:?}");
+    let spans = readme.spans();
+    let words = spans
+        .iter()
+        .flat_map(|span| span.split(['.', ' ', '"', ':']));
+    let described: BTreeSet<&str> = words.collect();
+    for key in &read {
+        assert!(described.contains(key.as_str()), "not described: {key}");
+    }
+    let listed = readme.first_cells("key");
+    assert!(listed.len() > 12, "{listed:?}");
+    for cell in listed {
+        assert!(read.contains(cell.trim_matches('`')), "not read: {cell}");
+    }
+}
+
+#[test]
+fn the_tables_of_components_and_directories_are_those_of_the_manifests() {
+    let readme = Readme::of("manifests");
+    let listed = readme.first_cells("component");
+    let listed = listed.iter().flat_map(|cell| cell.split(", "));
+    let listed: BTreeSet<&str> = listed.map(|name| name.trim_matches('`')).collect();
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(root().join("manifests/components")).unwrap() {
+        found.insert(entry.unwrap().file_name().into_string().unwrap());
+    }
+    assert_eq!(listed, found.iter().map(String::as_str).collect());
+    for (component, path) in DIRECTORIES {
+        let row = format!("| `{path}` | component `{component}` |");
+        assert!(readme.text.contains(&row), "{row}");
+    }
+}
+
+/// The packages that `scripts/test` installs are listed.
+#[test]
+fn the_packages_of_the_tests_are_listed() {
+    let readme = Readme::of("tests");
+    let mut text = String::new();
+    for script in ["scripts/test", "scripts/guest"] {
+        text += &fs::read_to_string(root().join(script)).unwrap();
+    }
+    let text = text.replace("\\\n", " ");
+    let lists = text.lines().filter_map(|line| {
+        let line = line.trim();
+        let required = line.strip_prefix("scripts/packages ");
+        required.or_else(|| line.strip_prefix("for package in "))
+    });
+    let words = lists.flat_map(|list| list.split([' ', ';', '|']));
+    let name = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase()) && *word != "do";
+    let packages: Vec<&str> = words
+        .take_while(|word| *word != "echo")
+        .filter(name)
+        .collect();
+    assert!(packages.len() > 8, "{packages:?}");
+    for package in packages {
+        assert!(readme.spans().contains(&package), "{package}");
     }
 }

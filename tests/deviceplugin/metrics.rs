@@ -205,23 +205,35 @@ fn a_scrape_that_never_reads_holds_nobody_up() {
     stream.flush().unwrap();
 }
 
-/// The README's table is that of the code, and the dashboard shows what there is.
+/// The table in the README of the manifests is that of the code, and the dashboard and the alerts
+/// use what there is.
 #[test]
 fn are_described() {
-    let root = kit::root();
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let manifests = kit::root().join("manifests");
+    let read = |name: &str| std::fs::read_to_string(manifests.join(name)).unwrap();
+    let readme = read("README.md");
     for metric in &METRICS {
         let row = format!("| `{}` | {} | {} |", metric.name, metric.kind, metric.help);
-        assert!(readme.contains(&row), "not in README.md: {row}");
+        assert!(readme.contains(&row), "not in manifests/README.md: {row}");
     }
-    let dashboard = std::fs::read_to_string(root.join("manifests/grafana-dashboard.json")).unwrap();
-    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("grafana-dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     assert!(panels.len() >= 6);
-    for panel in panels {
-        let expression = panel["targets"][0]["expr"].as_str().unwrap();
+    let panels = panels.iter().map(|panel| &panel["targets"][0]["expr"]);
+    let rules = read("components/prometheus-operator/prometheusrule.yaml");
+    let rules: serde_json::Value = serde_yaml_ng::from_str(&rules).unwrap();
+    let rules = rules["spec"]["groups"][0]["rules"].as_array().unwrap();
+    assert!(rules.len() >= 4);
+    for rule in rules {
+        let row = format!("| `{}` | ", rule["alert"].as_str().unwrap());
+        assert!(readme.contains(&row), "not in manifests/README.md: {row}");
+    }
+    for expression in panels.chain(rules.iter().map(|rule| &rule["expr"])) {
+        let expression = expression.as_str().unwrap();
         let names = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        let mut names = names.filter(|name| name.starts_with("macvtap_"));
+        let mut names = names.filter(|name| name.starts_with("macvtap_")).peekable();
+        assert!(names.peek().is_some(), "{expression}");
         assert!(
             names.all(|name| METRICS.iter().any(|metric| metric.name == name)),
             "{expression}"

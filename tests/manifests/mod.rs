@@ -33,7 +33,7 @@ pub fn root() -> &'static Path {
     kit::root()
 }
 
-fn files(dir: &Path, found: &mut Vec<PathBuf>) {
+pub fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap().flatten() {
         if entry.path().is_dir() {
             files(&entry.path(), found);

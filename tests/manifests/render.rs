@@ -20,7 +20,7 @@ const CHOICES: [&[&str]; 4] = [
 ];
 
 /// CNI directories other than `/opt/cni/bin`, by component.
-const DIRECTORIES: [(&str, &str); 4] = [
+pub const DIRECTORIES: [(&str, &str); 4] = [
     ("openshift", "/var/lib/cni/bin"),
     ("k3s", "/var/lib/rancher/k3s/data/cni"),
     ("microk8s", "/var/snap/microk8s/current/opt/cni/bin"),
