@@ -1,5 +1,8 @@
 //! The CNI plugin, as runtimes call it: the built binary in real network namespaces.
 
+#[macro_use]
+extern crate pretty_assertions;
+
 mod add;
 mod bad_input;
 mod check;

@@ -3,6 +3,9 @@
 //!
 //! `scripts/soak MINUTES` runs it for longer than the minute that it takes otherwise.
 
+#[macro_use]
+extern crate pretty_assertions;
+
 mod chaos;
 mod count;
 mod dice;

@@ -24,15 +24,15 @@ use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{
     binary,
-    netns::{Host, LOWER, wait_until},
+    netns::{Host, LOWER, WAIT_TIMEOUT, wait_until},
 };
 
 /// The resource that [`configuration`] lists, as the kubelet knows it.
 pub const RESOURCE: &str = "macvtap.network.kubevirt.io/dataplane";
 /// The name of its socket.
 pub const SOCKET: &str = "macvtap.network.kubevirt.io_dataplane";
-/// Long enough on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long tests wait for a kubelet or a device plugin.
+pub const PATIENCE: Duration = WAIT_TIMEOUT;
 
 /// A configuration that lists one resource on [`LOWER`].
 pub fn configuration() -> String {
