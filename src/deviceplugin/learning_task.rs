@@ -2,7 +2,6 @@
 //! may be missing.
 
 use std::{
-    io::ErrorKind,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -10,10 +9,7 @@ use std::{
 use anyhow::{Error, Result};
 use log::{error, warn};
 
-use crate::{
-    learning::Learning,
-    types::{errors::io_error, status::LearningStatus},
-};
+use crate::{host::control_socket, learning::Learning, types::status::LearningStatus};
 
 /// The time between attempts to start.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -22,6 +18,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 pub struct LearningTask {
     /// The directory of the pods' network namespaces; none if learning is turned off.
     netns_dir: Option<PathBuf>,
+    kubelet_dir: PathBuf,
     learning: Option<Learning>,
     has_started: bool,
     retry_at: Option<Instant>,
@@ -30,9 +27,10 @@ pub struct LearningTask {
 impl LearningTask {
     /// Starts learning, unless there is no directory.
     #[must_use]
-    pub fn start(netns_dir: Option<PathBuf>) -> Self {
+    pub fn start(netns_dir: Option<PathBuf>, kubelet_dir: PathBuf) -> Self {
         let mut task = Self {
             netns_dir,
+            kubelet_dir,
             learning: None,
             has_started: false,
             retry_at: None,
@@ -47,11 +45,8 @@ impl LearningTask {
 
     /// Tries again if it is time.
     pub fn run_due(&mut self, now: Instant) {
-        if self
-            .learning
-            .as_ref()
-            .is_some_and(|learning| !learning.status().running)
-        {
+        let learning = self.learning.as_ref();
+        if learning.is_some_and(|learning| !learning.is_running()) {
             error!("learning has stopped, starting it again");
             self.learning = None;
             self.retry_at = Some(now + RETRY_INTERVAL);
@@ -78,7 +73,7 @@ impl LearningTask {
         let Some(netns_dir) = &self.netns_dir else {
             return Ok(false);
         };
-        match Learning::start(netns_dir) {
+        match Learning::start(netns_dir, &self.kubelet_dir) {
             Ok(learning) => {
                 self.learning = Some(learning);
                 self.has_started = true;
@@ -87,7 +82,7 @@ impl LearningTask {
             Err(error) => {
                 // The device plugin that learns may be about to end. A capability that is missing
                 // stays so.
-                if is_in_use(&error) || self.has_started {
+                if control_socket::is_in_use(&error) || self.has_started {
                     self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
                 }
                 Err(error)
@@ -101,8 +96,4 @@ fn warn_off(reason: &Error) {
         reason:% = format!("{reason:#}");
         "learning is off: VMs are unreachable from VMs on the same node during migration"
     );
-}
-
-fn is_in_use(error: &Error) -> bool {
-    io_error(error).is_some_and(|error| error.kind() == ErrorKind::AddrInUse)
 }

@@ -1,6 +1,6 @@
 //! The device plugin's metrics, in Prometheus' text format.
 
-use std::fmt::Write;
+use std::{borrow::Cow, fmt::Write};
 
 use crate::types::status::{LearningStatus, ResourceStatus, Status};
 
@@ -167,12 +167,14 @@ pub const METRICS: [Metric; 20] = [
     metric(
         "macvtap_learning_failures_total",
         "counter",
-        "Announcements ignored as too many, and failed mode changes",
+        "Announcements ignored as too many, frames of another port with a port's MAC, and failed \
+         changes, by reason",
         |status| {
             let learning = learning(status);
             let reason = |name: &str, count| (vec![("reason", name.to_owned())], count);
             vec![
                 reason("flood", learning.floods),
+                reason("spoof", learning.spoofs),
                 reason("mode", learning.failures),
             ]
         },
@@ -242,8 +244,9 @@ fn resources(status: &Status, value: impl Fn(&ResourceStatus) -> u64) -> Vec<Sam
 }
 
 /// The numbers of learning; zeros if it is off.
-fn learning(status: &Status) -> LearningStatus {
-    status.learning.unwrap_or_default()
+fn learning(status: &Status) -> Cow<'_, LearningStatus> {
+    let learning = status.learning.as_ref();
+    learning.map_or_else(Cow::default, Cow::Borrowed)
 }
 
 #[cfg(test)]

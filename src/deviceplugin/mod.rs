@@ -97,8 +97,8 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
     let mut config = source.directory().map(|path| DirectoryWatch::start(&path));
     let (sender, mut events) = mpsc::unbounded_channel();
     let configuration = source.load()?;
-    let status = StatusServer::listen(kubelet_dir);
-    let learning = LearningTask::start(settings.learning.clone());
+    let mut status = StatusServer::listen(kubelet_dir);
+    let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
     let mut supervisor = Supervisor::new(kubelet_dir.clone(), configuration, learning, sender)?;
     let http = HttpServer::listen(settings.status_address).await?;
     loop {
@@ -114,7 +114,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
                 supervisor.directory_changed();
             }
             Some(stream) = http.accept() => http.answer(stream, || supervisor.status()),
-            Some(stream) = status.accept() => status::answer(stream, &supervisor.status())?,
+            stream = status.accept() => status::answer(stream, &supervisor.status())?,
             () = changed(&mut config) => reload(&mut supervisor, &mut source),
             signal = signals.next() => match signal {
                 Some(SIGHUP) => reload(&mut supervisor, &mut source),

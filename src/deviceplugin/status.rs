@@ -1,94 +1,126 @@
-//! The status socket, by which `probe` and `doctor` query a device plugin. It is in the abstract
-//! namespace, so that a read-only container needs no directory for it.
+//! The status socket: how `probe` and `doctor` query the device plugin of a kubelet's directory.
 
 use std::{
-    io::Read,
-    os::{
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener as StdListener, UnixStream as StdStream},
-    },
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use log::warn;
 use tokio::{
     io::AsyncWriteExt,
     net::{UnixListener, UnixStream},
+    time::{sleep_until, timeout, timeout_at},
 };
-use twox_hash::XxHash64;
 
 use crate::{
-    host::{peer, stdout},
+    host::{
+        control_socket::{self, Connection, Server, SocketFile},
+        stdout,
+    },
     types::status::{Status, Summary},
 };
 
-/// How long the device plugin may take to answer.
+/// The name of the socket.
+const NAME: &str = "status.sock";
+/// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The maximum length of an answer, in bytes.
-const MAX_ANSWER_BYTES: u64 = 1 << 20;
+/// How often the socket is made again if it was removed, or could not be made.
+const BIND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The address of the device plugin of a kubelet's directory.
-fn address(kubelet_dir: &Path) -> Result<SocketAddr> {
-    // As a text that a slash at the end does not change.
-    let path: PathBuf = kubelet_dir.components().collect();
-    let hash = XxHash64::oneshot(0, path.as_os_str().as_encoded_bytes());
-    let name = format!("macvtap-deviceplugin-{hash:016x}");
-    SocketAddr::from_abstract_name(name).context("naming the status socket")
+/// The socket. It is made again for as long as it takes: while another device plugin stops, and
+/// when its directory comes late or was removed.
+pub struct StatusServer {
+    dir: PathBuf,
+    listener: Option<(UnixListener, SocketFile)>,
+    check_at: Instant,
+    last_error: String,
 }
 
-/// The socket on which a device plugin is queried.
-pub struct StatusServer(Option<UnixListener>);
-
 impl StatusServer {
-    /// Listens. A device plugin that cannot be queried still serves.
+    /// Listens, now or as soon as it can. A device plugin that cannot be queried still serves.
     #[must_use]
     pub fn listen(kubelet_dir: &Path) -> Self {
-        let listener = listen(kubelet_dir);
-        let listener = listener.inspect_err(|error| {
-            warn!(error:% = format!("{error:#}"); "cannot serve probe and doctor");
-        });
-        Self(listener.ok())
+        let mut socket = Self {
+            dir: control_socket::dir_in(kubelet_dir),
+            listener: None,
+            check_at: Instant::now(),
+            last_error: String::new(),
+        };
+        socket.check();
+        socket
     }
 
-    /// The next client. Only root may query: every process in this netns can reach the socket.
-    pub async fn accept(&self) -> Option<UnixStream> {
-        let Some(listener) = &self.0 else {
-            return std::future::pending().await;
-        };
+    /// The next client. Nothing is lost if the future is dropped before.
+    pub async fn accept(&mut self) -> UnixStream {
         loop {
-            let (stream, _) = listener.accept().await.ok()?;
-            if peer::is_root(&stream) {
-                return Some(stream);
+            let check_at = self.check_at.into();
+            let Some((listener, _)) = &self.listener else {
+                sleep_until(check_at).await;
+                self.check();
+                continue;
+            };
+            match timeout_at(check_at, listener.accept()).await {
+                Ok(Ok((client, _))) if control_socket::is_root(&client) => return client,
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    self.warn(&format!("accepting a connection: {error}"));
+                    // Too many descriptors are open: the client would only be reported again.
+                    sleep_until(check_at).await;
+                }
+                Err(_) => self.check(),
             }
+        }
+    }
+
+    /// Makes the socket if it is not there.
+    fn check(&mut self) {
+        self.check_at = Instant::now() + BIND_INTERVAL;
+        let file = self.listener.as_ref().map(|(_, file)| file);
+        if file.is_some_and(SocketFile::is_in_place) {
+            return;
+        }
+        self.listener = None;
+        match self.bind() {
+            Ok(listener) => {
+                self.listener = Some(listener);
+                self.last_error.clear();
+            }
+            Err(error) => self.warn(&format!("{error:#}")),
+        }
+    }
+
+    fn bind(&self) -> Result<(UnixListener, SocketFile)> {
+        let (listener, file) = Server::bind(&self.dir, NAME)?.into_parts();
+        Ok((UnixListener::from_std(listener)?, file))
+    }
+
+    /// Warns, but does not repeat itself.
+    fn warn(&mut self, error: &str) {
+        if self.last_error != error {
+            warn!(error; "cannot serve probe and doctor; retrying");
+            error.clone_into(&mut self.last_error);
         }
     }
 }
 
-fn listen(kubelet_dir: &Path) -> Result<UnixListener> {
-    let address = address(kubelet_dir)?;
-    let listener = StdListener::bind_addr(&address).context("making the status socket")?;
-    listener.set_nonblocking(true)?;
-    Ok(UnixListener::from_std(listener)?)
-}
-
-/// Answers. A client that does not read must not hold the device plugin up.
-pub fn answer(mut stream: UnixStream, status: &Status) -> Result<()> {
-    let text = serde_json::to_string(status).context("writing the status as JSON")?;
+/// Answers. A client that does not read does not hold the device plugin up.
+pub fn answer(mut client: UnixStream, status: &Status) -> Result<()> {
+    let mut line = serde_json::to_vec(status).context("encoding the status")?;
+    line.push(b'\n');
     tokio::spawn(async move {
-        let _ = tokio::time::timeout(ANSWER_TIMEOUT, stream.write_all(text.as_bytes())).await;
+        // The client may be gone.
+        let _ = timeout(ANSWER_TIMEOUT, client.write_all(&line)).await;
     });
     Ok(())
 }
 
-/// Queries the device plugin of a kubelet's directory and prints what works. Fails with what does
-/// not.
+/// Queries the device plugin of a kubelet's directory, and prints its summary.
 pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
     let status = query(kubelet_dir).with_context(|| {
         let dir = kubelet_dir.display();
-        format!("the device plugin of {dir} does not answer; is it running in this netns?")
+        format!("the device plugin of {dir} does not answer; is it running?")
     })?;
     let Summary { ok, failures } = status.summary();
     if !failures.is_empty() {
@@ -99,15 +131,8 @@ pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Queries the device plugin of a kubelet's directory.
+/// Queries the device plugin of a kubelet's directory for its status.
 pub fn query(kubelet_dir: &Path) -> Result<Status> {
-    let stream = StdStream::connect_addr(&address(kubelet_dir)?)?;
-    // Only root may answer for the node's device plugin.
-    let user = peer::user(&stream)?;
-    ensure!(user == 0, "socket is owned by uid {user}, not root");
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    let mut text = String::new();
-    stream.take(MAX_ANSWER_BYTES).read_to_string(&mut text)?;
-    ensure!(!text.is_empty(), "it answers only root");
-    serde_json::from_str(&text).context("decoding its answer")
+    let mut connection = Connection::open(&control_socket::dir_in(kubelet_dir), NAME)?;
+    connection.receive(Instant::now() + ANSWER_TIMEOUT)
 }

@@ -1,10 +1,11 @@
 //! The machine that the program runs on: network namespaces, taps, files, sockets.
 
+pub mod control_socket;
 pub mod file_id;
 pub mod files;
 pub mod logging;
 pub mod netns;
-pub mod peer;
+pub mod packet;
 pub mod signals;
 pub mod stdout;
 pub mod tap;

@@ -1,6 +1,10 @@
-//! The classic BPF programs by which the kernel shows learning the frames of its ports only.
+//! The classic BPF programs by which learning receives the frames of its ports only.
 //!
 //! Opcodes by `linux/bpf_common.h`, offsets of what is beside the frame by `linux/filter.h`.
+//!
+//! The kernel charges a socket for its program, by `net.core.optmem_max`: 20480 bytes until
+//! Linux 6.7, for the old and the new one together while one replaces the other. So a program
+//! has one instruction for each MAC, which the kernel translates to at most 24 bytes.
 
 use std::collections::BTreeSet;
 
@@ -8,53 +12,132 @@ use socket2::SockFilter;
 
 use crate::types::mac::MacAddr;
 
-/// `BPF_LD | BPF_W | BPF_ABS`, and for half-words and bytes.
+/// `BPF_LD | BPF_W | BPF_ABS`, and for bytes.
 const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
 const LOAD_BYTE: u16 = 0x30;
-/// `BPF_JMP | BPF_JEQ | BPF_K`, and `BPF_JSET`.
+/// `BPF_JMP | BPF_JEQ | BPF_K`, `BPF_JSET` and `BPF_JA`.
 const EQUAL: u16 = 0x15;
 const ANY_BIT: u16 = 0x45;
+const JUMP: u16 = 0x05;
 /// `BPF_RET | BPF_K`.
 const RETURN: u16 = 0x06;
-/// `SKF_AD_OFF` + `SKF_AD_VLAN_TAG_PRESENT`: taps see frames before VLANs are told apart.
+/// `SKF_AD_OFF` + `SKF_AD_VLAN_TAG_PRESENT`: packet sockets see frames before VLANs are told
+/// apart.
 const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
+/// The last four bytes of the source address.
+const SOURCE_LOW: u32 = 8;
 /// The kernel takes programs of up to `BPF_MAXINSNS`, 4096, instructions.
-const MOST: usize = 800;
-/// Bytes of a frame that are taken at most.
+const MAX_MACS: usize = 4000;
+/// Comparisons before a return that they jump to: jumps reach 255 instructions.
+const MACS_PER_RETURN: usize = 250;
+/// Bytes of a frame that are received at most.
 const WHOLE: u32 = 1 << 16;
 
-/// A program that lets untagged frames through whose source is one of `macs`, and only those
-/// to groups if `group`. With more than 800 of them it lets all through: who reads looks again.
+/// Lets through what may come from one of `macs`, tagged or not. Only the last four bytes are
+/// compared, so the reader compares again.
 #[must_use]
-pub fn by_source(macs: &BTreeSet<MacAddr>, group: bool) -> Vec<SockFilter> {
-    let step = |code, k, yes, no| SockFilter::new(code, yes, no, k);
-    let mut program = vec![
+pub fn from(macs: &BTreeSet<MacAddr>) -> Vec<SockFilter> {
+    by_source(Vec::new(), macs)
+}
+
+/// Lets through what may come from one of `macs` for a group of stations, untagged.
+#[must_use]
+pub fn untagged_to_group(macs: &BTreeSet<MacAddr>) -> Vec<SockFilter> {
+    let head = vec![
         step(LOAD_WORD, VLAN_TAG_PRESENT, 0, 0),
         step(EQUAL, 0, 1, 0),
         step(RETURN, 0, 0, 0),
+        step(LOAD_BYTE, 0, 0, 0),
+        step(ANY_BIT, 1, 1, 0),
+        step(RETURN, 0, 0, 0),
     ];
-    if group {
-        program.extend([
-            step(LOAD_BYTE, 0, 0, 0),
-            step(ANY_BIT, 1, 1, 0),
-            step(RETURN, 0, 0, 0),
-        ]);
-    }
-    if macs.len() > MOST {
+    by_source(head, macs)
+}
+
+/// Lets everything through: what remains where the kernel has no room for more.
+#[must_use]
+pub fn all() -> Vec<SockFilter> {
+    vec![step(RETURN, WHOLE, 0, 0)]
+}
+
+fn by_source(mut program: Vec<SockFilter>, macs: &BTreeSet<MacAddr>) -> Vec<SockFilter> {
+    let low = |MacAddr([_, _, c, d, e, f]): &MacAddr| u32::from_be_bytes([*c, *d, *e, *f]);
+    let low: BTreeSet<u32> = macs.iter().map(low).collect();
+    if low.len() > MAX_MACS {
         program.push(step(RETURN, WHOLE, 0, 0));
         return program;
     }
-    program.push(step(LOAD_WORD, 8, 0, 0));
-    for MacAddr([a, b, c, d, e, f]) in macs.iter().copied() {
-        program.extend([
-            step(EQUAL, u32::from_be_bytes([c, d, e, f]), 0, 4),
-            step(LOAD_HALF, 6, 0, 0),
-            step(EQUAL, u32::from_be_bytes([0, 0, a, b]), 0, 1),
-            step(RETURN, WHOLE, 0, 0),
-            step(LOAD_WORD, 8, 0, 0),
-        ]);
+    let low: Vec<u32> = low.into_iter().collect();
+    program.push(step(LOAD_WORD, SOURCE_LOW, 0, 0));
+    for chunk in low.chunks(MACS_PER_RETURN) {
+        // Each jumps over the comparisons that follow it and the jump behind them.
+        let distances = (1..=chunk.len()).rev();
+        for (low, distance) in chunk.iter().zip(distances) {
+            let distance = u8::try_from(distance).unwrap_or(u8::MAX);
+            program.push(step(EQUAL, *low, distance, 0));
+        }
+        program.extend([step(JUMP, 1, 0, 0), step(RETURN, WHOLE, 0, 0)]);
     }
     program.push(step(RETURN, 0, 0, 0));
     program
+}
+
+fn step(code: u16, k: u32, yes: u8, no: u8) -> SockFilter {
+    SockFilter::new(code, yes, no, k)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn macs(count: u32) -> BTreeSet<MacAddr> {
+        let mac = |n: u32| {
+            let [a, b, c, d] = (n * 7 + 0x8000_0000).to_be_bytes();
+            MacAddr([2, 0, a, b, c, d])
+        };
+        (0..count).map(mac).collect()
+    }
+
+    /// A socket to write frames to, and one that receives those that the kernel lets pass.
+    fn filtered(program: &[SockFilter]) -> (Socket, Socket) {
+        let (sender, receiver) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        receiver.attach_filter(program).unwrap();
+        (sender, receiver)
+    }
+
+    fn passes((sender, receiver): &(Socket, Socket), source: MacAddr, group: bool) -> bool {
+        let mut frame = [if group { 0xff } else { 2 }; 14];
+        frame[6..12].copy_from_slice(&source.0);
+        // The sender of a frame that does not pass may be told so.
+        let _ = sender.send(&frame);
+        receiver.recv(&mut [MaybeUninit::uninit(); 14]).is_ok()
+    }
+
+    #[test]
+    fn lets_the_macs_pass_and_no_others() {
+        for count in [0, 1, 249, 250, 251, 600] {
+            let macs = macs(count);
+            let all = filtered(&from(&macs));
+            let groups = filtered(&untagged_to_group(&macs));
+            for mac in &macs {
+                assert!(passes(&all, *mac, false), "{mac} of {count}");
+                assert!(passes(&groups, *mac, true), "{mac} of {count}");
+                assert!(!passes(&groups, *mac, false), "{mac} of {count}");
+            }
+            assert!(!passes(&all, MacAddr([2, 0, 0x80, 0, 0, 1]), false));
+        }
+        let too_many = filtered(&from(&macs(4001)));
+        assert!(passes(&too_many, MacAddr([2; 6]), false));
+    }
+
+    #[test]
+    fn has_one_instruction_for_each_mac() {
+        assert!(from(&macs(400)).len() < 410);
+        assert!(from(&macs(4000)).len() <= 4096);
+    }
 }

@@ -1,4 +1,4 @@
-//! A frame as far as learning looks into it.
+//! A frame, as far as learning reads it.
 
 use crate::types::mac::MacAddr;
 
@@ -8,6 +8,8 @@ const ARP: u16 = 0x0806;
 const RARP: u16 = 0x8035;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
+/// Ethertypes of VLAN tags, 802.1Q and 802.1ad.
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -17,15 +19,16 @@ pub type Head = [u8; HEAD];
 /// What learning needs to know of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Who sent it.
+    /// The source address.
     pub source: MacAddr,
-    /// Whether it is for a group of stations.
-    pub group: bool,
-    /// Whether it is one of those that QEMU announces a migrated guest with.
+    /// Whether it is a RARP, by which QEMU announces a migrated guest.
     pub rarp: bool,
-    /// Whether it tells everybody where its sender is: a RARP, or an ARP about the sender itself.
+    /// Whether it shows all stations where its sender is: a RARP, or an ARP about the sender
+    /// itself.
     pub announcement: bool,
-    /// How it begins; zeroes after a shorter frame.
+    /// Whether it has a VLAN tag. The kernel takes the tag off frames that come in.
+    pub tagged: bool,
+    /// Its first bytes; zeroes after a shorter frame.
     pub head: Head,
 }
 
@@ -43,7 +46,7 @@ impl Frame {
         let group = bytes[0] & 1 == 1;
         Some(Self {
             source,
-            group,
+            tagged: TAGS.contains(&kind),
             rarp: kind == RARP,
             announcement: group && (kind == RARP || about_itself),
             head,
@@ -135,16 +138,17 @@ mod tests {
     }
 
     #[test]
-    fn tells_announcements() {
+    fn recognises_announcements() {
         let read = |bytes: &[u8]| Frame::read(bytes).unwrap();
         let rarp = read(&frame([0xff; 6], RARP, &[0; 28]));
-        assert!(rarp.rarp && rarp.group && rarp.announcement);
+        assert!(rarp.rarp && rarp.announcement && !rarp.tagged);
+        assert!(read(&frame([0xff; 6], 0x8100, &[0; 28])).tagged);
         assert_eq!(rarp.source, MacAddr(MAC));
         assert!(read(&arp([10, 0, 0, 1], [10, 0, 0, 1])).announcement);
         assert!(!read(&arp([10, 0, 0, 1], [10, 0, 0, 2])).announcement);
         assert!(!read(&arp([10, 0, 0, 1], [10, 0, 0, 1])[..41]).announcement);
         let unicast = read(&frame([2, 0, 0, 0, 0, 2], RARP, &[0; 28]));
-        assert!(!unicast.announcement && !unicast.group);
+        assert!(!unicast.announcement);
         assert_eq!(Frame::read(&[0; 13]), None);
     }
 

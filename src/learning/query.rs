@@ -1,34 +1,31 @@
-//! What ADD asks the device plugin before it makes a macvtap in bridge mode: shall it be
-//! parked? One request and one answer, each a line of JSON, by an abstract Unix socket of the
-//! host's network namespace: it needs neither file nor mount.
+//! What ADD queries of the device plugin before it makes a macvtap in bridge mode: does it begin
+//! parked?
 
 use std::{
-    io::{self, BufRead, BufReader, Write},
-    os::{
-        fd::AsRawFd,
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener, UnixStream},
-    },
-    time::Duration,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use serde_json::{Value, json};
+use anyhow::{Result, ensure};
+use log::debug;
+use serde::{Deserialize, Serialize};
 
-use crate::{host::peer, types::mac::MacAddr};
+use crate::{
+    host::{
+        control_socket::{self, Connection, Server},
+        netns::Netns,
+    },
+    types::{errors::together, mac::MacAddr},
+};
 
-/// The socket's name.
-const NAME: &str = "macvtap-learning";
-/// The only version there is. An answer of another one is none.
+/// The only version there is. A message of another one is not understood.
 const VERSION: u64 = 1;
 /// How long either end waits for the other.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// The longest line that is read, in bytes. A path has up to 4096.
-const LONGEST: u64 = 8192;
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// A macvtap about to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Query {
     /// Path of the pod's network namespace, as the runtime gave it.
     pub netns: String,
@@ -44,153 +41,153 @@ pub struct Query {
     pub lower: u32,
 }
 
-/// A device plugin that listens.
-pub struct Client(UnixStream);
+#[derive(Deserialize, Serialize)]
+struct QueryMessage {
+    version: u64,
+    query: Query,
+}
 
-/// Whether there is a device plugin that can be asked. Never waits.
+#[derive(Deserialize, Serialize)]
+struct ReplyMessage {
+    version: u64,
+    parked: bool,
+}
+
+/// The name of the socket in this network namespace: several nodes may share a directory.
+fn socket_name() -> Result<String> {
+    let (_, inode) = Netns::current()?.identity()?;
+    Ok(format!("learning-{inode}.sock"))
+}
+
+// === the CNI plugin's end ===
+
+/// A device plugin that can be queried.
+pub struct Client(Connection);
+
+/// Finds a device plugin that can be queried. Never waits.
 #[must_use]
 pub fn find() -> Option<Client> {
-    // Not by std, whose connect waits while the other end's backlog is full.
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
-    let address = UnixAddr::new_abstract(NAME.as_bytes()).ok()?;
-    connect(socket.as_raw_fd(), &address).ok()?;
-    let stream = UnixStream::from(socket);
-    // Only root may have a say in the node's network.
-    peer::is_root(&stream).then_some(Client(stream))
+    let name = socket_name().ok()?;
+    let mut dirs = control_socket::client_dirs();
+    dirs.find_map(|dir| Connection::open(&dir, &name).ok())
+        .map(Client)
 }
 
 impl Client {
-    /// Asks, and does not wait for the answer. None if the device plugin cannot be asked.
+    /// Queries, and does not wait for the answer. None if the device plugin cannot be queried.
     #[must_use]
-    pub fn ask(self, question: &Query) -> Option<PendingReply> {
-        let Self(mut stream) = self;
-        let line = format!("{}\n", question.to_json());
-        set_patience(&stream).ok()?;
-        stream.write_all(line.as_bytes()).ok()?;
-        Some(PendingReply(stream))
+    pub fn ask(self, query: &Query) -> Option<PendingReply> {
+        let Self(mut connection) = self;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let message = QueryMessage {
+            version: VERSION,
+            query: query.clone(),
+        };
+        connection.send(&message, deadline).ok()?;
+        Some(PendingReply(connection))
     }
 }
 
-/// A question whose answer is on the way.
-pub struct PendingReply(UnixStream);
+/// A query whose answer is on its way.
+pub struct PendingReply(Connection);
 
 impl PendingReply {
     /// Whether the macvtap is to be parked. False too if there is no answer in time.
     #[must_use]
     pub fn is_to_be_parked(self) -> bool {
-        let answer = read(&self.0);
-        answer.is_ok_and(|answer| answer["version"] == VERSION && answer["mode"] == "vepa")
+        let Self(mut connection) = self;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let reply = connection.receive::<ReplyMessage>(deadline);
+        reply.is_ok_and(|reply| reply.version == VERSION && reply.parked)
     }
 }
 
-/// Begins to listen.
-pub fn listen() -> Result<UnixListener> {
-    let address = SocketAddr::from_abstract_name(NAME)?;
-    let listener = UnixListener::bind_addr(&address);
-    let listener = listener.with_context(|| format!("making the abstract socket {NAME:?}"))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+// === the device plugin's end ===
+
+/// The sockets on which the device plugin is queried.
+pub struct Listener {
+    name: String,
+    servers: Vec<(PathBuf, Option<Server>)>,
 }
 
-/// Who asks, and what.
+/// A query, and who waits for the answer.
 pub struct Request {
-    /// The question.
-    pub question: Query,
-    stream: UnixStream,
+    /// The query.
+    pub query: Query,
+    connection: Connection,
 }
 
-/// Reads a question. It waits, but not long: whoever asks has it ready.
-pub fn read_query(stream: UnixStream) -> Result<Request> {
-    ensure!(peer::is_root(&stream), "somebody else than root asks");
-    set_patience(&stream)?;
-    let question = Query::from_json(&read(&stream)?)?;
-    Ok(Request { question, stream })
+impl Listener {
+    /// Listens in those of `dirs` that can be had. Fails if there is none, and with `AddrInUse`
+    /// while another device plugin listens in one.
+    pub fn bind(dirs: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
+        let name = socket_name()?;
+        let (mut servers, mut errors) = (Vec::new(), Vec::new());
+        for dir in dirs {
+            match Server::bind(&dir, &name) {
+                Ok(server) => servers.push((dir, Some(server))),
+                Err(error) if control_socket::is_in_use(&error) => return Err(error),
+                Err(error) => {
+                    debug!(error = format!("{error:#}"); "no control socket here");
+                    errors.push(error);
+                    servers.push((dir, None));
+                }
+            }
+        }
+        if servers.iter().all(|(_, server)| server.is_none()) {
+            together(&errors)?;
+        }
+        Ok(Self { name, servers })
+    }
+
+    /// Listens again where the socket was removed, or could not be made before.
+    pub fn rebind(&mut self) {
+        for (dir, server) in &mut self.servers {
+            if server.as_ref().is_some_and(Server::is_in_place) {
+                continue;
+            }
+            *server = Server::bind(dir, &self.name).ok();
+        }
+    }
+
+    /// The next query, if there is one. It is waited for, but not long: ADD sends it at once.
+    pub fn next(&self) -> Result<Option<Request>> {
+        for (_, server) in &self.servers {
+            let accepted = server.as_ref().map(Server::accept).transpose()?;
+            if let Some(connection) = accepted.flatten() {
+                return Request::receive(connection).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The sockets, to wait for.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let servers = self
+            .servers
+            .iter()
+            .filter_map(|(_, server)| server.as_ref());
+        servers.map(AsFd::as_fd)
+    }
 }
 
 impl Request {
+    fn receive(mut connection: Connection) -> Result<Self> {
+        let message: QueryMessage = connection.receive(Instant::now() + ANSWER_TIMEOUT)?;
+        ensure!(
+            message.version == VERSION,
+            "a query of version {}, this is {VERSION}",
+            message.version
+        );
+        let query = message.query;
+        Ok(Self { query, connection })
+    }
+
     /// Answers.
     pub fn answer(mut self, parked: bool) -> Result<()> {
-        let mode = if parked { "vepa" } else { "bridge" };
-        let line = format!("{}\n", json!({"version": VERSION, "mode": mode}));
-        self.stream
-            .write_all(line.as_bytes())
-            .context("answering ADD")
-    }
-}
-
-impl Query {
-    fn to_json(&self) -> Value {
-        json!({
-            "version": VERSION,
-            "netns": self.netns,
-            "identity": [self.identity.0, self.identity.1],
-            "tap": self.tap,
-            "ifname": self.ifname,
-            "mac": self.mac.to_string(),
-            "lower": self.lower,
-        })
-    }
-
-    fn from_json(value: &Value) -> Result<Self> {
-        ensure!(value["version"] == VERSION, "a question of another version");
-        let number = |value: &Value| value.as_u64().context("a number is missing");
-        let index = |value: &Value| Ok::<u32, anyhow::Error>(number(value)?.try_into()?);
-        let text = |value: &Value| {
-            value
-                .as_str()
-                .map(str::to_owned)
-                .context("a text is missing")
-        };
-        Ok(Self {
-            netns: text(&value["netns"])?,
-            identity: (
-                number(&value["identity"][0])?,
-                number(&value["identity"][1])?,
-            ),
-            tap: index(&value["tap"])?,
-            ifname: text(&value["ifname"])?,
-            mac: text(&value["mac"])?.parse()?,
-            lower: index(&value["lower"])?,
-        })
-    }
-}
-
-/// Neither end waits for ever.
-fn set_patience(stream: &UnixStream) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))
-}
-
-fn read(stream: &UnixStream) -> Result<Value> {
-    let mut line = String::new();
-    BufReader::new(std::io::Read::take(stream, LONGEST)).read_line(&mut line)?;
-    serde_json::from_str(&line).context("reading a line of JSON")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_question_comes_back_as_it_was() {
-        let question = Query {
-            netns: "/run/netns/a \"b\"".into(),
-            identity: (4, 4_026_532_000),
-            tap: 1 << 24,
-            ifname: "net1".into(),
-            mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            lower: 2,
-        };
-        let json = question.to_json();
-        assert_eq!(Query::from_json(&json).unwrap(), question);
-        for key in [
-            "version", "netns", "identity", "tap", "ifname", "mac", "lower",
-        ] {
-            let mut broken = json.clone();
-            broken[key] = Value::Null;
-            assert!(Query::from_json(&broken).is_err(), "{key}");
-        }
+        let version = VERSION;
+        let message = ReplyMessage { version, parked };
+        self.connection
+            .send(&message, Instant::now() + ANSWER_TIMEOUT)
     }
 }

@@ -54,7 +54,7 @@ pub struct ResourceStatus {
 }
 
 /// The status of learning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LearningStatus {
     /// Whether its thread runs. If not, the numbers are the last ones.
@@ -76,8 +76,28 @@ pub struct LearningStatus {
     pub announcements: u64,
     /// Announcements that were ignored because there were too many.
     pub floods: u64,
+    /// Frames with a parked port's MAC that the port did not send.
+    pub spoofs: u64,
     /// Mode changes that failed.
     pub failures: u64,
+    /// The ports, by the number of their tap.
+    pub ports: BTreeMap<u32, PortStatus>,
+}
+
+/// A port as learning believes it to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortStatus {
+    /// The interface's name in the pod.
+    pub interface: String,
+    /// The path of the pod's netns.
+    pub netns: String,
+    /// The MAC.
+    pub mac: String,
+    /// The index of the lower device.
+    pub lower: u32,
+    /// Whether it is parked, in VEPA mode.
+    pub parked: bool,
 }
 
 /// What a status amounts to, in sentences.
@@ -235,7 +255,8 @@ mod tests {
         });
         let learning = json!({
             "running": false, "parked": 0, "live": 0, "parks": 0, "unparks": 0, "replays": 0,
-            "reflections": 0, "announcements": 0, "floods": 0, "failures": 0,
+            "reflections": 0, "announcements": 0, "floods": 0, "spoofs": 0, "failures": 0,
+            "ports": {},
         });
         let expected = json!({
             "netlink": null, "resources": [resource], "kubeletRestarts": 0, "linkResyncs": 0,

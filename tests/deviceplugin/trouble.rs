@@ -90,13 +90,15 @@ fn a_directory_that_cannot_be_written_is_told_and_tried_again() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     // A mount namespace of its own, in which the directory is full; then it is not.
     let script = format!(
-        "mount -t tmpfs -o size=64k,nr_inodes=2 full {0} && touch {0}/x",
+        "mount -t tmpfs -o size=64k,nr_inodes=9 full {0} && cd {0} && touch 1 2 3 4 5 6 7 8",
         dir.path().display()
     );
     let plugin = Plugin::mounted(&node.host, dir.path(), &script);
     plugin.wait_for_log("No space left on device");
     let inside = format!("/proc/{}/root{}", plugin.id(), dir.path().display());
-    fs::remove_file(format!("{inside}/x")).unwrap();
+    for number in 1..=8 {
+        fs::remove_file(format!("{inside}/{number}")).unwrap();
+    }
     let socket = format!("{inside}/{SOCKET}");
     wait_until("there is room, so it serves", || {
         fs::exists(&socket).unwrap()
@@ -109,7 +111,9 @@ fn a_read_only_directory_is_told_and_tried_again() {
     let path = dir.path().display();
     let script = format!("mount --bind {path} {path} && mount -o remount,bind,ro {path}");
     let mut plugin = Plugin::mounted(&node.host, dir.path(), &script);
-    plugin.wait_for_log("Read-only file system");
+    plugin.wait_for_log("cannot serve probe and doctor");
+    plugin.wait_for_log("not registered; retrying");
+    assert!(plugin.log().contains("Read-only file system"));
     assert!(plugin.is_alive());
     assert_eq!(plugin.log().matches("not registered; retrying").count(), 1);
 }

@@ -20,7 +20,7 @@ use super::container::{Container, own_profile, pod};
 struct World {
     node: Node,
     kubelet: Kubelet,
-    dirs: [TempDir; 3],
+    dirs: [TempDir; 2],
     pod: Host,
     slot: usize,
 }
@@ -28,7 +28,9 @@ struct World {
 impl World {
     fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        // The plugin that the tests call looks there.
+        fs::create_dir_all("/run/macvtap").unwrap();
         fs::write(dirs[1].path().join("DP_MACVTAP_CONF"), configuration()).unwrap();
         Self {
             node: Node::new(),
@@ -45,7 +47,7 @@ impl World {
             ("device-plugins", self.dirs[0].path()),
             ("config", self.dirs[1].path()),
             ("netns", Path::new("/run/netns")),
-            ("run", self.dirs[2].path()),
+            ("run", Path::new("/run/macvtap")),
         ];
         Container::new(which, &self.node.host, &mounts)
     }

@@ -1,6 +1,6 @@
 //! Two nodes on a switch, with learning device plugins.
 
-use std::{fs::File, os::unix::fs::symlink, process::Command, time::Duration};
+use std::{fs::File, os::unix::fs::symlink, path::PathBuf, process::Command, time::Duration};
 
 use macvtap::{
     deviceplugin::status,
@@ -42,6 +42,16 @@ impl Learner {
         }
     }
 
+    /// The directory of the kubelet's socket.
+    pub fn kubelet_dir(&self) -> PathBuf {
+        self.dir.path().join("kubelet")
+    }
+
+    /// The directory that lists the network namespaces of pods.
+    pub fn netns_dir(&self) -> PathBuf {
+        self.dir.path().join("netns")
+    }
+
     /// Starts the device plugin.
     pub fn start(&mut self) {
         self.start_by(Command::new(binary()), &[]);
@@ -56,10 +66,10 @@ impl Learner {
         command
             .arg("deviceplugin")
             .arg("--netns-dir")
-            .arg(self.dir.path().join("netns"));
+            .arg(self.netns_dir());
         command
             .arg("--kubelet-dir")
-            .arg(self.dir.path().join("kubelet"))
+            .arg(self.kubelet_dir())
             .args(words);
         command.env("DP_MACVTAP_CONF", configuration());
         self.plugin = Some(Plugin::spawn(&self.node.host, command));
@@ -76,7 +86,7 @@ impl Learner {
 
     /// What learning did so far.
     pub fn stats(&self) -> LearningStatus {
-        let ask = || status::query(&self.dir.path().join("kubelet"));
+        let ask = || status::query(&self.kubelet_dir());
         self.node.host.0.run(ask).unwrap().learning.unwrap()
     }
 
@@ -84,7 +94,7 @@ impl Learner {
     pub fn pod(&self) -> Host {
         let pod = Host::new();
         let name = format!("cni-{}", pod.path().replace('/', "-"));
-        let path = self.dir.path().join("netns").join(name);
+        let path = self.netns_dir().join(name);
         let _ = std::fs::remove_file(&path); // of a pod whose descriptor had the number before
         symlink(pod.path(), path).unwrap();
         pod
@@ -104,6 +114,23 @@ impl Learner {
             cni,
             tap,
         }
+    }
+
+    /// Attaches a pod whose port begins parked. On a busy machine the answer may come too late
+    /// for that: then it is attached again.
+    pub fn attach_parked(&self) -> Port<'_> {
+        self.attach_parked_as(VM)
+    }
+
+    pub fn attach_parked_as(&self, mac: MacAddr) -> Port<'_> {
+        for _ in 0..50 {
+            let port = self.attach_as(mac);
+            if port.mode() == "vepa" {
+                return port;
+            }
+            port.cni.succeed("DEL");
+        }
+        panic!("no port begins parked");
     }
 
     /// Attaches a pod, and leaves its tap to somebody else.

@@ -1,0 +1,149 @@
+//! Packet sockets, `packet(7)`: frames received on interfaces, and sent from them.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd};
+
+use anyhow::{Context, Error, Result, bail};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        LinkAddr, MsgFlags, recvfrom, send as send_frame, setsockopt, sockopt::RcvBufForce,
+    },
+};
+use pnet_datalink::{
+    Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, NetworkInterface,
+};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+/// `PACKET_OUTGOING` of `linux/if_packet.h`.
+const OUTGOING: u8 = 4;
+/// Bytes of the receive buffer. The kernel counts close to 1 KiB for a small frame, and by
+/// default has room for some 270 of them (`net.core.rmem_default`).
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// Bytes of the largest frame that is received whole: an MTU of 9000 with its header, and more.
+pub const MAX_FRAME_BYTES: usize = 1 << 14;
+
+/// A frame that a socket received into a buffer.
+pub struct Received {
+    /// The index of the interface.
+    pub index: u32,
+    /// Whether the interface sends it.
+    pub outgoing: bool,
+    /// Bytes of the frame; no more than the buffer holds.
+    pub length: usize,
+}
+
+/// A packet socket.
+pub struct PacketSocket {
+    socket: Socket,
+    // The same socket once more: what bound it closes it when dropped.
+    _bound: Option<Bound>,
+}
+
+type Bound = (Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>);
+
+impl PacketSocket {
+    /// Receives frames of an ethertype that come in by any interface of the netns, if `program`
+    /// lets them pass. To a socket that is bound to an ethertype the kernel gives no frame that
+    /// goes out (`dev_queue_xmit_nit` of `net/core/dev.c`), so it costs other traffic nothing.
+    pub fn of_type(ethertype: u16, program: &[SockFilter]) -> Result<Self> {
+        let protocol = Protocol::from(i32::from(ethertype.to_be()));
+        // Until it has its filter it may receive what the filter would stop.
+        let socket = open(Some(protocol))?;
+        let socket = Self {
+            socket,
+            _bound: None,
+        };
+        socket.attach(program)?;
+        Ok(socket)
+    }
+
+    /// Receives frames that come in or go out by the interface with this index, if `program`
+    /// lets them pass.
+    pub fn of_interface(index: u32, program: &[SockFilter]) -> Result<Self> {
+        let socket = open(None)?;
+        attach(&socket, program)?;
+        let bound = bind(index, &socket)?;
+        Ok(Self {
+            socket,
+            _bound: Some(bound),
+        })
+    }
+
+    /// Replaces the filter. The kernel does it at once, without a gap.
+    pub fn attach(&self, program: &[SockFilter]) -> Result<()> {
+        attach(&self.socket, program)
+    }
+
+    /// The next frame, if there is one.
+    pub fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
+        loop {
+            match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), buffer) {
+                Ok((length, Some(address))) => {
+                    return Some(Received {
+                        index: u32::try_from(address.ifindex()).ok()?,
+                        outgoing: address.pkttype() == OUTGOING,
+                        length: length.min(buffer.len()),
+                    });
+                }
+                // That the interface went down or away is reported once.
+                Ok((_, None)) | Err(Errno::EINTR | Errno::ENETDOWN) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Sends a frame by the interface with this index of the calling thread's netns.
+pub fn send(index: u32, frame: &[u8]) -> Result<()> {
+    let socket = open(None)?;
+    let _bound = bind(index, &socket)?;
+    let sent = send_frame(socket.as_raw_fd(), frame, MsgFlags::empty());
+    sent.context("sending a frame")?;
+    Ok(())
+}
+
+fn open(protocol: Option<Protocol>) -> Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, protocol);
+    let socket = socket.context("opening a packet socket")?;
+    socket.set_nonblocking(true)?;
+    // Without CAP_NET_ADMIN it stays as it is: bursts may be cut short.
+    let _ = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER);
+    Ok(socket)
+}
+
+/// Binds a copy of the descriptor to an interface. std has no address of that kind.
+fn bind(index: u32, socket: &Socket) -> Result<Bound> {
+    let interface = NetworkInterface {
+        name: String::new(),
+        description: String::new(),
+        index,
+        mac: None,
+        ips: Vec::new(),
+        flags: 0,
+    };
+    let copy = socket.try_clone().context("copying a descriptor")?;
+    let config = Config {
+        promiscuous: false,
+        channel_type: ChannelType::Layer2,
+        socket_fd: Some(copy.into_raw_fd()),
+        write_buffer_size: 0,
+        read_buffer_size: 0,
+        ..Config::default()
+    };
+    match pnet_datalink::channel(&interface, config) {
+        Ok(Channel::Ethernet(sender, receiver)) => Ok((sender, receiver)),
+        Ok(_) => bail!("a packet socket of an unknown kind"),
+        Err(error) => Err(Error::new(error).context(format!("binding to interface {index}"))),
+    }
+}
+
+fn attach(socket: &Socket, program: &[SockFilter]) -> Result<()> {
+    let attached = socket.attach_filter(program);
+    attached.context("attaching a filter to a packet socket")
+}
