@@ -5,6 +5,7 @@
 extern crate pretty_assertions;
 
 mod binary;
+mod corpus;
 mod deviceplugin;
 mod files;
 mod install;
