@@ -103,7 +103,7 @@ fn modes_do_not_depend_on_a_umask() {
         call.with("logLevel", "info")
             .by(&["sh", "-c", &script, "sh"])
             .add();
-        assert_eq!(owner(&tap(case.number)), (107, 107, 0o660), "{umask}");
+        assert_eq!(owner(&tap(case.number)), (107, 107, 0o600), "{umask}");
         let mode = fs::metadata(&file).unwrap().mode();
         assert_eq!(mode & 0o137, 0, "{umask}: others can read the log");
         let (dev, number) = (Dev::new(), case.number);
@@ -111,7 +111,7 @@ fn modes_do_not_depend_on_a_umask() {
         let [nsenter, mount] = dev.words();
         let words = [&nsenter, &mount, "sh", "-c", &script, "sh"];
         case.call().by(&words).add();
-        assert_eq!(owner(&dev.path(&format!("tap{number}"))), (107, 107, 0o660));
+        assert_eq!(owner(&dev.path(&format!("tap{number}"))), (107, 107, 0o600));
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let command = command(&["sh", "-c", &script, "sh"], dir.path());
         let _plugin = Plugin::spawn(&case.node.host, command);

@@ -139,20 +139,18 @@ fn a_refusal_has_the_kernels_own_text() {
         ..Change::default()
     };
     let error = host.change(lower.index, &change).unwrap_err();
-    let refused: &NetlinkError = error.downcast_ref().unwrap();
-    assert_eq!(refused.errno, Errno::EINVAL);
-    assert_eq!(
-        refused.text.as_deref(),
-        Some("mtu greater than device maximum")
-    );
+    let NetlinkError::Refused { errno, text } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(*errno, Errno::EINVAL);
+    assert_eq!(text.as_deref(), Some("mtu greater than device maximum"));
     let text = error.to_string();
     assert!(
         text.contains("EINVAL") && text.contains("device maximum"),
         "{text}"
     );
     let error = host.create(&macvtap(LOWER, lower.index)).unwrap_err();
-    let refused: &NetlinkError = error.downcast_ref().unwrap();
-    assert_eq!(refused.errno, Errno::EEXIST);
+    assert_eq!(error.errno(), Some(Errno::EEXIST));
 }
 
 #[test]

@@ -1,30 +1,29 @@
 //! CHECK: compares what ADD set up with the kernel. Pure but for asking the kernel.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::{
-    Call,
     config::{Config, Source},
-    error::{CniError, code},
+    environment::Environment,
+    error::{self, CniError, code},
     result,
 };
 use crate::{
-    host::{netns::Netns, tap},
+    host::{devnode, netns::Netns, tap},
     learning,
+    macvtap::lower::LowerDevice,
     netlink::{Link, Socket},
     types::{mac::MacAddr, mode::Mode},
 };
 
-/// Fails with the first thing that is not as ADD left it. Later plugins of the chain may
-/// have changed addresses, routes and the MAC: the MAC is compared with the
-/// chain's result, and only what the configuration itself asks for is insisted upon.
-pub fn check(call: &Call<'_>, config: &Config, netns: &Netns) -> Result<()> {
-    let prev = config
-        .prev_result
-        .as_ref()
-        .ok_or_else(|| CniError::new(code::CONFIG, "required prevResult missing"))?;
-    let (ifname, sandbox) = (&call.environment.ifname, &call.environment.netns);
+/// Fails with the first thing that is not as ADD left it. Later plugins of the chain, the tuning
+/// plugin for one, may have changed MAC, MTU, promiscuity and all-multicast: the MAC is compared
+/// with the chain's result, and of the rest only what is possible is insisted upon.
+pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error::Result<()> {
+    let missing = || CniError::new(code::CONFIG, "required prevResult missing");
+    let prev = config.prev_result.as_ref().ok_or_else(missing)?;
+    let (ifname, sandbox) = (&environment.ifname, &environment.netns);
     let reported = result::find(prev, ifname, sandbox).with_context(|| {
         format!("prevResult has no interface {ifname:?} with sandbox {sandbox:?}")
     })?;
@@ -32,15 +31,15 @@ pub fn check(call: &Call<'_>, config: &Config, netns: &Netns) -> Result<()> {
         .socket()?
         .link_by_name(ifname)?
         .with_context(|| format!("interface {ifname:?} does not exist in netns {sandbox}"))?;
-    check_link(&link, config, reported)?;
-    check_lower(&link, &config.source)?;
-    check_tap(&link, config)
+    check_link(&link, reported)?;
+    check_lower(&link, config)?;
+    Ok(check_tap(&link, config)?)
 }
 
-fn check_link(link: &Link, config: &Config, reported: &Value) -> Result<()> {
+fn check_link(link: &Link, reported: &Value) -> Result<()> {
     let name = &link.name;
     if !link.is_macvtap() {
-        let kind = link.kind.as_deref().unwrap_or("physical");
+        let kind = link.kind_name();
         bail!("interface {name:?} is a {kind} interface, not a macvtap");
     }
     ensure!(link.up, "interface {name:?} is down");
@@ -54,68 +53,43 @@ fn check_link(link: &Link, config: &Config, reported: &Value) -> Result<()> {
                 .map_or_else(|| "none".to_owned(), |mac| mac.to_string())
         );
     }
-    if let Some(mtu) = config.mtu {
-        ensure!(
-            link.mtu == mtu,
-            "interface {name:?} has MTU {}, the configuration says {mtu}",
-            link.mtu
-        );
-    }
-    let wanted = config.promiscuous;
-    ensure!(
-        !wanted || link.promiscuous,
-        "interface {name:?} is not promiscuous"
-    );
-    let wanted = config.all_multicast;
-    ensure!(
-        !wanted || link.all_multicast,
-        "interface {name:?} does not receive all multicast"
-    );
     Ok(())
 }
 
-/// Mode and lower device, as far as the configuration says what they are to be.
-fn check_lower(link: &Link, source: &Source) -> Result<()> {
-    let (lower, mode) = match source {
-        Source::Allocated(id) => (Some(id.lower.as_str()), Some(id.mode)),
-        Source::Configured { lower, mode } => (Some(lower.as_str()), Some(*mode)),
-        Source::Existing(existing) => (existing.lower.as_deref(), existing.mode),
+/// Mode, lower device and index, as far as the configuration says what they are.
+fn check_lower(link: &Link, config: &Config) -> Result<()> {
+    let (lower, mode) = match &config.source {
+        Source::Allocated(id) => (&id.lower, id.mode),
+        Source::Configured { lower, mode } => (lower, *mode),
+        Source::Existing(_) => return Ok(()),
     };
-    if let Some(mode) = mode {
-        // A parked port of a bridge is as it should be.
-        let parked = mode == Mode::Bridge && learning::is_parked(link);
-        ensure!(
-            link.mode == Some(mode) || parked,
-            "interface {:?} is in mode {}, not {mode}",
-            link.name,
-            link.mode.map_or("unknown", Mode::name)
-        );
-    }
-    if let Some(name) = lower {
-        let lower = Socket::open()?.link_by_name(name)?;
-        let lower = lower.with_context(|| format!("lower device {name:?} does not exist"))?;
-        ensure!(
-            link.lower == Some(lower.index),
-            "interface {:?} is not on lower device {name:?}",
-            link.name
-        );
-    }
-    if let Source::Allocated(id) = source {
-        ensure!(
-            link.index == id.tap,
-            "interface {:?} has index {}, so its tap is not the promised {}",
-            link.name,
+    let name = &link.name;
+    // A parked port of a bridge is as it should be.
+    let parked = mode == Mode::Bridge && learning::is_parked(link);
+    ensure!(
+        link.mode == Some(mode) || parked,
+        "interface {name:?} is in mode {}, not {mode}",
+        link.mode.map_or("unknown", Mode::name)
+    );
+    let found = LowerDevice::find(&mut Socket::open()?, lower)?.link;
+    ensure!(
+        link.lower == Some(found.index),
+        "interface {name:?} is not on lower device \"{lower}\""
+    );
+    match &config.source {
+        Source::Allocated(id) if id.tap != link.index => Err(anyhow!(
+            "interface {name:?} has index {}, so its tap is not the allocated {}",
             link.index,
             tap::path(id.tap).display()
-        );
+        )),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn check_tap(link: &Link, config: &Config) -> Result<()> {
     let number = link.index;
     match *tap::devices(number)? {
-        [device] => tap::verify(number, device, config.owner),
+        [device] => devnode::verify(number, device, config.access),
         [] => bail!(
             "the kernel has no tap {number} for interface {:?}",
             link.name

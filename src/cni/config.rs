@@ -2,27 +2,28 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use anyhow::{Context, Result};
 use log::LevelFilter;
 use serde_json::Value;
 
 use super::{
-    error::{CniError, code},
+    error::{CniError, Result, code},
     result,
     version::Version,
 };
 use crate::{
-    host::tap::Owner,
+    netlink::Link,
     types::{
-        device_id::{self, DeviceId},
+        device_id::DeviceId,
         json::{Fields, Invalid},
+        link_name::LinkName,
         mac::MacAddr,
         mode::Mode,
+        owner::{Access, Owner},
     },
 };
 
 /// User and group of QEMU in `KubeVirt`'s images.
-const QEMU: u64 = 107;
+const QEMU: u32 = 107;
 /// The smallest MTU of a macvtap (`ETH_MIN_MTU` of the kernel).
 const MIN_MTU: u64 = 68;
 
@@ -41,39 +42,39 @@ pub struct Config {
     pub promiscuous: bool,
     /// Receive every multicast frame.
     pub all_multicast: bool,
-    /// Leave the pod kernel's own IPv6 on the interface.
-    pub host_ipv6: bool,
+    /// Leave ARP and IPv6 of the pod's own IP stack on the interface.
+    pub host_stack: bool,
     /// Who may open the tap.
-    pub owner: Owner,
+    pub access: Access,
     /// The result of the plugin before.
     pub prev_result: Option<Value>,
+    /// What is wrong with keys that do not matter.
+    pub warnings: Vec<String>,
 }
 
 /// Where the macvtap comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A device ID of our device plugin: the macvtap is made as promised.
+    /// A device ID of our device plugin: it says which macvtap to make.
     Allocated(DeviceId),
     /// It exists on the host and is handed over.
     Existing(Existing),
     /// No device plugin: the configuration names the lower device.
     Configured {
         /// The lower device's name.
-        lower: String,
+        lower: LinkName,
         /// The macvtap's mode.
         mode: Mode,
     },
 }
 
-/// A macvtap that exists on the host, and what the configuration says of it.
+/// A macvtap that exists on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Existing {
     /// The device ID: one of the original, or the macvtap's name.
     pub id: String,
-    /// The mode that it has to be in, if the configuration says so.
-    pub mode: Option<Mode>,
-    /// The lower device that it has to be on, if the configuration says so.
-    pub lower: Option<String>,
+    /// Whether a macvtap may be taken over that neither the original nor our device plugin made.
+    pub any: bool,
 }
 
 /// Where log lines go, and which.
@@ -87,20 +88,64 @@ pub struct Logging {
 
 impl Config {
     /// Reads the configuration `json`, with `args` being `CNI_ARGS`.
+    ///
+    /// With a device ID the allocation decides, and users' networks have keys that
+    /// kubevirt/macvtap-cni never read: what makes no sense there is a warning.
     pub fn read(json: &Value, args: &str, version: Version) -> Result<Self> {
         let fields = fields(json)?;
         let args = Args::parse(args)?;
+        let mut keys = Keys {
+            lenient: device_id(json).is_some(),
+            warnings: Vec::new(),
+        };
         Ok(Self {
             version,
-            source: source(&fields)?,
+            source: source(&fields, &mut keys)?,
             mtu: mtu(&fields)?,
-            mac: mac(&fields, &args)?,
+            mac: mac(&fields, &args, &mut keys)?,
             promiscuous: fields.flag("promiscMode")?.unwrap_or(false),
-            all_multicast: fields.flag("allMulticast")?.unwrap_or(true),
-            host_ipv6: fields.flag("hostIPv6")?.unwrap_or(false),
-            owner: owner(&fields)?,
+            all_multicast: keys.take(fields.flag("allMulticast"))?.unwrap_or(true),
+            host_stack: host_stack(&fields, &mut keys)?,
+            access: access(&fields)?,
             prev_result: result::previous(json, version)?,
+            warnings: keys.warnings,
         })
+    }
+
+    /// Fails if the configured MTU is above that of the lower device.
+    pub fn check_mtu(&self, lower: &Link) -> Result<()> {
+        match self.mtu {
+            Some(mtu) if mtu > lower.mtu => {
+                let text = format!(
+                    "invalid mtu {mtu}: it is above the MTU {} of lower device {:?}",
+                    lower.mtu, lower.name
+                );
+                Err(CniError::new(code::CONFIG, text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How keys are read that kubevirt/macvtap-cni does not know.
+struct Keys {
+    lenient: bool,
+    warnings: Vec<String>,
+}
+
+impl Keys {
+    /// The value of a key. One that is wrong is left out with a warning where that is allowed.
+    fn take<T, E: Into<CniError>>(
+        &mut self,
+        value: std::result::Result<Option<T>, E>,
+    ) -> Result<Option<T>> {
+        match value.map_err(Into::into) {
+            Err(error) if self.lenient => {
+                self.warnings.push(format!("{error}; it is ignored"));
+                Ok(None)
+            }
+            other => other,
+        }
     }
 }
 
@@ -115,43 +160,58 @@ pub fn device_id(json: &Value) -> Option<&str> {
 
 /// The lower device of a configuration without device ID, without judging it.
 #[must_use]
-pub fn lower_device(json: &Value) -> Option<&str> {
-    lower(&Fields::of(json)?).ok().flatten()
+pub fn lower_device(json: &Value) -> Option<LinkName> {
+    Fields::of(json).and_then(|fields| lower(&fields).ok().flatten())
 }
 
-/// `logLevel` and `logFile`; none if the configuration has neither.
-pub fn logging(json: &Value) -> Result<Option<Logging>> {
-    let fields = fields(json)?;
-    let file = fields.text("logFile")?.map(PathBuf::from);
-    let level = match fields.text("logLevel")? {
-        None if file.is_none() => return Ok(None),
-        None => LevelFilter::Info,
-        Some(word) => level(word)?,
+/// `logLevel` and `logFile`; none if the configuration has neither. What is wrong with them is
+/// left out, and said beside.
+#[must_use]
+pub fn logging(json: &Value) -> (Option<Logging>, Vec<String>) {
+    let mut keys = Keys {
+        lenient: true,
+        warnings: Vec::new(),
     };
-    Ok(Some(Logging { level, file }))
+    let logging = read_logging(json, &mut keys).unwrap_or_default();
+    (logging, keys.warnings)
+}
+
+fn read_logging(json: &Value, keys: &mut Keys) -> Result<Option<Logging>> {
+    let fields = fields(json)?;
+    let file = keys.take(fields.text("logFile"))?.map(PathBuf::from);
+    let word = keys.take(fields.text("logLevel"))?;
+    let level = word
+        .map(|word| keys.take(level(word).map(Some)))
+        .transpose()?;
+    Ok(match level.flatten() {
+        None if file.is_none() => None,
+        level => Some(Logging {
+            level: level.unwrap_or(LevelFilter::Info),
+            file,
+        }),
+    })
 }
 
 /// The levels of `log`, and those by which Multus and the SR-IOV plugin call them.
-fn level(word: &str) -> Result<LevelFilter> {
-    let level = match word.to_ascii_lowercase().as_str() {
-        "panic" | "error" => LevelFilter::Error,
-        "warn" | "warning" => LevelFilter::Warn,
-        "info" => LevelFilter::Info,
-        "verbose" | "debug" => LevelFilter::Debug,
+fn level(word: &str) -> std::result::Result<LevelFilter, Invalid> {
+    match word.to_ascii_lowercase().as_str() {
+        "panic" | "error" => Ok(LevelFilter::Error),
+        "warn" | "warning" => Ok(LevelFilter::Warn),
+        "info" => Ok(LevelFilter::Info),
+        "verbose" | "debug" => Ok(LevelFilter::Debug),
         _ => {
             let wanted = "error, warning, info or debug";
-            return Err(Invalid::new("logLevel", &word.into(), wanted).into());
+            Err(Invalid::new("logLevel", &word.into(), wanted))
         }
-    };
-    Ok(level)
+    }
 }
 
 fn fields(json: &Value) -> Result<Fields<'_>> {
     let text = "error unmarshall network config: it is not a JSON object";
-    Ok(Fields::of(json).ok_or_else(|| CniError::new(code::DECODING, text))?)
+    Fields::of(json).ok_or_else(|| CniError::new(code::DECODING, text))
 }
 
-fn source(fields: &Fields<'_>) -> Result<Source> {
+fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
     let runtime = fields.object("runtimeConfig")?;
     let runtime = runtime
         .map(|runtime| runtime.text("deviceID"))
@@ -160,66 +220,82 @@ fn source(fields: &Fields<'_>) -> Result<Source> {
         Some(id) => Some(id),
         None => fields.text("deviceID")?,
     };
-    let lower = lower(fields)?.map(str::to_owned);
-    let mode = mode(fields)?;
+    let lower = keys.take(lower(fields))?;
+    let mode = keys.take(mode(fields))?;
     match (id, lower) {
-        (Some(id), lower) if id.contains('@') => allocated(id, lower.as_deref(), mode),
-        (Some(id), lower) => Ok(Source::Existing(Existing {
+        (Some(id), lower) if id.contains('@') => allocated(id, lower.as_deref(), mode, keys),
+        (Some(id), _) => Ok(Source::Existing(Existing {
             id: id.to_owned(),
-            mode,
-            lower,
+            any: keys.take(fields.flag("takeOverByName"))?.unwrap_or(false),
         })),
         (None, Some(lower)) => Ok(Source::Configured {
             lower,
-            mode: mode.unwrap_or_default(),
+            mode: usable(mode.unwrap_or_default())?,
         }),
         (None, None) => Err(no_device_id()),
     }
 }
 
-fn lower<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>> {
+fn lower(fields: &Fields<'_>) -> Result<Option<LinkName>> {
     let (key, name) = match fields.text("lowerDevice")? {
         Some(name) => ("lowerDevice", Some(name)),
         None => ("master", fields.text("master")?),
     };
-    if let Some(name) = name {
-        device_id::check_link_name(name).map_err(|error| {
-            CniError::new(code::CONFIG, format!("invalid {key} {name:?}: {error:#}"))
-        })?;
-    }
-    Ok(name)
+    let name = name.map(|name| {
+        let refuse =
+            |error| CniError::new(code::CONFIG, format!("invalid {key} {name:?}: {error:#}"));
+        name.parse().map_err(refuse)
+    });
+    name.transpose()
 }
 
 fn mode(fields: &Fields<'_>) -> Result<Option<Mode>> {
-    let mode = fields.text("mode")?;
-    let mode = mode.map(|word| word.parse::<Mode>().context("invalid mode"));
+    let mode = fields.text("mode")?.map(|word| {
+        let refuse = |error| CniError::new(code::CONFIG, format!("invalid mode: {error:#}"));
+        word.parse().map_err(refuse)
+    });
     mode.transpose()
-        .map_err(|error| CniError::coded(code::CONFIG, &error).into())
 }
 
-/// A promise is kept as it was given; what the configuration says must not contradict it.
-fn allocated(id: &str, lower: Option<&str>, mode: Option<Mode>) -> Result<Source> {
-    let device: DeviceId = id
-        .parse()
-        .map_err(|error| CniError::coded(code::CONFIG, &error))?;
-    let contradiction = |key: &str, ours: &str, theirs: &str| {
-        let text = format!(
-            "{key} {ours:?} in the configuration contradicts {theirs:?} of device ID {id:?}; \
-             leave {key} out, the resource decides it"
-        );
-        CniError::new(code::CONFIG, text)
-    };
-    if let Some(lower) = lower.filter(|lower| *lower != device.lower) {
-        return Err(contradiction("lowerDevice", lower, &device.lower).into());
+/// A macvtap in source mode without a list of sources receives nothing.
+fn usable(mode: Mode) -> Result<Mode> {
+    if mode == Mode::Source {
+        let text = "mode source is not supported: without a list of sources it receives nothing";
+        return Err(CniError::new(code::CONFIG, text));
     }
-    if let Some(mode) = mode.filter(|mode| *mode != device.mode) {
-        return Err(contradiction("mode", mode.name(), device.mode.name()).into());
+    Ok(mode)
+}
+
+/// The allocation decides; what the configuration says otherwise is not used.
+fn allocated(id: &str, lower: Option<&str>, mode: Option<Mode>, keys: &mut Keys) -> Result<Source> {
+    let device = id.parse::<DeviceId>();
+    let device = device.map_err(|error| CniError::coded(code::CONFIG, &error))?;
+    usable(device.mode)?;
+    let mut ignore = |key: &str, ours: &str, theirs: &str| {
+        if ours != theirs {
+            keys.warnings.push(format!(
+                "{key} {ours:?} is ignored: the resource decides it, and device ID {id:?} says {theirs:?}"
+            ));
+        }
+    };
+    if let Some(lower) = lower {
+        ignore("lowerDevice", lower, &device.lower);
+    }
+    if let Some(mode) = mode {
+        ignore("mode", mode.name(), device.mode.name());
     }
     Ok(Source::Allocated(device))
 }
 
+/// `hostStack`, or its former name for IPv6 alone.
+fn host_stack(fields: &Fields<'_>, keys: &mut Keys) -> Result<bool> {
+    let stack = keys.take(fields.flag("hostStack"))?;
+    let ipv6 = keys.take(fields.flag("hostIPv6"))?;
+    Ok(stack.or(ipv6).unwrap_or(false))
+}
+
 /// The three causes that users meet.
-fn no_device_id() -> anyhow::Error {
+fn no_device_id() -> CniError {
     let text = "the configuration has no deviceID (and no lowerDevice), \
         so no macvtap was allocated to this pod. Causes: \
         (1) the NetworkAttachmentDefinition lacks the annotation \
@@ -228,7 +304,7 @@ fn no_device_id() -> anyhow::Error {
         resources.limits must have macvtap.network.kubevirt.io/<name>: 1; \
         (3) KubeVirt 1.9 and later leaves that to the network-resources-injector webhook, \
         which is not installed";
-    CniError::new(code::CONFIG, text).into()
+    CniError::new(code::CONFIG, text)
 }
 
 fn mtu(fields: &Fields<'_>) -> Result<Option<u32>> {
@@ -236,28 +312,34 @@ fn mtu(fields: &Fields<'_>) -> Result<Option<u32>> {
         None | Some(0) => Ok(None),
         Some(mtu) if mtu < MIN_MTU => {
             let text = format!("invalid mtu {mtu}: the smallest is {MIN_MTU}");
-            Err(CniError::new(code::CONFIG, text).into())
+            Err(CniError::new(code::CONFIG, text))
         }
         Some(mtu) => Ok(u32::try_from(mtu).ok()),
     }
 }
 
-fn owner(fields: &Fields<'_>) -> Result<Owner> {
+/// Owner and group of the tap. The group may open it if it is configured: 107 is another group on
+/// the node, on Debian that of tcpdump.
+fn access(fields: &Fields<'_>) -> Result<Access> {
     // The highest number means "leave as it is" to chown(2).
     let highest = u64::from(u32::MAX - 1);
-    let id = |key| -> Result<u32> {
-        let number = fields.number(key, highest)?.unwrap_or(QEMU);
-        u32::try_from(number).context("an owner beyond its bound")
+    let id = |key| -> Result<Option<u32>> {
+        let number = fields.number(key, highest)?;
+        Ok(number.and_then(|number| u32::try_from(number).ok()))
     };
-    Ok(Owner {
-        user: id("owner")?,
-        group: id("group")?,
+    let (user, group) = (id("owner")?, id("group")?);
+    Ok(Access {
+        owner: Owner {
+            user: user.unwrap_or(QEMU),
+            group: group.unwrap_or(QEMU),
+        },
+        group: group.is_some(),
     })
 }
 
 /// The MAC that the last of these gives: the configuration, `CNI_ARGS`, `runtimeConfig`,
 /// `args.cni`.
-fn mac(fields: &Fields<'_>, args: &Args) -> Result<Option<MacAddr>> {
+fn mac(fields: &Fields<'_>, args: &Args, keys: &mut Keys) -> Result<Option<MacAddr>> {
     let runtime = fields.object("runtimeConfig")?;
     let runtime = runtime.map(|fields| fields.text("mac")).transpose()?;
     let cni = fields.object("args")?.map(|args| args.object("cni"));
@@ -266,10 +348,14 @@ fn mac(fields: &Fields<'_>, args: &Args) -> Result<Option<MacAddr>> {
         ("args.cni.mac", cni.transpose()?.flatten()),
         ("runtimeConfig.mac", runtime.flatten()),
         ("MAC in CNI_ARGS", args.get("MAC")),
-        ("mac", fields.text("mac")?),
     ];
     let given = given.into_iter().find_map(|(key, mac)| Some((key, mac?)));
-    given.map(|(key, text)| read_mac(key, text)).transpose()
+    if let Some((key, text)) = given {
+        return read_mac(key, text).map(Some);
+    }
+    let configured = keys.take(fields.text("mac"))?;
+    let configured = configured.map(|text| keys.take(read_mac("mac", text).map(Some)));
+    Ok(configured.transpose()?.flatten())
 }
 
 fn read_mac(key: &str, text: &str) -> Result<MacAddr> {
@@ -279,7 +365,7 @@ fn read_mac(key: &str, text: &str) -> Result<MacAddr> {
         return Ok(mac);
     }
     let why = "is a multicast or zero address, which no interface can have";
-    Err(refuse(format!("{mac} {why}")).into())
+    Err(refuse(format!("{mac} {why}")))
 }
 
 /// `CNI_ARGS`, by the rules of the reference implementation.
@@ -310,12 +396,12 @@ impl Args {
             Some(word) if word == "0" || word == "false" => false,
             Some(word) => {
                 let why = format!("IgnoreUnknown={word}: it must be true, false, 1 or 0");
-                return Err(refuse(format!("ARGS: {why}")).into());
+                return Err(refuse(format!("ARGS: {why}")));
             }
         };
         if !ignore && !unknown.is_empty() {
             let why = format!("ARGS: unknown args {unknown:?}");
-            return Err(refuse(why).into());
+            return Err(refuse(why));
         }
         Ok(Self(args))
     }
@@ -337,9 +423,8 @@ mod tests {
 
     const ID: &str = "dataplaneMvp7@eth0:bridge:16777301";
 
-    fn read(json: &Value, args: &str) -> Result<Config, CniError> {
+    fn read(json: &Value, args: &str) -> Result<Config> {
         Config::read(json, args, supported("1.0.0").unwrap())
-            .map_err(|error| CniError::from_chain(&error))
     }
 
     fn with(extra: &Value) -> Value {
@@ -357,12 +442,11 @@ mod tests {
         assert_eq!(config.mac, None);
         assert!(!config.promiscuous);
         assert!(config.all_multicast);
-        assert!(!config.host_ipv6);
-        let qemu = Owner {
-            user: 107,
-            group: 107,
-        };
-        assert_eq!(config.owner, qemu);
+        assert!(!config.host_stack);
+        assert_eq!(config.access.owner.to_string(), "107:107");
+        assert_eq!(config.access.mode(), 0o600);
+        let shared = read(&with(&json!({"group": 107})), "").unwrap();
+        assert_eq!(shared.access.mode(), 0o660);
     }
 
     #[test]
@@ -386,7 +470,7 @@ mod tests {
     fn takes_the_lower_device_where_there_is_no_device_plugin() {
         let configured = |json: Value| read(&json, "").unwrap().source;
         let expected = |mode| Source::Configured {
-            lower: "eth0".into(),
+            lower: "eth0".parse().unwrap(),
             mode,
         };
         assert_eq!(
@@ -397,8 +481,7 @@ mod tests {
         assert_eq!(configured(master), expected(Mode::Vepa));
         let existing = Source::Existing(Existing {
             id: "eth0Mvp3".into(),
-            mode: None,
-            lower: None,
+            any: false,
         });
         assert_eq!(configured(json!({"deviceID": "eth0Mvp3"})), existing);
     }
@@ -429,13 +512,18 @@ mod tests {
             (json!({"mtu": 67}), ["mtu", "67"]),
             (json!({"mtu": 1500.5}), ["mtu", "1500.5"]),
             (json!({"promiscMode": "yes"}), ["promiscMode", "yes"]),
-            (json!({"mode": "hub"}), ["mode", "hub"]),
-            (json!({"mode": "vepa"}), ["mode", "vepa"]),
-            (json!({"lowerDevice": "eth1"}), ["lowerDevice", "eth1"]),
-            (json!({"master": "../x"}), ["master", "../x"]),
-            (json!({"mac": "01:00:00:00:00:00"}), ["mac", "multicast"]),
-            (json!({"mac": "00:00:00:00:00:00"}), ["mac", "zero"]),
-            (json!({"mac": "02:00"}), ["mac", "02:00"]),
+            (
+                json!({"runtimeConfig": {"mac": "01:00:00:00:00:00"}}),
+                ["runtimeConfig.mac", "multicast"],
+            ),
+            (
+                json!({"args": {"cni": {"mac": "00:00:00:00:00:00"}}}),
+                ["args.cni.mac", "zero"],
+            ),
+            (
+                json!({"deviceID": "xMvp0@eth0:source:16777301"}),
+                ["mode source", "receives nothing"],
+            ),
             (json!({"runtimeConfig": []}), ["runtimeConfig", "object"]),
             (
                 json!({"deviceID": "xMvp0@eth0:bridge"}),
@@ -446,6 +534,39 @@ mod tests {
             assert_eq!(error.code, code::CONFIG, "{extra}");
             assert!(parts.iter().all(|part| error.msg.contains(part)), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_that_the_original_does_not_read_are_no_reason_to_refuse() {
+        for (extra, part) in [
+            (json!({"mode": "hub"}), "hub"),
+            (json!({"mode": "vepa"}), "vepa"),
+            (json!({"mode": 7}), "mode 7"),
+            (json!({"lowerDevice": "eth1"}), "eth1"),
+            (json!({"master": "../x"}), "../x"),
+            (json!({"master": ["eth1"]}), "master"),
+            (json!({"mac": "02:00"}), "02:00"),
+            (json!({"mac": {}}), "mac"),
+            (json!({"allMulticast": "no"}), "allMulticast"),
+            (json!({"hostStack": 1}), "hostStack"),
+            (json!({"hostIPv6": "true"}), "hostIPv6"),
+        ] {
+            let config = read(&with(&extra), "").unwrap();
+            assert_eq!(config.source, Source::Allocated(ID.parse().unwrap()));
+            assert_eq!(config.warnings.len(), 1, "{extra}");
+            assert!(config.warnings[0].contains(part), "{:?}", config.warnings);
+            // Without a device plugin nothing else says what is meant.
+            let mut network = json!({"lowerDevice": "eth0"});
+            network
+                .as_object_mut()
+                .unwrap()
+                .extend(extra.as_object().unwrap().clone());
+            let strict = read(&network, "");
+            let valid = matches!(part, "vepa" | "eth1" | "../x") || extra["master"].is_array();
+            assert_eq!(strict.is_ok(), valid, "{network}");
+        }
+        let agreeing = with(&json!({"mode": "bridge", "lowerDevice": "eth0", "removeparents": 1}));
+        assert!(read(&agreeing, "").unwrap().warnings.is_empty());
     }
 
     #[test]
@@ -465,7 +586,7 @@ mod tests {
 
     #[test]
     fn reads_cni_args_as_the_reference_does() {
-        let error = |text| CniError::from_chain(&Args::parse(text).err().unwrap());
+        let error = |text| Args::parse(text).err().unwrap();
         assert!(Args::parse("").is_ok());
         assert!(Args::parse("MAC=02:00:00:00:00:01").is_ok());
         for ignore in ["1", "true", "TRUE"] {
@@ -482,11 +603,15 @@ mod tests {
 
     #[test]
     fn logs_only_when_asked() {
-        assert_eq!(logging(&json!({})).unwrap(), None);
-        let to_file = logging(&json!({"logFile": "/x"})).unwrap().unwrap();
+        assert_eq!(logging(&json!({})), (None, Vec::new()));
+        let to_file = logging(&json!({"logFile": "/x"})).0.unwrap();
         assert_eq!(to_file.level, LevelFilter::Info);
-        let verbose = logging(&json!({"logLevel": "DEBUG"})).unwrap().unwrap();
+        let verbose = logging(&json!({"logLevel": "DEBUG"})).0.unwrap();
         assert_eq!((verbose.level, verbose.file), (LevelFilter::Debug, None));
-        assert!(logging(&json!({"logLevel": "loud"})).is_err());
+        for wrong in [json!({"logLevel": "trace"}), json!({"logFile": 7})] {
+            let (logging, warnings) = logging(&wrong);
+            assert_eq!(logging, None, "{wrong}");
+            assert!(warnings[0].contains("invalid log"), "{warnings:?}");
+        }
     }
 }

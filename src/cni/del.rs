@@ -1,90 +1,134 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
-use anyhow::Result;
 use log::{info, warn};
 use serde_json::Value;
 
-use super::{Call, config};
+use super::{
+    config,
+    environment::Environment,
+    error::{CniError, Result, code},
+};
 use crate::{
-    host::{netns::Netns, tap},
+    host::{devnode, netns::Netns},
     netlink::{Link, Socket},
     types::{
-        device_id::{self, DeviceId},
-        errors::together,
+        device_id::{DeviceId, STANDALONE_TAPS, TAPS, original_link_name, standalone_taps},
+        link_name::LinkName,
     },
 };
 
-/// Removes the interface and, where nobody else does, the tap's node.
+/// What the configuration says the attachment is.
+#[derive(Debug, PartialEq, Eq)]
+enum Attachment {
+    /// The macvtap whose index is the tap of a device ID.
+    Allocated(u32),
+    /// A macvtap with one of these indexes: there is no device plugin.
+    Standalone(Vec<u32>),
+    /// One that the original made, and its name on the host.
+    Original(String),
+    /// Nothing that can be understood. ADD fails then, so it was another configuration's.
+    Unknown,
+}
+
+impl Attachment {
+    fn of(json: &Value, environment: &Environment) -> Self {
+        match config::device_id(json) {
+            Some(id) if id.contains('@') => id.parse().map_or(Self::Unknown, |device: DeviceId| {
+                Self::Allocated(device.tap)
+            }),
+            Some(id) => Self::Original(original_link_name(id)),
+            None if config::lower_device(json).is_some() => {
+                let taps = standalone_taps(&environment.container_id, &environment.ifname);
+                Self::Standalone(taps.collect())
+            }
+            None => Self::Unknown,
+        }
+    }
+
+    /// Whether this macvtap, the interface `ifname` of the pod, is the attachment.
+    fn is(&self, index: u32) -> bool {
+        let ours = TAPS.contains(&index) || STANDALONE_TAPS.contains(&index);
+        match self {
+            Self::Allocated(tap) => index == *tap,
+            Self::Standalone(taps) => taps.contains(&index),
+            Self::Original(_) => !ours,
+            Self::Unknown => ours,
+        }
+    }
+
+    /// The taps that it may have left nodes of.
+    fn taps(self) -> Vec<u32> {
+        match self {
+            Self::Allocated(tap) => vec![tap],
+            Self::Standalone(taps) => taps,
+            Self::Original(_) | Self::Unknown => Vec::new(),
+        }
+    }
+}
+
+/// Removes the interface and, where the kernel does not, the tap's node.
 ///
 /// Goes on after a failure, and reports all of them.
-pub fn del(call: &Call<'_>, json: &Value, netns: Option<&Netns>) -> Result<()> {
-    let id = config::device_id(json);
-    let mut failures = Vec::new();
-    let mut taps: Vec<u32> = id
-        .and_then(|id| id.parse().ok())
-        .map(|id: DeviceId| id.tap)
-        .into_iter()
-        .collect();
+pub fn del(environment: &Environment, json: &Value, netns: Option<&Netns>) -> Result<()> {
+    let attachment = Attachment::of(json, environment);
+    let mut errors = Vec::new();
+    let mut taps = Vec::new();
     if let Some(netns) = netns {
-        let mut pod = netns.socket()?;
-        for name in names(&call.environment.ifname, id) {
-            match delete(&mut pod, &name) {
-                Ok(number) => taps.extend(number),
-                Err(error) => failures.push(error.context(format!("deleting {name:?}"))),
-            }
+        match remove_links(netns, &attachment, &environment.ifname) {
+            Ok(removed) => taps.extend(removed),
+            Err(error) => errors.push(error),
         }
     } else {
         info!("the netns is gone, and with it the interface");
     }
+    taps.extend(attachment.taps());
+    taps.sort_unstable();
     taps.dedup();
     for number in taps {
-        match tap::remove_stale(number) {
-            Ok(true) => info!("removed the node of tap={number}"),
+        match devnode::remove_stale(number) {
+            Ok(true) => info!(tap = number; "removed the node"),
             Ok(false) => {}
-            Err(error) => failures.push(error.context("removing the tap's node")),
+            Err(error) => {
+                let error = CniError::coded(code::IO, &error);
+                errors.push(error.context("removing the tap's node"));
+            }
         }
     }
-    together(&failures)
+    CniError::all(errors)
 }
 
-/// Where the interface may be: under its name or, if ADD was stopped in the
-/// middle of a hand-over, under the one that it had on the host.
-fn names(ifname: &str, id: Option<&str>) -> Vec<String> {
-    let mut names = vec![ifname.to_owned()];
-    if let Some(id) = id.filter(|id| !id.contains('@')) {
-        names.push(device_id::original_link_name(id));
-        if device_id::check_link_name(id).is_ok() {
-            names.push(id.to_owned());
+/// Deletes the attachment's links in the pod; the numbers of their taps.
+fn remove_links(netns: &Netns, attachment: &Attachment, ifname: &str) -> Result<Vec<u32>> {
+    let mut pod = netns.socket()?;
+    let mut links = Vec::new();
+    match attachment {
+        Attachment::Allocated(tap) => links.extend(pod.link(*tap)?),
+        _ if LinkName::flaw(ifname).is_none() => {
+            let found = pod.link_by_name(ifname)?;
+            links.extend(found.filter(|link| attachment.is(link.index)));
         }
+        _ => {}
     }
-    names
+    if let Attachment::Original(name) = attachment {
+        // Where ADD was stopped in the middle of the hand-over.
+        links.extend(pod.link_by_name(name)?);
+    }
+    let mut removed = Vec::new();
+    for link in links {
+        removed.extend(delete(&mut pod, &link)?);
+    }
+    Ok(removed)
 }
 
-/// Deletes the macvtap with this name, and tells the number of its tap.
-fn delete(pod: &mut Socket, name: &str) -> Result<Option<u32>> {
-    let Some(link) = pod.link_by_name(name)? else {
-        return Ok(None);
-    };
+fn delete(pod: &mut Socket, link: &Link) -> Result<Option<u32>> {
+    let (name, tap) = (link.name.as_str(), link.index);
     if !link.is_macvtap() {
-        warn!("{name:?} is no macvtap and not ours to delete");
+        warn!(interface = name; "the interface is no macvtap and not ours to delete");
         return Ok(None);
     }
-    let Link { index, .. } = link;
-    if pod.delete(index)? {
-        info!("detached tap={index}");
+    let deleted = pod.delete(tap).map_err(CniError::from);
+    if deleted.map_err(|error| error.context(&format!("deleting {name:?}")))? {
+        info!(tap; "detached");
     }
-    Ok(Some(index))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looks_under_the_original_names_only_for_the_originals_ids() {
-        assert_eq!(names("net1", None), ["net1"]);
-        assert_eq!(names("net1", Some("aMvp0@eth0:bridge:16777301")), ["net1"]);
-        let original = names("net1", Some("eth0Mvp0"));
-        assert_eq!(original, ["net1", "mvtf2644cc3624e", "eth0Mvp0"]);
-    }
+    Ok(Some(tap))
 }

@@ -1,13 +1,61 @@
 //! The environment variables of a CNI call, checked as the reference
 //! implementation checks them: same order, codes and texts. Pure.
 
-use super::error::{CniError, code};
+use super::error::{CniError, Result, code};
+use crate::types::link_name::{Flaw, LinkName, MAX_NAME};
+
+/// What a runtime asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Attach.
+    Add,
+    /// Detach.
+    Del,
+    /// Compare an attachment with what ADD set up.
+    Check,
+    /// Say whether ADD could work.
+    Status,
+    /// Remove what no attachment has any more.
+    Gc,
+    /// Say which versions of the specification are spoken.
+    Version,
+    /// None of these.
+    Unknown(String),
+}
+
+impl Verb {
+    fn named(name: &str) -> Self {
+        match name {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "STATUS" => Self::Status,
+            "GC" => Self::Gc,
+            "VERSION" => Self::Version,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+
+    /// Its name in `CNI_COMMAND`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+            Self::Version => "VERSION",
+            Self::Unknown(name) => name,
+        }
+    }
+}
 
 /// What the runtime says by environment variables.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
-    /// `CNI_COMMAND`: the verb.
-    pub command: String,
+    /// `CNI_COMMAND`.
+    pub verb: Verb,
     /// `CNI_CONTAINERID`.
     pub container_id: String,
     /// `CNI_NETNS`: the path of the pod's network namespace.
@@ -21,21 +69,20 @@ pub struct Environment {
 }
 
 /// A variable: its name, the verbs that need it, the check of its value.
-type Variable = (&'static str, &'static [&'static str], Check);
-type Check = fn(&str) -> Result<(), CniError>;
+type Variable = (&'static str, &'static [Verb], Check);
+type Check = fn(&Verb, &str) -> Result<()>;
 
-const VARIABLES: [Variable; 5] = [
+const VARIABLES: [Variable; 4] = [
     (
-        "CNI_COMMAND",
-        &["ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION"],
-        anything,
+        "CNI_CONTAINERID",
+        &[Verb::Add, Verb::Check, Verb::Del],
+        container_id,
     ),
-    ("CNI_CONTAINERID", &["ADD", "CHECK", "DEL"], container_id),
-    ("CNI_NETNS", &["ADD", "CHECK"], anything),
-    ("CNI_IFNAME", &["ADD", "CHECK", "DEL"], ifname),
+    ("CNI_NETNS", &[Verb::Add, Verb::Check], anything),
+    ("CNI_IFNAME", &[Verb::Add, Verb::Check, Verb::Del], ifname),
     (
         "CNI_PATH",
-        &["ADD", "CHECK", "DEL", "GC", "STATUS"],
+        &[Verb::Add, Verb::Check, Verb::Del, Verb::Gc, Verb::Status],
         anything,
     ),
 ];
@@ -44,15 +91,19 @@ impl Environment {
     /// Reads and checks the variables; `get` gives a variable's value, empty if it is not set.
     ///
     /// A wrong value is answered at once; missing ones are collected and answered together.
-    pub fn read(get: impl Fn(&str) -> String) -> Result<Self, CniError> {
+    pub fn read(get: impl Fn(&str) -> String) -> Result<Self> {
         let command = get("CNI_COMMAND");
+        let verb = Verb::named(&command);
         let mut missing = Vec::new();
+        if command.is_empty() {
+            missing.push("CNI_COMMAND");
+        }
         for (name, needed_by, check) in VARIABLES {
-            let needed = needed_by.contains(&command.as_str()) || name == "CNI_COMMAND";
+            let needed = needed_by.contains(&verb);
             let value = get(name);
             match (value.is_empty(), needed) {
                 (true, true) => missing.push(name),
-                (false, true) => check(&value)?,
+                (false, true) => check(&verb, &value)?,
                 _ => {}
             }
         }
@@ -62,7 +113,7 @@ impl Environment {
         }
         let netns_override = get("CNI_NETNS_OVERRIDE");
         Ok(Self {
-            command,
+            verb,
             container_id: get("CNI_CONTAINERID"),
             netns: get("CNI_NETNS"),
             ifname: get("CNI_IFNAME"),
@@ -73,11 +124,11 @@ impl Environment {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "it stands where checks stand")]
-fn anything(_: &str) -> Result<(), CniError> {
+fn anything(_: &Verb, _: &str) -> Result<()> {
     Ok(())
 }
 
-fn container_id(value: &str) -> Result<(), CniError> {
+fn container_id(_: &Verb, value: &str) -> Result<()> {
     if is_name(value) {
         return Ok(());
     }
@@ -85,19 +136,32 @@ fn container_id(value: &str) -> Result<(), CniError> {
     Err(CniError::detailed(code::ENVIRONMENT, text, value))
 }
 
-fn ifname(value: &str) -> Result<(), CniError> {
-    let (text, details) = if value.len() > 15 {
-        let details = "interface name should be less than 16 characters";
-        ("interface name is too long", details)
-    } else if value == "." || value == ".." {
-        ("interface name is . or ..", "")
-    } else if value.contains(['/', ':']) || value.contains(char::is_whitespace) {
-        let text = "interface name contains / or : or whitespace characters";
-        (text, "")
-    } else {
-        return Ok(());
+/// The texts of the reference implementation. It lets `%` and bytes that are not UTF-8 (by now
+/// U+FFFD) pass, with which ADD would make another interface than DEL looks for; so ADD refuses
+/// them, and DEL finds nothing.
+fn ifname(verb: &Verb, value: &str) -> Result<()> {
+    let (text, details) = match LinkName::flaw(value) {
+        Some(Flaw::Dots) => ("interface name is . or ..", ""),
+        Some(Flaw::TooLong) => too_long(),
+        _ if value.len() > MAX_NAME => too_long(),
+        Some(Flaw::Characters) => (
+            "interface name contains / or : or whitespace characters",
+            "",
+        ),
+        None | Some(Flaw::Empty) if !value.contains(char::REPLACEMENT_CHARACTER) => return Ok(()),
+        _ if *verb == Verb::Del => return Ok(()),
+        Some(Flaw::Pattern) => (
+            "interface name contains %",
+            "the kernel takes it for a pattern",
+        ),
+        _ => ("interface name is not UTF-8", ""),
     };
     Err(CniError::detailed(code::ENVIRONMENT, text, details))
+}
+
+fn too_long() -> (&'static str, &'static str) {
+    let details = "interface name should be less than 16 characters";
+    ("interface name is too long", details)
 }
 
 /// The characters of container IDs and network names: `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`.
@@ -121,7 +185,7 @@ mod tests {
         ("CNI_PATH", "/opt/cni/bin"),
     ];
 
-    fn read(command: &str, changes: &[(&str, &str)]) -> Result<Environment, CniError> {
+    fn read(command: &str, changes: &[(&str, &str)]) -> Result<Environment> {
         let command = [("CNI_COMMAND", command)];
         Environment::read(|name| {
             let mut all = changes.iter().chain(&WHOLE).chain(&command);
@@ -133,7 +197,7 @@ mod tests {
     #[test]
     fn reads_a_whole_environment() {
         let environment = read("ADD", &[("CNI_NETNS_OVERRIDE", "tRuE")]).unwrap();
-        assert_eq!(environment.command, "ADD");
+        assert_eq!(environment.verb, Verb::Add);
         assert_eq!(environment.container_id, "c0ffee");
         assert_eq!(environment.netns, "/run/netns/pod");
         assert_eq!(environment.ifname, "net1");
@@ -161,6 +225,7 @@ mod tests {
             ("CNI_ARGS", vec![]),
         ] {
             for verb in ["ADD", "CHECK", "DEL", "GC", "STATUS", "VERSION", "NOPE"] {
+                assert_eq!(Verb::named(verb).name(), verb);
                 let outcome = read(verb, &[(name, "")]);
                 assert_eq!(outcome.is_err(), needed_by.contains(&verb), "{verb} {name}");
             }
@@ -207,9 +272,12 @@ mod tests {
                 "a\u{a0}b",
                 "interface name contains / or : or whitespace characters",
             ),
+            ("net%d", "interface name contains %"),
+            ("net\u{fffd}", "interface name is not UTF-8"),
         ] {
             assert_eq!(read("ADD", &[("CNI_IFNAME", name)]).unwrap_err().msg, text);
         }
+        assert!(read("DEL", &[("CNI_IFNAME", "net%d")]).is_ok());
         // Verbs that do not need a variable do not look at it.
         assert!(read("STATUS", &[("CNI_IFNAME", "a/b")]).is_ok());
     }

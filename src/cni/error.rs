@@ -1,12 +1,15 @@
-//! The CNI error object, and the codes of the specification.
+//! The CNI error, and the codes of the specification.
 
 use std::fmt;
 
-use anyhow::Error;
-use serde_json::{Map, Value};
-
-use super::{result::to_text, version};
-use crate::{host::netns::NotANetns, types::json::Invalid};
+use crate::{
+    macvtap::{
+        error::{AttachError, Kind},
+        lower::{LowerError, Reason},
+    },
+    netlink::NetlinkError,
+    types::json::Invalid,
+};
 
 /// The codes of the CNI specification 1.1.0, section "Error".
 pub mod code {
@@ -44,6 +47,9 @@ pub struct CniError {
     pub details: String,
 }
 
+/// The outcome of a part of a verb.
+pub type Result<T> = std::result::Result<T, CniError>;
+
 impl CniError {
     /// An error without details.
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
@@ -59,40 +65,28 @@ impl CniError {
         }
     }
 
-    /// `error` with its chain of causes in one line, under this code.
+    /// `error` with its causes in one line, under this code.
     #[must_use]
-    pub fn coded(code: u32, error: &Error) -> Self {
+    pub fn coded(code: u32, error: &anyhow::Error) -> Self {
         Self::new(code, format!("{error:#}"))
     }
 
-    /// The whole chain as one error, with code and details of the coded error in it, if any.
+    /// The same error with what was being done.
     #[must_use]
-    pub fn from_chain(error: &Error) -> Self {
-        let coded = error.downcast_ref::<Self>();
-        let code = match coded {
-            Some(coded) => coded.code,
-            None if error.is::<NotANetns>() => code::NETNS,
-            None if error.is::<Invalid>() => code::CONFIG,
-            None => code::INTERNAL,
-        };
+    pub fn context(self, doing: &str) -> Self {
         Self {
-            code,
-            msg: format!("{error:#}"),
-            details: coded.map_or_else(String::new, |coded| coded.details.clone()),
+            msg: format!("{doing}: {}", self.msg),
+            ..self
         }
     }
 
-    /// The JSON document to print.
-    #[must_use]
-    pub fn to_json(&self) -> String {
-        let mut object = Map::new();
-        object.insert("cniVersion".into(), version::NEWEST.into());
-        object.insert("code".into(), self.code.into());
-        object.insert("msg".into(), self.msg.as_str().into());
-        if !self.details.is_empty() {
-            object.insert("details".into(), self.details.as_str().into());
-        }
-        to_text(&Value::Object(object))
+    /// All errors in one, under the code of the first; success if there are none.
+    pub fn all(errors: Vec<Self>) -> Result<()> {
+        let all = errors.into_iter().reduce(|first, next| Self {
+            msg: format!("{}; and {}", first.msg, next.msg),
+            ..first
+        });
+        all.map_or(Ok(()), Err)
     }
 }
 
@@ -103,3 +97,62 @@ impl fmt::Display for CniError {
 }
 
 impl std::error::Error for CniError {}
+
+impl From<anyhow::Error> for CniError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::coded(code::INTERNAL, &error)
+    }
+}
+
+impl From<Invalid> for CniError {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(code::CONFIG, invalid.to_string())
+    }
+}
+
+impl From<NetlinkError> for CniError {
+    fn from(error: NetlinkError) -> Self {
+        Self::new(code::INTERNAL, error.to_string())
+    }
+}
+
+impl From<LowerError> for CniError {
+    fn from(error: LowerError) -> Self {
+        let code = match &error {
+            LowerError::Ineligible(ineligible) => match ineligible.reason {
+                Reason::NotEthernet => code::CONFIG,
+                Reason::Down => code::TRY_AGAIN,
+                Reason::Missing | Reason::Port(_) | Reason::Held(_) => code::INTERNAL,
+            },
+            LowerError::Netlink(_) => code::INTERNAL,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<AttachError> for CniError {
+    fn from(error: AttachError) -> Self {
+        match error.kind {
+            Kind::NameTaken => Self::new(code::ENVIRONMENT, format!("CNI_IFNAME: {error}")),
+            Kind::TryAgain => Self::new(code::TRY_AGAIN, error.to_string()),
+            Kind::Failed => Self::new(code::INTERNAL, error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_error_gives_the_code_of_all() {
+        assert_eq!(CniError::all(Vec::new()), Ok(()));
+        let one = CniError::new(code::IO, "one").context("doing");
+        let two = CniError::new(code::CONFIG, "two");
+        let all = CniError::all(vec![one, two]).unwrap_err();
+        assert_eq!(
+            (all.code, all.msg.as_str()),
+            (code::IO, "doing: one; and two")
+        );
+    }
+}

@@ -4,11 +4,11 @@
 //! another network's. What alone can be stale are nodes of a /dev that is no devtmpfs,
 //! and whether a node is stale the kernel tells, not the list of attachments.
 
-use anyhow::Result;
 use log::info;
 use serde_json::Value;
 
-use crate::{host::tap, types::errors::together};
+use super::error::{CniError, Result, code};
+use crate::host::devnode;
 
 /// Removes stale nodes, unless the runtime gave no list of valid attachments: then it does not
 /// know them.
@@ -20,13 +20,14 @@ pub fn gc(json: &Value) -> Result<()> {
     {
         return Ok(());
     }
-    let mut failures = Vec::new();
-    for number in tap::nodes()? {
-        match tap::remove_stale(number) {
-            Ok(true) => info!("removed the stale node of tap={number}"),
+    let refuse = |error| CniError::coded(code::IO, &error);
+    let mut errors = Vec::new();
+    for number in devnode::numbers().map_err(refuse)? {
+        match devnode::remove_stale(number) {
+            Ok(true) => info!(tap = number; "removed a stale node"),
             Ok(false) => {}
-            Err(error) => failures.push(error),
+            Err(error) => errors.push(refuse(error)),
         }
     }
-    together(&failures)
+    CniError::all(errors)
 }

@@ -4,44 +4,45 @@
 //! (`containernetworking/cni`, package `skel`), so that runtimes read them.
 
 mod add;
+mod attachment;
 mod check;
 mod config;
 mod del;
 mod environment;
 mod error;
 mod gc;
+mod hand_over;
+mod output;
 mod result;
 mod status;
 mod version;
 
 use std::{
-    env,
+    env, fmt,
     io::{self, Read, Write},
     panic,
     path::Path,
     process::{self, ExitCode},
 };
 
-use anyhow::{Context, Result};
-use log::{debug, error};
-use serde_json::{Value, json};
+use log::{debug, error, warn};
+use serde_json::Value;
 
 pub use self::config::Args;
 use self::{
     config::Config,
-    environment::Environment,
-    error::{CniError, code},
+    environment::{Environment, Verb},
+    error::{CniError, Result, code},
+    output::print,
     version::Version,
 };
-use crate::host::{logging, netns::Netns};
+use crate::host::{
+    logging,
+    netns::{Netns, NetnsError},
+};
 
 /// The longest configuration that is read, in bytes. GC lists every attachment of a node.
-const LONGEST_INPUT: u64 = 4 << 20;
-
-/// One call of the plugin.
-struct Call<'a> {
-    environment: &'a Environment,
-}
+const MAX_INPUT_BYTES: u64 = 4 << 20;
 
 /// Runs the plugin as a runtime calls it.
 #[must_use]
@@ -64,10 +65,9 @@ pub fn answer(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut d
     let Err(failure) = serve(get, stdin, stdout) else {
         return true;
     };
-    let failure = CniError::from_chain(&failure);
-    error!("failed code={}: {}", failure.code, failure.msg);
+    error!(code = failure.code; "{}", failure.msg);
     // If standard output is closed, the exit status is all that is left to say.
-    let _ = stdout.write_all(failure.to_json().as_bytes());
+    let _ = stdout.write_all(output::error(&failure).as_bytes());
     false
 }
 
@@ -101,8 +101,8 @@ pub fn about(stderr: &mut dyn Write) -> ExitCode {
 /// A runtime that gets no JSON cannot tell its user anything.
 fn print_panics() {
     panic::set_hook(Box::new(|panic| {
-        let text = format!("macvtap has a fault, please report it: {panic}");
-        let text = CniError::new(code::INTERNAL, text).to_json();
+        let text = format!("internal error, please report it: {panic}");
+        let text = output::error(&CniError::new(code::INTERNAL, text));
         let _ = Stdout.write_all(text.as_bytes());
         #[expect(clippy::exit, reason = "an abort would hide the exit status")]
         process::exit(1);
@@ -111,77 +111,157 @@ fn print_panics() {
 
 fn serve(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<()> {
     let environment = Environment::read(get)?;
-    if environment.command == "VERSION" {
-        return print(stdout, &versions());
+    if environment.verb == Verb::Version {
+        return print(stdout, &output::versions());
     }
     let json = read_config(stdin)?;
     let configured = version::configured(&json)?;
-    let since = |verb, since| version::supported_since(configured, verb, since);
-    let call = Call {
-        environment: &environment,
-    };
-    match environment.command.as_str() {
-        "ADD" => {
+    let since = |version| version::supported_since(configured, environment.verb.name(), version);
+    match &environment.verb {
+        Verb::Add => {
             let version = version::supported(configured)?;
-            start_logging(&environment, &json)?;
-            call.add(&json, version, stdout)
+            start_logging(&environment, &json);
+            add(&environment, &json, version, stdout)
         }
-        "DEL" => {
+        Verb::Del => {
             version::supported(configured)?;
-            start_logging(&environment, &json)?;
-            call.del(&json)
+            start_logging(&environment, &json);
+            del(&environment, &json)
         }
-        "CHECK" => {
-            let version = since("CHECK", "0.4.0")?;
-            start_logging(&environment, &json)?;
-            call.check(&json, version)
+        Verb::Check => {
+            let version = since("0.4.0")?;
+            start_logging(&environment, &json);
+            // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
+            let config = Config::read(&json, "", version)?;
+            check::check(&environment, &config, &open_netns(&environment)?)
         }
-        "STATUS" => {
-            since("STATUS", "1.1.0")?;
+        Verb::Status => {
+            since("1.1.0")?;
             status::status(&json)
         }
-        "GC" => {
-            since("GC", "1.1.0")?;
-            start_logging(&environment, &json)?;
+        Verb::Gc => {
+            since("1.1.0")?;
+            start_logging(&environment, &json);
             gc::gc(&json)
         }
-        unknown => {
-            let text = format!("unknown CNI_COMMAND: {unknown}");
-            Err(CniError::new(code::ENVIRONMENT, text).into())
+        Verb::Version => Ok(()),
+        Verb::Unknown(name) => {
+            let text = format!("unknown CNI_COMMAND: {name}");
+            Err(CniError::new(code::ENVIRONMENT, text))
         }
     }
 }
 
-fn versions() -> String {
-    let versions = json!({
-        "cniVersion": version::NEWEST,
-        "supportedVersions": version::SUPPORTED,
-    });
-    format!("{versions}\n")
+fn add(
+    environment: &Environment,
+    json: &Value,
+    version: Version,
+    stdout: &mut dyn Write,
+) -> Result<()> {
+    let netns = open_netns(environment)?;
+    let config = Config::read(json, &environment.args, version)?;
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let attachment = add::add(environment, &config, &netns)?;
+    match print(stdout, &attachment.result) {
+        Ok(()) => {
+            attachment.keep();
+            Ok(())
+        }
+        Err(error) => Err(attachment.undo(error)),
+    }
 }
 
-fn print(stdout: &mut dyn Write, text: &str) -> Result<()> {
-    stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("writing the result to stdout")
-        .map_err(|error| CniError::coded(code::IO, &error).into())
+/// What is at the path may be no pod's netns. Then nothing of ours is there, and the node of the
+/// tap is all that can be left.
+fn del(environment: &Environment, json: &Value) -> Result<()> {
+    let netns = match find_netns(environment) {
+        Ok(Some(netns)) if !netns.is_network()? => {
+            warn!(netns = environment.netns.as_str(); "this is a namespace of another kind");
+            None
+        }
+        Ok(netns) => netns,
+        Err(NoPod::Failed(error)) => return Err(CniError::coded(code::NETNS, &error)),
+        Err(none) => {
+            warn!(netns = environment.netns.as_str(); "nothing can be attached there: {none}");
+            None
+        }
+    };
+    del::del(environment, json, netns.as_ref())
+}
+
+/// The pod's network namespace, which has to exist.
+fn open_netns(environment: &Environment) -> Result<Netns> {
+    let refuse = |text: String| CniError::new(code::NETNS, text);
+    let found = find_netns(environment).map_err(|error| refuse(error.to_string()))?;
+    found.ok_or_else(|| {
+        refuse(format!(
+            "netns {} of CNI_NETNS does not exist",
+            environment.netns
+        ))
+    })
+}
+
+/// The pod's network namespace, if there still is one. It must not be our own: the attachment
+/// would be made on, or removed from, the host.
+fn find_netns(environment: &Environment) -> std::result::Result<Option<Netns>, NoPod> {
+    if environment.netns.is_empty() {
+        return Ok(None);
+    }
+    let netns = Netns::open(Path::new(&environment.netns))?;
+    match &netns {
+        Some(pod) if !environment.netns_override && pod.is(&Netns::current()?)? => Err(NoPod::Own),
+        _ => Ok(netns),
+    }
+}
+
+/// Why `CNI_NETNS` is not a pod's network namespace.
+enum NoPod {
+    /// It is the plugin's own.
+    Own,
+    /// It is something else.
+    Other(String),
+    /// It could not be looked at.
+    Failed(anyhow::Error),
+}
+
+impl fmt::Display for NoPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // The reference implementation's text.
+            Self::Own => {
+                f.write_str("plugin's netns and netns from CNI_NETNS should not be the same")
+            }
+            Self::Other(text) => f.write_str(text),
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl From<NetnsError> for NoPod {
+    fn from(error: NetnsError) -> Self {
+        match error {
+            NetnsError::Other(_) => Self::Other(error.to_string()),
+            NetnsError::Failed(error) => Self::Failed(error),
+        }
+    }
+}
+
+impl From<anyhow::Error> for NoPod {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// Reads the configuration, and checks what every verb needs of it.
 fn read_config(stdin: &mut dyn Read) -> Result<Value> {
     let mut text = Vec::new();
-    let length = stdin.take(LONGEST_INPUT + 1).read_to_end(&mut text);
-    match length {
-        Err(error) => {
-            let text = format!("error reading from stdin: {error}");
-            return Err(CniError::new(code::IO, text).into());
-        }
-        Ok(length) if u64::try_from(length)? > LONGEST_INPUT => {
-            let text = format!("error reading from stdin: more than {LONGEST_INPUT} bytes");
-            return Err(CniError::new(code::IO, text).into());
-        }
-        Ok(_) => {}
+    let read = stdin.take(MAX_INPUT_BYTES + 1).read_to_end(&mut text);
+    let unread = |why: String| CniError::new(code::IO, format!("error reading from stdin: {why}"));
+    let length = read.map_err(|error| unread(error.to_string()))?;
+    if u64::try_from(length).is_ok_and(|length| length > MAX_INPUT_BYTES) {
+        return Err(unread(format!("more than {MAX_INPUT_BYTES} bytes")));
     }
     let wrong = |why: String| {
         let text = format!("error unmarshall network config: {why}");
@@ -189,10 +269,9 @@ fn read_config(stdin: &mut dyn Read) -> Result<Value> {
     };
     let json: Value = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     if !json.is_object() {
-        return Err(wrong("it is not a JSON object".into()).into());
+        return Err(wrong("it is not a JSON object".into()));
     }
-    let refuse =
-        |text: &str, details: &str| Err(CniError::detailed(code::CONFIG, text, details).into());
+    let refuse = |text: &str, details: &str| Err(CniError::detailed(code::CONFIG, text, details));
     match json.get("name") {
         None | Some(Value::Null) => refuse("missing network name", ""),
         Some(Value::String(name)) if name.is_empty() => refuse("missing network name", ""),
@@ -200,83 +279,40 @@ fn read_config(stdin: &mut dyn Read) -> Result<Value> {
             refuse("invalid characters found in network name", name)
         }
         Some(Value::String(_)) => Ok(json),
-        Some(other) => Err(wrong(format!("name is {other}, not a string")).into()),
+        Some(other) => Err(wrong(format!("name is {other}, not a string"))),
     }
 }
 
-fn start_logging(environment: &Environment, json: &Value) -> Result<()> {
-    let Some(logging) = config::logging(json)? else {
-        return Ok(());
-    };
-    let Environment {
-        command,
-        container_id,
-        ifname,
-        args,
-        ..
-    } = environment;
-    let mut context = vec![
-        ("command", command.clone()),
-        ("containerID", container_id.clone()),
-        ("ifName", ifname.clone()),
-    ];
-    let args = Args::parse(args).ok();
-    for (key, name) in [("pod", "K8S_POD_NAME"), ("namespace", "K8S_POD_NAMESPACE")] {
-        if let Some(value) = args.as_ref().and_then(|args| args.get(name)) {
-            context.push((key, value.to_owned()));
+/// Logs as the configuration says; warnings go to standard error where it says nothing. What is
+/// wrong about that is a warning: it costs no pod its network.
+fn start_logging(environment: &Environment, json: &Value) {
+    let (logging, warnings) = config::logging(json);
+    match logging {
+        Some(logging) => {
+            let context = context(environment, json);
+            logging::start_for_call(logging.level, logging.file.as_deref(), context);
         }
+        None => logging::start_for_warnings(),
     }
-    if let Some(id) = config::device_id(json) {
-        context.push(("deviceID", id.to_owned()));
+    for warning in warnings {
+        warn!("{warning}");
     }
-    logging::start_for_call(logging.level, logging.file.as_deref(), context);
     debug!("called");
-    Ok(())
 }
 
-impl Call<'_> {
-    fn add(&self, json: &Value, version: Version, stdout: &mut dyn Write) -> Result<()> {
-        let netns = self.netns()?;
-        let netns = netns.ok_or_else(|| self.no_netns("does not exist"))?;
-        let config = Config::read(json, &self.environment.args, version)?;
-        let attachment = add::add(self, &config, &netns)?;
-        print(stdout, &attachment.result).map_err(|error| attachment.undo(error))
+fn context(environment: &Environment, json: &Value) -> logging::Context {
+    let mut context = vec![
+        ("command", environment.verb.name().to_owned()),
+        ("containerID", environment.container_id.clone()),
+        ("ifName", environment.ifname.clone()),
+    ];
+    let args = Args::parse(&environment.args).ok();
+    for (key, name) in [("pod", "K8S_POD_NAME"), ("namespace", "K8S_POD_NAMESPACE")] {
+        let value = args.as_ref().and_then(|args| args.get(name));
+        context.extend(value.map(|value| (key, value.to_owned())));
     }
-
-    fn del(&self, json: &Value) -> Result<()> {
-        del::del(self, json, self.netns()?.as_ref())
-    }
-
-    fn check(&self, json: &Value, version: Version) -> Result<()> {
-        let netns = self.netns()?;
-        let netns = netns.ok_or_else(|| self.no_netns("does not exist"))?;
-        // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
-        check::check(self, &Config::read(json, "", version)?, &netns)
-    }
-
-    /// The pod's network namespace, if there still is one. It must not be
-    /// our own: the attachment would be made on, or removed from, the host.
-    fn netns(&self) -> Result<Option<Netns>> {
-        let path = &self.environment.netns;
-        if path.is_empty() {
-            return Ok(None);
-        }
-        let netns =
-            Netns::open(Path::new(path)).map_err(|error| CniError::coded(code::NETNS, &error))?;
-        if let Some(netns) = &netns
-            && !self.environment.netns_override
-            && netns.is(&Netns::current()?)?
-        {
-            let text = "plugin's netns and netns from CNI_NETNS should not be the same";
-            return Err(CniError::new(code::NETNS, text).into());
-        }
-        Ok(netns)
-    }
-
-    fn no_netns(&self, why: &str) -> CniError {
-        let text = format!("netns {} of CNI_NETNS {why}", self.environment.netns);
-        CniError::new(code::NETNS, text)
-    }
+    context.extend(config::device_id(json).map(|id| ("deviceID", id.to_owned())));
+    context
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The result of ADD, in the shape of each version of the specification. Pure.
 
-use anyhow::Result;
-use serde_json::{Map, Serializer, Value, json, ser::PrettyFormatter};
+use serde_json::{Map, Value, json};
 
 use super::{
-    error::{CniError, code},
+    error::{CniError, Result, code},
+    output::to_text,
     version::{Family, Version},
 };
 use crate::types::mac::MacAddr;
@@ -41,7 +41,7 @@ pub fn check_printable(version: Version, prev_result: Option<&Value>) -> Result<
     });
     if version.family() == Family::V02 && !has_address {
         let text = "cannot convert: no valid IP addresses";
-        return Err(CniError::new(code::INTERNAL, text).into());
+        return Err(CniError::new(code::INTERNAL, text));
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ pub fn previous(config: &Value, version: Version) -> Result<Option<Value>> {
             let family = family.join(" ");
             let text =
                 format!("result type supports [{family}] but unmarshalled CNIVersion is {theirs}");
-            return Err(wrong(text).into());
+            return Err(wrong(text));
         }
     }
     for key in ["interfaces", "ips", "routes"] {
@@ -136,7 +136,7 @@ pub fn previous(config: &Value, version: Version) -> Result<Option<Value>> {
             .get(key)
             .is_some_and(|value| !value.is_array() && !value.is_null())
         {
-            return Err(wrong(format!("{key} is not a list")).into());
+            return Err(wrong(format!("{key} is not a list")));
         }
     }
     Ok(Some(prev.clone()))
@@ -152,19 +152,6 @@ pub fn find<'a>(result: &'a Value, name: &str, sandbox: &str) -> Option<&'a Valu
     interfaces
         .iter()
         .find(|interface| has(interface, "name", name) && has(interface, "sandbox", sandbox))
-}
-
-/// JSON as the reference implementation prints it: 4 spaces deep, no newline at the end.
-#[must_use]
-pub fn to_text(value: &Value) -> String {
-    let mut text = Vec::new();
-    let formatter = PrettyFormatter::with_indent(b"    ");
-    let mut serializer = Serializer::with_formatter(&mut text, formatter);
-    // A Value always serialises, and a Vec takes everything.
-    match serde::Serialize::serialize(value, &mut serializer) {
-        Ok(()) => String::from_utf8_lossy(&text).into_owned(),
-        Err(_) => value.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -1,36 +1,38 @@
 //! STATUS: whether ADD could work here.
 
-use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
     config,
-    error::{CniError, code},
+    error::{CniError, Result, code},
 };
-use crate::netlink::Socket;
+use crate::{
+    macvtap::lower::{LowerDevice, LowerError, Reason},
+    netlink::Socket,
+};
 
 /// Fails with code 50 if ADD cannot work, with 51 if what it makes would have no connection.
 pub fn status(json: &Value) -> Result<()> {
     let mut host = Socket::open()?;
-    host.probe_macvtap()
-        .context(
-            "this node cannot make a macvtap; \
-             the kernel needs it (modprobe macvtap), the plugin needs CAP_NET_ADMIN",
-        )
-        .map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
+    host.probe_macvtap().map_err(|error| {
+        let text = format!(
+            "this node cannot make a macvtap; the kernel needs it (modprobe macvtap), the plugin \
+             needs CAP_NET_ADMIN: {error}"
+        );
+        CniError::new(code::NOT_AVAILABLE, text)
+    })?;
     // With a device plugin the configuration does not tell which lower device a pod gets.
     let Some(name) = config::lower_device(json) else {
         return Ok(());
     };
-    match host.link_by_name(name)? {
-        None => {
-            let text = format!("lower device {name:?} does not exist on this node");
-            Err(CniError::new(code::NOT_AVAILABLE, text).into())
-        }
-        Some(lower) if !lower.up => {
-            let text = format!("lower device {name:?} is down");
-            Err(CniError::new(code::LIMITED_CONNECTIVITY, text).into())
-        }
-        Some(_) => Ok(()),
-    }
+    let Err(error) = LowerDevice::eligible(&mut host, &name) else {
+        return Ok(());
+    };
+    let down = |ineligible: &LowerError| matches!(ineligible, LowerError::Ineligible(found) if found.reason == Reason::Down);
+    let code = if down(&error) {
+        code::LIMITED_CONNECTIVITY
+    } else {
+        code::NOT_AVAILABLE
+    };
+    Err(CniError::new(code, error.to_string()))
 }

@@ -2,10 +2,9 @@
 //!
 //! Checks, codes and texts are those of the reference implementation's `skel` package.
 
-use anyhow::Result;
 use serde_json::Value;
 
-use super::error::{CniError, code};
+use super::error::{CniError, Result, code};
 
 /// The versions that this plugin speaks.
 pub const SUPPORTED: [&str; 7] = [
@@ -67,8 +66,7 @@ pub fn configured(config: &Value) -> Result<&str> {
         Some(other) => Err(CniError::new(
             code::DECODING,
             format!("decoding version from network config: cniVersion is {other}, not a string"),
-        )
-        .into()),
+        )),
     }
 }
 
@@ -83,7 +81,6 @@ pub fn supported(configured: &str) -> Result<Version> {
             "incompatible CNI versions",
             details,
         )
-        .into()
     })
 }
 
@@ -91,7 +88,7 @@ pub fn supported(configured: &str) -> Result<Version> {
 pub fn supported_since(configured: &str, verb: &str, since: &str) -> Result<Version> {
     let refuse = |who: &str| {
         let text = format!("{who} version does not allow {verb}");
-        CniError::new(code::INCOMPATIBLE_VERSION, text).into()
+        CniError::new(code::INCOMPATIBLE_VERSION, text)
     };
     let version = numbers(configured)?;
     if version < numbers(since)? {
@@ -116,7 +113,7 @@ fn numbers(version: &str) -> Result<[u32; 3]> {
     }
     match parts.next() {
         None => Ok(numbers),
-        Some(_) => Err(wrong().into()),
+        Some(_) => Err(wrong()),
     }
 }
 
@@ -126,9 +123,8 @@ mod tests {
 
     use super::*;
 
-    fn code_and_text(error: &anyhow::Error) -> (u32, String) {
-        let error = CniError::from_chain(error);
-        (error.code, error.msg)
+    fn code_and_text(error: &CniError) -> (u32, String) {
+        (error.code, error.msg.clone())
     }
 
     #[test]
@@ -149,7 +145,7 @@ mod tests {
         for version in SUPPORTED {
             assert_eq!(supported(version).unwrap().text(), version);
         }
-        let error = CniError::from_chain(&supported("9.9.9").unwrap_err());
+        let error = supported("9.9.9").unwrap_err();
         assert_eq!(error.code, 1);
         assert_eq!(error.msg, "incompatible CNI versions");
         assert_eq!(

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use jsonc_parser::{ParseOptions, parse_to_serde_value};
 use serde_json::Value;
 
-use crate::types::{device_id::check_link_name, json::Fields, mode::Mode};
+use crate::types::{json::Fields, link_name::LinkName, mode::Mode, resource_name};
 
 /// The number of devices of a resource without a capacity, as in the original.
 pub const DEFAULT_CAPACITY: usize = 100;
@@ -28,8 +28,8 @@ pub enum Configuration {
 pub struct ResourceConfig {
     /// The name, without `macvtap.network.kubevirt.io/`.
     pub name: String,
-    /// The name of the lower device.
-    pub lower: String,
+    /// The name of the interface that the macvtaps stand on.
+    pub lower: LinkName,
     /// The mode of the macvtaps.
     pub mode: Mode,
     /// The number of devices.
@@ -96,12 +96,11 @@ fn parse_json(text: &str) -> Result<Value> {
 fn resource(entry: &Value, warnings: &mut Vec<String>) -> Result<ResourceConfig> {
     let fields = Fields::of(entry).context("it is not an object")?;
     let name = fields.text("name")?.context("it has no name")?;
-    check_name(name)?;
+    resource_name::check(name)?;
     let lower = match fields.text("lowerDevice")? {
         Some(lower) => lower,
         None => fields.text("master")?.context("it has no lowerDevice")?,
     };
-    check_link_name(lower).context("lowerDevice")?;
     let mode = match fields.text("mode")? {
         Some(word) => word.parse()?,
         None => Mode::default(),
@@ -123,28 +122,10 @@ fn resource(entry: &Value, warnings: &mut Vec<String>) -> Result<ResourceConfig>
     }
     Ok(ResourceConfig {
         name: name.to_owned(),
-        lower: lower.to_owned(),
+        lower: lower.parse().context("lowerDevice")?,
         mode,
         capacity: if mode == Mode::Passthru { 1 } else { capacity },
     })
-}
-
-/// Whether the kubelet takes `name` as the second part of a resource's name
-/// (`IsQualifiedName` in `k8s.io/apimachinery`).
-pub fn check_name(name: &str) -> Result<()> {
-    let ends = [name.bytes().next(), name.bytes().last()];
-    let proper_ends = ends
-        .iter()
-        .all(|byte| byte.is_some_and(|byte| byte.is_ascii_alphanumeric()));
-    let proper = name
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    ensure!(
-        proper && proper_ends && name.len() <= 63,
-        "the kubelet refuses the name {name:?}: it takes 1 to 63 letters, digits, \
-         '-', '_' and '.', of which the first and the last are a letter or digit"
-    );
-    Ok(())
 }
 
 #[cfg(test)]
@@ -183,7 +164,7 @@ mod tests {
         } ]"#;
         let expected = ResourceConfig {
             name: "dataplane".into(),
-            lower: "eth0".into(),
+            lower: "eth0".parse().unwrap(),
             mode: Mode::Bridge,
             capacity: 50,
         };
@@ -272,25 +253,5 @@ mod tests {
             );
         }
         assert!(parse(&"[".repeat(100_000)).is_err());
-    }
-
-    #[test]
-    fn names_by_the_kubelets_rule() {
-        for name in ["eth0", "eth0.100", "br-ex", "a", "A_b", &"x".repeat(63)] {
-            assert!(check_name(name).is_ok(), "{name}");
-        }
-        for name in [
-            "",
-            "-a",
-            "a-",
-            "a.",
-            "a b",
-            "a/b",
-            "a~",
-            "é",
-            &"x".repeat(64),
-        ] {
-            assert!(check_name(name).is_err(), "{name}");
-        }
     }
 }

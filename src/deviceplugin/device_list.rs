@@ -6,10 +6,11 @@ use std::{
 };
 
 use super::{
-    config::{Configuration, DEFAULT_CAPACITY, ResourceConfig, check_name},
+    config::{Configuration, DEFAULT_CAPACITY, ResourceConfig},
     grpc::api::{Device, ListAndWatchResponse, NumaNode, TopologyInfo},
 };
 use crate::{
+    macvtap::lower::LowerDevice,
     netlink::Link,
     types::{
         device_id::{self, DeviceId},
@@ -59,32 +60,6 @@ impl DeviceList {
     }
 }
 
-/// Why discovery does not offer a link; none if it does.
-///
-/// It offers what carries a node's traffic: physical interfaces, which have no link kind, and
-/// bonds, unless they are ports of a bond or a bridge.
-#[must_use]
-pub fn not_discovered(link: &Link) -> Option<String> {
-    if link.loopback {
-        return Some("it is the loopback interface".into());
-    }
-    if !link.ethernet {
-        return Some("it is not an Ethernet interface".into());
-    }
-    if let Some(kind) = link.kind.as_deref().filter(|kind| *kind != "bond") {
-        return Some(format!(
-            "it is a {kind} interface, neither physical nor a bond"
-        ));
-    }
-    if link.mac.is_none_or(|mac| mac.0 == [0; 6]) {
-        return Some("it has no hardware address".into());
-    }
-    if link.master.is_some() {
-        return Some("it is a port of a bond, bridge or the like".into());
-    }
-    check_name(&link.name).err().map(|error| error.to_string())
-}
-
 /// The resources to offer, by name. Discovery keeps those that it found before, `known`: the
 /// devices of a NIC that is gone for a moment keep their IDs.
 #[must_use]
@@ -97,12 +72,14 @@ pub fn resources(
     match configuration {
         Configuration::Listed(resources) => resources.iter().cloned().map(by_name).collect(),
         Configuration::Discover => {
-            let links = links.iter().filter(|link| not_discovered(link).is_none());
-            let found = links.map(|link| ResourceConfig {
-                name: link.name.clone(),
-                lower: link.name.clone(),
-                mode: Mode::Bridge,
-                capacity: DEFAULT_CAPACITY,
+            let found = links.iter().filter_map(|link| {
+                let discovered = LowerDevice::of(link.clone()).undiscovered().is_none();
+                discovered.then_some(ResourceConfig {
+                    name: link.name.clone(),
+                    lower: link.name.parse().ok()?,
+                    mode: Mode::Bridge,
+                    capacity: DEFAULT_CAPACITY,
+                })
             });
             let known = known.values().cloned();
             found.chain(known).map(by_name).collect()
@@ -117,13 +94,14 @@ pub fn unhealthy_reason(
     resource: &ResourceConfig,
     links: &[Link],
 ) -> Option<String> {
-    let link = links.iter().find(|link| link.name == resource.lower);
-    let Some(link) = link else {
-        return Some("the lower device does not exist".into());
+    let lower = match LowerDevice::among(links, &resource.lower) {
+        Ok(lower) => lower,
+        Err(ineligible) => return Some(ineligible.to_string()),
     };
-    match configuration {
-        Configuration::Discover => not_discovered(link),
-        Configuration::Listed(_) => None,
+    match (lower.ineligible_among(links), configuration) {
+        (Some(ineligible), _) => Some(ineligible.to_string()),
+        (None, Configuration::Discover) => lower.undiscovered(),
+        (None, Configuration::Listed(_)) => None,
     }
 }
 
@@ -183,6 +161,7 @@ mod tests {
             index: 2,
             name: name.into(),
             ethernet: true,
+            up: true,
             mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
             ..Link::default()
         }
@@ -191,7 +170,7 @@ mod tests {
     fn resource(name: &str, lower: &str) -> ResourceConfig {
         ResourceConfig {
             name: name.into(),
-            lower: lower.into(),
+            lower: lower.parse().unwrap(),
             mode: Mode::Bridge,
             capacity: 100,
         }
@@ -200,35 +179,6 @@ mod tests {
     fn by_name<const N: usize>(list: [ResourceConfig; N]) -> BTreeMap<String, ResourceConfig> {
         list.map(|resource| (resource.name.clone(), resource))
             .into()
-    }
-
-    #[test]
-    fn discovery_takes_nics_and_bonds_only() {
-        let kind = |kind: &str, name| Link {
-            kind: Some(kind.into()),
-            ..nic(name)
-        };
-        assert_eq!(not_discovered(&nic("eth0")), None);
-        assert_eq!(not_discovered(&kind("bond", "bond0")), None);
-        let mut links = [
-            kind("veth", "veth0"),
-            kind("vlan", "eth0.5"),
-            kind("macvtap", "mvt0"),
-            nic("eth0@odd"),
-            nic("lo"),
-            nic("teql0"),
-            nic("ib0"),
-            nic("sit0"),
-            nic("eth1"),
-        ];
-        links[4].loopback = true;
-        links[5].ethernet = false;
-        links[6].mac = None;
-        links[7].mac = Some(MacAddr([0; 6]));
-        links[8].master = Some(3);
-        for link in links {
-            assert!(not_discovered(&link).is_some(), "{}", link.name);
-        }
     }
 
     #[test]

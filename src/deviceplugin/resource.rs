@@ -239,7 +239,7 @@ impl Resource {
         let counts = self.counts.clone();
         ResourceStatus {
             name: self.name().to_owned(),
-            lower_device: self.list.resource.lower.clone(),
+            lower_device: self.list.resource.lower.to_string(),
             lower_up,
             registered: self.registration.is_registered() && !self.lost_socket(),
             devices: count(self.list.ids.len()),

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     host::{file_id::FileId, tap},
+    macvtap::lower::LowerDevice,
     netlink::{Link, Socket},
     types::status::Status,
 };
@@ -222,7 +223,7 @@ impl Supervisor {
             return;
         }
         let skipped = self.links.iter().filter_map(|link| {
-            let reason = device_list::not_discovered(link)?;
+            let reason = LowerDevice::of(link.clone()).undiscovered()?;
             Some((link.name.clone(), reason))
         });
         let skipped: BTreeMap<String, String> = skipped.collect();
@@ -274,7 +275,7 @@ fn log_list(list: &DeviceList) {
         None => "healthy".to_owned(),
         Some(reason) => format!("unhealthy: {reason}"),
     };
-    info!(resource = name, lower, mode:% = mode, devices = capacity, health; "offering");
+    info!(resource = name, lower:%, mode:% = mode, devices = capacity, health; "offering");
 }
 
 /// The NUMA node of a NIC, if the machine has more than one.

@@ -3,15 +3,11 @@
 
 use std::sync::mpsc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use log::{info, warn};
 use tokio::sync::oneshot;
 
-use crate::{
-    host::tap,
-    netlink::{Change, Create, Link, Socket},
-    types::device_id::{DeviceId, original_link_name},
-};
+use crate::{host::tap, macvtap::tap_only, netlink::Socket, types::device_id::DeviceId};
 
 /// Does the work on a thread of its own, in the order in which it is asked for: the kernel takes
 /// up to 20 ms to delete a link.
@@ -66,72 +62,21 @@ fn ensure(device: &DeviceId) -> Result<()> {
     if !tap::devices(device.tap)?.is_empty() {
         return Ok(());
     }
-    let name = original_link_name(&device.to_string());
-    let mut host = Socket::open()?;
-    create(&mut host, device, &name)
-        .with_context(|| format!("creating macvtap {name:?} on {:?}", device.lower))?;
-    let alone = set_up(&mut host, device.tap).and_then(|()| {
-        let count = tap::devices(device.tap)?.len();
-        let path = tap::path(device.tap);
-        ensure!(count == 1, "{} is in use elsewhere by now", path.display());
-        Ok(())
-    });
-    if let Err(error) = alone {
-        host.delete(device.tap)?;
-        return Err(error);
-    }
-    info!(device:% = device, interface = name; "created a macvtap without the CNI plugin");
+    tap_only::create_for(device).with_context(|| format!("creating the macvtap of {device}"))?;
+    info!(device:%; "created a macvtap without the CNI plugin");
     Ok(())
 }
 
-fn create(host: &mut Socket, device: &DeviceId, name: &str) -> Result<()> {
-    let lower = host.link_by_name(&device.lower)?;
-    let lower = lower.context("the lower device does not exist")?;
-    host.create(&Create {
-        name,
-        index: Some(device.tap),
-        lower: lower.index,
-        mode: device.mode,
-        mac: None,
-        mtu: None,
-        queue_length: tap::queue_length(&lower),
-        group: 0,
-        netns: None,
-    })
-}
-
-fn set_up(host: &mut Socket, index: u32) -> Result<()> {
-    let quiet = Change {
-        no_ipv6_addresses: true,
-        ..Change::default()
-    };
-    // Fails if the kernel has no IPv6, and then there is nothing to turn off.
-    if let Err(error) = host.change(index, &quiet) {
-        warn!(tap = index, error:% = format!("{error:#}"); "cannot turn off IPv6");
-    }
-    let up = Change {
-        up: Some(true),
-        all_multicast: Some(true),
-        ..Change::default()
-    };
-    host.change(index, &up).context("setting it up")
-}
-
-/// A failure is no more than a warning: CNI ADD clears up as well.
+/// Allocate must not fail for it: an error there is the end of the pod, while CNI ADD clears up
+/// as well.
 fn clear(device: &DeviceId) {
-    let cleared = Socket::open().and_then(|mut host| {
-        let link = host.link(device.tap)?;
-        match link.filter(Link::is_macvtap) {
-            Some(_) => host.delete(device.tap),
-            None => Ok(false),
-        }
-    });
-    match cleared {
-        Ok(true) => info!(device:% = device; "deleted the macvtap of the previous pod"),
+    let host = Socket::open().map_err(anyhow::Error::from);
+    match host.and_then(|mut host| tap_only::delete_of(&mut host, device)) {
+        Ok(true) => info!(device:%; "deleted the macvtap of a previous pod"),
         Ok(false) => {}
-        Err(error) => warn!(
-            device:% = device, error:% = format!("{error:#}");
-            "cannot delete the macvtap of the previous pod"
-        ),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(device:%, error:%; "cannot delete the macvtap of a previous pod");
+        }
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::{container, finding::Finding};
 use crate::{
-    host::tap::{self, Device, Node},
+    host::{char_device::Found, devnode, tap},
     macvtap::inventory::{Inventory, Macvtap},
     types::{
         device_id::{STANDALONE_TAPS, TAPS},
+        device_number::DeviceNumber,
         plural::count,
     },
 };
@@ -20,11 +21,11 @@ pub fn lower_devices(inventory: &Inventory) -> Vec<Finding> {
     used.map(|lower| {
         let name = &lower.link.name;
         let macvtaps = count(lower.macvtaps, "macvtap");
-        match &lower.unfit {
+        match &lower.ineligible {
             None => Finding::ok("lower device", format!("{name} has {macvtaps}")),
             Some(reason) => Finding::fail(
                 "lower device",
-                format!("{name} has {macvtaps} but is {reason}"),
+                format!("{name} has {macvtaps} but {}", reason.reason),
                 format!("ip link set {name} up, or remove it from its bridge or bond"),
             ),
         }
@@ -60,15 +61,15 @@ pub fn macvtaps(inventory: &Inventory) -> Vec<Finding> {
 }
 
 /// Whether an allocated tap's node is that of its macvtap, and its owner may open it.
-fn node(macvtap: &Macvtap, devices: &[Device]) -> Option<Finding> {
+fn node(macvtap: &Macvtap, devices: &[DeviceNumber]) -> Option<Finding> {
     let number = macvtap.link.index;
     let path = tap::path(number);
     let path = path.display();
     let again = "delete the pod: its replacement gets a new tap";
     let fail = |text: String, fix: String| Some(Finding::fail("tap", text, fix));
     match (macvtap.node?, devices) {
-        (Node::Device(found, owner, mode), [device]) if found == *device => (mode & 0o600 != 0o600)
-            .then(|| {
+        (Found::Device(found, owner, mode), [device]) if found == *device => {
+            (mode & 0o600 != 0o600).then(|| {
                 Finding::fail(
                     "tap",
                     format!(
@@ -77,17 +78,18 @@ fn node(macvtap: &Macvtap, devices: &[Device]) -> Option<Finding> {
                     ),
                     format!("chmod 600 {path}"),
                 )
-            }),
-        (Node::Device(found, ..), [device]) => fail(
+            })
+        }
+        (Found::Device(found, ..), [device]) => fail(
             format!("{path} is device {found} instead of {device}: a VM would use another macvtap"),
             format!("rm {path}; then {again}"),
         ),
-        (Node::Foreign, _) => fail(
+        (Found::Foreign, _) => fail(
             format!("{path} is not a character device"),
             format!("rm -r {path}; then {again}"),
         ),
-        (Node::Missing, [_]) if container::is_ours() => None,
-        (Node::Missing, [_]) => fail(format!("{path} is missing"), again.to_owned()),
+        (Found::Nothing, [_]) if container::is_ours() => None,
+        (Found::Nothing, [_]) => fail(format!("{path} is missing"), again.to_owned()),
         (_, several) => fail(
             format!(
                 "{} have tap number {number}",
@@ -136,7 +138,7 @@ fn same_mac(macvtaps: &[Macvtap]) -> Vec<Finding> {
 /// Nodes that would open any tap that gets their device number next. The taps are listed after
 /// the nodes: that of a new macvtap is not stale.
 fn stale_nodes() -> Vec<Finding> {
-    let (Ok(nodes), Ok(numbers)) = (tap::nodes(), tap::numbers()) else {
+    let (Ok(nodes), Ok(numbers)) = (devnode::numbers(), tap::numbers()) else {
         return Vec::new();
     };
     let stale = nodes

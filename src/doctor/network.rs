@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::Ipv4Addr,
-    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,12 @@ use crate::{
         netns::Netns,
         tap::{self, VNET_HEADER},
     },
-    netlink::{Change, Create, Socket},
+    macvtap::{
+        create::{Spec, create},
+        guard::Settings,
+        lower::LowerDevice,
+    },
+    netlink::Socket,
     types::{mac::MacAddr, mode::Mode},
 };
 
@@ -30,42 +34,32 @@ const FRAME: usize = 42;
 /// its own, and goes with that.
 pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
     let mut host = Socket::open()?;
-    let link = host.link_by_name(lower)?;
-    let link = link.with_context(|| format!("lower device {lower:?} does not exist"))?;
+    let lower = LowerDevice::eligible(&mut host, lower)?;
     let netns = Netns::create()?;
     let number = tap::free_number(&format!("doctor-{}", std::process::id()))?;
     let mac = MacAddr::random();
-    let create = Create {
+    let spec = Spec {
         name: "doctor",
         index: Some(number),
-        lower: link.index,
+        lower: &lower,
         mode: Mode::Bridge,
         mac: Some(mac),
         mtu: None,
-        queue_length: tap::queue_length(&link),
         group: 0,
-        netns: Some(netns.as_fd()),
     };
-    host.create(&create)
-        .with_context(|| format!("making a macvtap on {lower:?}"))?;
-    let mut socket = netns.socket()?;
-    let quiet = Change {
-        no_ipv6_addresses: true,
-        ..Change::default()
+    let settings = Settings {
+        host_stack: false,
+        promiscuous: false,
+        all_multicast: false,
     };
-    let up = Change {
-        up: Some(true),
-        ..Change::default()
-    };
-    // A kernel without IPv6 refuses the first.
-    let _ = socket.change(number, &quiet);
-    socket
-        .change(number, &up)
-        .context("setting the macvtap up")?;
-    let outcome = tap::open_new(number).and_then(|tap| ask(&tap, mac, address));
-    socket.delete(number)?;
-    tap::remove_stale(number)?;
-    outcome
+    let created = create(&mut host, Some(&netns), &spec)?;
+    let (outcome, macvtap) = created.attach(|macvtap| {
+        macvtap.prepare(settings)?;
+        macvtap.set_up(None, None, Instant::now())?;
+        Ok(ask(&macvtap.open_tap()?, mac, address)?)
+    })?;
+    macvtap.remove()?;
+    Ok(outcome)
 }
 
 fn ask(mut tap: &File, mac: MacAddr, address: Ipv4Addr) -> Result<bool> {

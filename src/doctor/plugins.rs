@@ -14,7 +14,7 @@ use super::{container, finding::Finding};
 use crate::{
     deviceplugin::{names::KUBELET_SOCKET, status},
     dispatch::NAME,
-    netlink::{Socket, errno},
+    netlink::Socket,
     types::status::{Status, Summary},
 };
 
@@ -23,7 +23,7 @@ pub fn kernel() -> Finding {
     match Socket::open().and_then(|mut socket| socket.probe_macvtap()) {
         Ok(()) => Finding::ok(check, "macvtaps can be created"),
         Err(error) => {
-            let fix = match errno(&error) {
+            let fix = match error.errno() {
                 Some(Errno::EPERM) => "run doctor as root, or with CAP_NET_ADMIN",
                 _ => "modprobe macvtap; without that module, use a kernel with CONFIG_MACVTAP",
             };

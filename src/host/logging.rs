@@ -11,7 +11,7 @@ use std::{
 
 use env_logger::{Builder, Target};
 use log::{
-    LevelFilter, Record,
+    Level, LevelFilter, Log, Metadata, Record,
     kv::{self, Key, Value, VisitSource},
 };
 use nix::fcntl::OFlag;
@@ -49,6 +49,33 @@ pub fn start_for_call(level: LevelFilter, file: Option<&Path>, context: Context)
         }
     }
     init(builder, context);
+}
+
+/// Prints warnings and errors on standard error, and nothing else. Costs next to nothing: it is
+/// for the CNI plugin, where nothing is configured.
+pub fn start_for_warnings() {
+    // Fails only if there is a logger already, and then that one serves.
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(LevelFilter::Warn);
+    }
+}
+
+struct Warnings;
+
+impl Log for Warnings {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        metadata.level() <= Level::Warn
+    }
+
+    fn log(&self, record: &Record) {
+        if self.enabled(record.metadata()) {
+            #[expect(clippy::disallowed_methods, reason = "a line has the time of day")]
+            let now = SystemTime::now();
+            let _ = writeln!(io::stderr(), "{}", line(now, record, &[]));
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 fn init(mut builder: Builder, context: Context) {

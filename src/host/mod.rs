@@ -1,6 +1,8 @@
 //! The machine that the program runs on: network namespaces, taps, files, sockets.
 
+pub mod char_device;
 pub mod control_socket;
+pub mod devnode;
 pub mod file_id;
 pub mod files;
 pub mod logging;

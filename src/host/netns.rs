@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -22,22 +22,36 @@ use nix::{
 
 use crate::netlink;
 
-/// `NSFS_MAGIC` of `linux/magic.h`. Kernels before 3.19 had namespaces in proc.
+/// `NSFS_MAGIC` of `linux/magic.h`.
 const NSFS: FsType = FsType(0x6e73_6673);
 /// The calling thread's network namespace.
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
-/// What was given for a network namespace is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotANetns(String);
+/// Why a path does not lead to a network namespace.
+#[derive(Debug)]
+pub enum NetnsError {
+    /// What stands there is something else.
+    Other(String),
+    /// It could not be looked at.
+    Failed(anyhow::Error),
+}
 
-impl fmt::Display for NotANetns {
+impl fmt::Display for NetnsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is not a network namespace", self.0)
+        match self {
+            Self::Other(path) => write!(f, "{path} is not a network namespace"),
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
     }
 }
 
-impl std::error::Error for NotANetns {}
+impl std::error::Error for NetnsError {}
+
+impl From<anyhow::Error> for NetnsError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
 
 /// An open network namespace, which lives as long as this.
 pub struct Netns {
@@ -46,7 +60,7 @@ pub struct Netns {
 
 impl Netns {
     /// Opens the namespace that the file at `path` stands for. None if there is no such file.
-    pub fn open(path: &Path) -> Result<Option<Self>> {
+    pub fn open(path: &Path) -> Result<Option<Self>, NetnsError> {
         // Not blocking: the path may be that of a FIFO.
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let opened = File::options()
@@ -56,15 +70,22 @@ impl Netns {
         let file = match opened {
             Ok(file) => file,
             Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) if is_no_path(&error) => return Err(other(path)),
             Err(error) => {
-                return Err(error).with_context(|| format!("opening netns {}", path.display()));
+                let error = anyhow::Error::new(error);
+                return Err(error
+                    .context(format!("opening netns {}", path.display()))
+                    .into());
             }
         };
-        let fs_type = fstatfs(&file)
-            .with_context(|| format!("asking for the file system of {}", path.display()))?
-            .filesystem_type();
-        if fs_type != NSFS {
-            return Err(NotANetns(path.display().to_string()).into());
+        let looking = || format!("looking at {}", path.display());
+        let fs_type = fstatfs(&file).with_context(looking)?.filesystem_type();
+        // namespaces(7): the kernel's name of what a descriptor leads to, or its path.
+        let target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let target = target.with_context(looking)?;
+        let of_other_kind = target.is_relative() && !target.to_string_lossy().starts_with("net:[");
+        if fs_type != NSFS || of_other_kind {
+            return Err(other(path));
         }
         Ok(Some(Self { file }))
     }
@@ -92,6 +113,18 @@ impl Netns {
         }
     }
 
+    /// Whether it is a network namespace indeed. [`Self::open`] cannot tell where a namespace is
+    /// mounted; the kernel tells who enters (`setns(2)`).
+    pub fn is_network(&self) -> Result<bool> {
+        let home = Self::current()?;
+        match setns(&self.file, CloneFlags::CLONE_NEWNET) {
+            Err(Errno::EINVAL) => return Ok(false),
+            entered => entered.context("entering a network namespace")?,
+        }
+        enter(&home.file).context("coming back from a network namespace")?;
+        Ok(true)
+    }
+
     /// Device and inode, by which a namespace is known while it exists (`namespaces(7)`).
     pub fn identity(&self) -> Result<(u64, u64)> {
         let metadata = self.file.metadata();
@@ -106,7 +139,7 @@ impl Netns {
 
     /// A netlink socket that belongs to this namespace.
     pub fn socket(&self) -> Result<netlink::Socket> {
-        self.run(netlink::Socket::open)
+        self.run(|| Ok(netlink::Socket::open()?))
     }
 
     /// Runs `work` with the calling thread in this namespace, and brings the
@@ -153,9 +186,20 @@ fn is_absent(error: &io::Error) -> bool {
         .any(|code| error.raw_os_error() == Some(*code as i32))
 }
 
+/// Whether the system says that no file can be at a path.
+fn is_no_path(error: &io::Error) -> bool {
+    let codes = [Errno::ENAMETOOLONG, Errno::ELOOP];
+    codes
+        .iter()
+        .any(|code| error.raw_os_error() == Some(*code as i32))
+}
+
+fn other(path: &Path) -> NetnsError {
+    NetnsError::Other(path.display().to_string())
+}
+
 fn enter(file: &File) -> Result<()> {
     match setns(file, CloneFlags::CLONE_NEWNET) {
-        Err(Errno::EINVAL) => Err(NotANetns("a namespace of another kind".to_owned()).into()),
         Err(Errno::EPERM) => bail!("entering a network namespace needs CAP_SYS_ADMIN"),
         other => other.context("entering a network namespace"),
     }

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::{
     host::netns::Netns,
-    netlink::{Change, Link, Socket, errno},
+    netlink::{Change, Link, Socket},
     types::mode::Mode,
 };
 
@@ -38,7 +38,9 @@ impl PodNetns {
 
     /// The link with this index in it; none if link or netns is gone.
     pub fn link(&self, index: u32) -> Result<Option<Link>> {
-        let link = self.socket()?.map(|mut socket| socket.link(index));
+        let link = self
+            .socket()?
+            .map(|mut socket| socket.link_with_stats(index));
         Ok(link.transpose()?.flatten())
     }
 
@@ -53,9 +55,9 @@ impl PodNetns {
             ..Change::default()
         };
         match socket.change(index, &change) {
-            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("setting {mode} mode")),
-            Ok(()) => socket.link(index),
+            Ok(()) => Ok(socket.link_with_stats(index)?),
         }
     }
 }

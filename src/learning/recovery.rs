@@ -18,13 +18,11 @@ use super::{
     table::{Entry, Existence},
 };
 use crate::{
-    host::{
-        netns::Netns,
-        tap::{self, Device},
-    },
+    host::{netns::Netns, tap},
     netlink::Link,
     types::{
         device_id::{STANDALONE_TAPS, TAPS},
+        device_number::DeviceNumber,
         mac::MacAddr,
         mode::Mode,
     },
@@ -138,7 +136,7 @@ fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
 fn ports_in(
     pod: &PodNetns,
     host: &Netns,
-    taps: &BTreeMap<u32, Vec<Device>>,
+    taps: &BTreeMap<u32, Vec<DeviceNumber>>,
     now: Instant,
 ) -> Result<Vec<(u32, Entry)>> {
     let Some(mut socket) = pod.socket()? else {
@@ -177,7 +175,7 @@ fn ports_in(
 }
 
 /// Whether the link's index is one that ADD gives, and the machine has that tap once.
-fn is_own_tap(link: &Link, taps: &BTreeMap<u32, Vec<Device>>) -> bool {
+fn is_own_tap(link: &Link, taps: &BTreeMap<u32, Vec<DeviceNumber>>) -> bool {
     let in_range = TAPS.contains(&link.index) || STANDALONE_TAPS.contains(&link.index);
     in_range
         && taps

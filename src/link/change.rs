@@ -1,56 +1,65 @@
 //! `link add`, `delete` and `set`: macvtaps only, whatever else has the name.
 
-use std::{os::fd::AsFd, path::Path};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     cli::{LinkChange, Switch},
-    host::{netns::Netns, stdout::print, tap},
-    netlink::{Change, Create, Link, Socket},
+    host::{devnode, netns::Netns, stdout::print, tap},
+    macvtap::{
+        create::{Spec, create},
+        guard::{NewMacvtap, Settings},
+        lower::LowerDevice,
+    },
+    netlink::{Change, Link, Socket},
     types::mode::Mode,
 };
 
-/// Makes a macvtap on a lower device, in a mode, with a tap of this number.
+/// How long a MAC that is in use is waited for.
+const MAC_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Creates a macvtap on a lower device, in a mode, with a tap of this number.
 pub fn add(name: &str, on: (&str, Mode, Option<u32>), wanted: &LinkChange) -> Result<()> {
     let (lower, mode, index) = on;
-    let mut socket = Socket::open()?;
+    let mut host = Socket::open()?;
     let netns = netns(wanted.netns.as_deref())?;
-    let lower_link = socket.link_by_name(lower)?;
-    let lower_link =
-        lower_link.with_context(|| format!("lower device {lower:?} does not exist"))?;
+    let lower = LowerDevice::find(&mut host, lower)?;
     if let Some(number) = index {
         let free = tap::devices(number)?.is_empty();
-        ensure!(free, "the machine has a tap {number} already");
+        ensure!(free, "tap {number} exists already on this machine");
     }
-    let create = Create {
+    let spec = Spec {
         name,
         index,
-        lower: lower_link.index,
+        lower: &lower,
         mode,
         mac: wanted.mac,
         mtu: wanted.mtu,
-        queue_length: tap::queue_length(&lower_link),
         group: 0,
-        netns: netns.as_ref().map(AsFd::as_fd),
     };
-    let outcome = socket.create(&create);
-    outcome.with_context(|| format!("making macvtap {name:?} on {lower:?}"))?;
-    let mut there = socket_in(netns.as_ref())?;
-    let link = find(&mut there, name)?;
-    let change = change(
-        None,
-        &LinkChange {
-            mac: None,
-            mtu: None,
-            ..wanted.clone()
-        },
-    );
-    if let Err(error) = there.change(link.index, &change) {
-        there.delete(link.index)?;
-        return Err(error.context(format!("setting macvtap {name:?}")));
-    }
-    print(&format!("{}\n", tap::path(link.index).display()))
+    let created = create(&mut host, netns.as_ref(), &spec)?;
+    let ((), macvtap) = created.attach(|macvtap| {
+        macvtap.prepare(Settings {
+            host_stack: true,
+            promiscuous: is_on(wanted.promisc_mode),
+            all_multicast: is_on(wanted.all_multicast),
+        })?;
+        match wanted.up {
+            Some(Switch::On) => macvtap.set_up(None, None, Instant::now() + MAC_TIMEOUT),
+            _ => Ok(()),
+        }
+    })?;
+    report(macvtap)
+}
+
+fn report(macvtap: NewMacvtap<'_>) -> Result<()> {
+    let path = tap::path(macvtap.index());
+    macvtap.keep();
+    print(&format!("{}\n", path.display()))
 }
 
 /// Deletes a macvtap.
@@ -59,7 +68,7 @@ pub fn delete(name: &str, path: Option<&Path>) -> Result<()> {
     let link = find(&mut socket, name)?;
     let deleted = socket.delete(link.index);
     deleted.with_context(|| format!("deleting macvtap {name:?}"))?;
-    tap::remove_stale(link.index)?;
+    devnode::remove_stale(link.index)?;
     Ok(())
 }
 
@@ -67,13 +76,8 @@ pub fn delete(name: &str, path: Option<&Path>) -> Result<()> {
 pub fn set(name: &str, mode: Option<Mode>, wanted: &LinkChange) -> Result<()> {
     let mut socket = socket_in(netns(wanted.netns.as_deref())?.as_ref())?;
     let link = find(&mut socket, name)?;
-    let changed = socket.change(link.index, &change(mode, wanted));
-    changed.with_context(|| format!("changing macvtap {name:?}"))
-}
-
-fn change(mode: Option<Mode>, wanted: &LinkChange) -> Change<'static> {
     let on = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
-    Change {
+    let change = Change {
         mac: wanted.mac,
         mtu: wanted.mtu,
         mode,
@@ -81,7 +85,13 @@ fn change(mode: Option<Mode>, wanted: &LinkChange) -> Change<'static> {
         promiscuous: on(wanted.promisc_mode),
         all_multicast: on(wanted.all_multicast),
         ..Change::default()
-    }
+    };
+    let changed = socket.change(link.index, &change);
+    changed.with_context(|| format!("changing macvtap {name:?}"))
+}
+
+fn is_on(switch: Option<Switch>) -> bool {
+    switch == Some(Switch::On)
 }
 
 fn netns(path: Option<&Path>) -> Result<Option<Netns>> {
@@ -92,16 +102,19 @@ fn netns(path: Option<&Path>) -> Result<Option<Netns>> {
 }
 
 fn socket_in(netns: Option<&Netns>) -> Result<Socket> {
-    netns.map_or_else(Socket::open, Netns::socket)
+    match netns {
+        Some(netns) => netns.socket(),
+        None => Ok(Socket::open()?),
+    }
 }
 
 fn find(socket: &mut Socket, name: &str) -> Result<Link> {
     let link = socket.link_by_name(name)?;
     match link.with_context(|| format!("there is no interface {name:?}"))? {
         link if link.is_macvtap() => Ok(link),
-        link => {
-            let kind = link.kind.as_deref().unwrap_or("physical");
-            bail!("{name:?} is a {kind} interface and no macvtap")
-        }
+        link => bail!(
+            "{name:?} is a {} interface, not a macvtap",
+            link.kind_name()
+        ),
     }
 }

@@ -61,14 +61,14 @@ fn macvtaps(inventory: &Inventory) -> Result<()> {
 }
 
 fn lower_devices(inventory: &Inventory) -> Result<()> {
-    let mut table = Table::new(&["LOWER DEVICE", "MACVTAPS", "MTU", "FIT"]);
+    let mut table = Table::new(&["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE"]);
     for lower in &inventory.lower_devices {
-        let fit = lower.unfit.clone();
+        let ineligible = lower.ineligible.as_ref();
         table.row(&[
             lower.link.name.clone(),
             lower.macvtaps.to_string(),
             lower.link.mtu.to_string(),
-            fit.map_or_else(|| "yes".to_owned(), |why| format!("no: {why}")),
+            ineligible.map_or_else(|| "yes".to_owned(), |found| format!("no: {}", found.reason)),
         ]);
     }
     table.print()

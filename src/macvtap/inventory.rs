@@ -11,15 +11,17 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::lower::{Ineligible, LowerDevice};
 use crate::{
-    deviceplugin::device_list,
     host::{
+        char_device::Found,
+        devnode,
         netns::{self, Netns},
-        tap::{self, Device, Node, Owner},
+        tap,
     },
     learning,
     netlink::{Link, Socket},
-    types::mode::Mode,
+    types::{device_number::DeviceNumber, mode::Mode, owner::Owner},
 };
 
 /// Where libcni keeps the results of ADD, with the pod's name (`libcni` of
@@ -40,20 +42,20 @@ pub struct Macvtap {
     /// The pod's namespace and name, as far as the runtime told [`Inventory::find_pods`].
     pub pod: Option<String>,
     /// What stands at the path of its tap's node in our `/dev`, if we may look there.
-    pub node: Option<Node>,
+    pub node: Option<Found>,
     /// The processes that have its tap open, as far as [`Inventory::find_holders`] could see them.
     pub holders: Vec<String>,
 }
 
-/// A link that macvtaps could be made on.
+/// A lower device, and what stands on it.
 #[derive(Clone, Debug)]
-pub struct LowerDevice {
+pub struct LowerUse {
     /// What the kernel says of it.
     pub link: Link,
     /// How many macvtaps are on it.
     pub macvtaps: usize,
-    /// Why none could be made on it.
-    pub unfit: Option<String>,
+    /// Why no more can be created on it now.
+    pub ineligible: Option<Ineligible>,
 }
 
 /// What was found.
@@ -62,9 +64,9 @@ pub struct Inventory {
     /// The macvtaps, by the number of their tap.
     pub macvtaps: Vec<Macvtap>,
     /// The lower devices, by their name.
-    pub lower_devices: Vec<LowerDevice>,
+    pub lower_devices: Vec<LowerUse>,
     /// The devices of the machine's taps by their numbers.
-    pub taps: BTreeMap<u32, Vec<Device>>,
+    pub taps: BTreeMap<u32, Vec<DeviceNumber>>,
     /// Those of them whose network namespace could not be found.
     pub unseen: Vec<u32>,
     /// Network namespaces that could not be looked into: how many, and why the first.
@@ -92,7 +94,7 @@ impl Macvtap {
     #[must_use]
     pub fn owner(&self) -> Option<Owner> {
         match self.node {
-            Some(Node::Device(_, owner, _)) => Some(owner),
+            Some(Found::Device(_, owner, _)) => Some(owner),
             _ => None,
         }
     }
@@ -171,7 +173,7 @@ impl Inventory {
         inventory.taps = tap::by_number()?;
         let unseen = inventory.taps.keys().filter(|tap| !seen.contains(tap));
         inventory.unseen = unseen.copied().collect();
-        inventory.lower_devices = lower_devices(links, &inventory.macvtaps);
+        inventory.lower_devices = lower_devices(&links, &inventory.macvtaps);
         Ok(inventory)
     }
 
@@ -202,8 +204,8 @@ impl Inventory {
                 "mtu": lower.link.mtu,
                 "up": lower.link.up,
                 "macvtaps": lower.macvtaps,
-                "fit": lower.unfit.is_none(),
-                "reason": lower.unfit,
+                "eligible": lower.ineligible.is_none(),
+                "reason": lower.ineligible.as_ref().map(ToString::to_string),
             })
         });
         let closed = self.closed.as_ref();
@@ -234,21 +236,25 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
     if links.is_empty() {
         return Ok(Vec::new());
     }
-    // The number by which this namespace knows ours.
+    // The number by which this namespace knows ours. A lower device without one is in the same
+    // namespace as its macvtap.
     let nsid = if ours {
         None
     } else {
-        socket.nsid(home.as_fd())?
+        Some(socket.nsid(home.as_fd())?)
     };
     let name = if ours { String::new() } else { name_of(path) };
     let found = links.into_iter().map(|link| Macvtap {
         netns: name.clone(),
         lower: link
             .lower
-            .filter(|_| link.lower_nsid == nsid)
+            .filter(|_| match nsid {
+                None => link.lower_nsid.is_none(),
+                Some(nsid) => link.lower_nsid.is_some() && link.lower_nsid == nsid,
+            })
             .and_then(|index| lowers.get(&index).cloned()),
         pod: None,
-        node: tap::node(&tap::path(link.index)).ok(),
+        node: devnode::find(link.index).ok(),
         holders: Vec::new(),
         link,
     });
@@ -326,34 +332,38 @@ fn pods(results: &Path) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn lower_devices(links: Vec<Link>, macvtaps: &[Macvtap]) -> Vec<LowerDevice> {
-    let candidates = links.into_iter().filter(|link| {
+fn lower_devices(links: &[Link], macvtaps: &[Macvtap]) -> Vec<LowerUse> {
+    let candidates = links.iter().filter(|link| {
         link.ethernet
             && !link.loopback
             && !matches!(link.kind.as_deref(), Some("macvtap" | "macvlan"))
     });
-    let mut lowers: Vec<LowerDevice> = candidates
-        .map(|link| LowerDevice {
-            macvtaps: macvtaps
-                .iter()
-                .filter(|macvtap| macvtap.lower.as_ref() == Some(&link.name))
-                .count(),
-            unfit: unfit(&link),
-            link,
+    let on = |link: &Link| {
+        let lowers = macvtaps.iter().filter_map(|macvtap| macvtap.lower.as_ref());
+        lowers.filter(|lower| **lower == link.name).count()
+    };
+    let mut lowers: Vec<LowerUse> = candidates
+        .map(|link| LowerUse {
+            macvtaps: on(link),
+            ineligible: LowerDevice::of(link.clone()).ineligible_among(links),
+            link: link.clone(),
         })
         .collect();
     lowers.sort_by(|a, b| a.link.name.cmp(&b.link.name));
     lowers
 }
 
-/// Why macvtaps on a link would not work. What discovery leaves out, a veth for one, can be
-/// configured all the same.
-fn unfit(link: &Link) -> Option<String> {
-    if link.master.is_some() {
-        return device_list::not_discovered(link)
-            .or_else(|| Some("a port of another link".to_owned()));
-    }
-    (!link.up).then(|| format!("down; ip link set {} up", link.name))
+/// Says which interface has tap `number`, and where, as far as that can be found out: namespaces
+/// that cannot be entered are passed over.
+#[must_use]
+pub fn locate(number: u32) -> String {
+    let found = netns::all().find_map(|path| {
+        let netns = Netns::open(&path).ok().flatten()?;
+        let link = netns.socket().ok()?.link(number).ok().flatten()?;
+        link.is_macvtap()
+            .then(|| format!("interface {:?} in netns {}", link.name, path.display()))
+    });
+    found.unwrap_or_else(|| "an interface in a netns that is being destroyed".to_owned())
 }
 
 #[cfg(test)]

@@ -1,15 +1,27 @@
 //! A link, as decoded from the kernel's `RTM_NEWLINK`.
 
+use std::io::Cursor;
+
 use anyhow::{Context, Result};
 use neli::{
-    consts::rtnl::{Iff, Ifla},
+    FromBytes,
+    consts::rtnl::{Iff, Ifla, Rtm},
+    nl::Nlmsghdr,
     rtnl::Ifinfomsg,
+};
+
+use super::{
+    attr::{all, nested, number, text},
+    message::{Message, messages},
 };
 
 use crate::types::{mac::MacAddr, mode::Mode};
 
 /// `ARPHRD_ETHER` of `linux/if_arp.h`.
 const ETHERNET: u16 = 1;
+
+/// `IFLA_ALT_IFNAME` of `linux/if_link.h`.
+const ALT_IFNAME: u16 = 53;
 
 /// What the kernel says of a network interface.
 #[expect(clippy::struct_excessive_bools, reason = "the kernel's flags")]
@@ -19,6 +31,8 @@ pub struct Link {
     pub index: u32,
     /// The interface's name.
     pub name: String,
+    /// Its alternative names (`ip link property add dev eth0 altname ...`).
+    pub alt_names: Vec<String>,
     /// The link kind (`macvtap`, `veth`, `bond`...); physical interfaces have none.
     pub kind: Option<String>,
     /// The mode, of a macvtap or macvlan.
@@ -49,6 +63,8 @@ pub struct Link {
     pub promiscuous: bool,
     /// Whether it receives every multicast frame.
     pub all_multicast: bool,
+    /// Whether the kernel answers and sends ARP requests on it (no `IFF_NOARP`).
+    pub arp: bool,
 }
 
 /// What went through a link since it was made, `rtnl_link_stats64` of `linux/if_link.h`.
@@ -81,13 +97,32 @@ impl Stats {
 }
 
 impl Link {
+    /// The kind as messages name it; physical interfaces have none.
+    #[must_use]
+    pub fn kind_name(&self) -> &str {
+        self.kind.as_deref().unwrap_or("physical")
+    }
+
+    /// Whether this is its name or one of its alternative names.
+    #[must_use]
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.alt_names.iter().any(|alt| alt == name)
+    }
+
     /// Whether it is a macvtap, the only kind that this program deletes or moves.
     #[must_use]
     pub fn is_macvtap(&self) -> bool {
         self.kind.as_deref() == Some("macvtap")
     }
 
-    pub(super) fn decode(message: &Ifinfomsg) -> Result<Self> {
+    /// Reads a message that describes a link; none if it has no payload.
+    pub(super) fn read(message: &Message<'_>) -> Result<Option<Self>> {
+        let message = Nlmsghdr::<Rtm, Ifinfomsg>::from_bytes(&mut Cursor::new(message.bytes));
+        let message = message.context("decoding a netlink reply")?;
+        message.get_payload().map(Self::decode).transpose()
+    }
+
+    fn decode(message: &Ifinfomsg) -> Result<Self> {
         let flags = *message.ifi_flags();
         let mut link = Self {
             index: u32::try_from(*message.ifi_index()).context("a negative interface index")?,
@@ -96,15 +131,18 @@ impl Link {
             loopback: flags.contains(Iff::LOOPBACK),
             promiscuous: flags.contains(Iff::PROMISC),
             all_multicast: flags.contains(Iff::ALLMULTI),
+            arp: !flags.contains(Iff::NOARP),
             ..Self::default()
         };
         for attribute in message.rtattrs().iter() {
-            link.read(*attribute.rta_type(), attribute.rta_payload().as_ref());
+            // The two highest bits are flags: nested, byte order.
+            let kind = u16::from(*attribute.rta_type()) & 0x3fff;
+            link.set(kind.into(), attribute.rta_payload().as_ref());
         }
         Ok(link)
     }
 
-    fn read(&mut self, kind: Ifla, payload: &[u8]) {
+    fn set(&mut self, kind: Ifla, payload: &[u8]) {
         match kind {
             Ifla::Ifname => self.name = text(payload),
             Ifla::Address => self.mac = payload.try_into().ok().map(MacAddr),
@@ -116,6 +154,7 @@ impl Link {
             Ifla::Stats64 => self.stats = Stats::decode(payload),
             Ifla::Master => self.master = number(payload),
             Ifla::Linkinfo => self.read_info(payload),
+            Ifla::PropList => self.alt_names = all(payload, ALT_IFNAME).map(text).collect(),
             _ => {}
         }
     }
@@ -130,30 +169,22 @@ impl Link {
     }
 }
 
-/// Names end at the first NUL; neli's own reading of strings panics on an empty one.
-pub(super) fn text(payload: &[u8]) -> String {
-    let end = payload.iter().position(|byte| *byte == 0);
-    String::from_utf8_lossy(&payload[..end.unwrap_or(payload.len())]).into_owned()
-}
-
-fn number(payload: &[u8]) -> Option<u32> {
-    Some(u32::from_ne_bytes(payload.get(..4)?.try_into().ok()?))
-}
-
-/// The payload of the attribute `wanted` among the attributes in `payload`.
-pub(super) fn nested(payload: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut rest = payload;
-    while let [a, b, c, d, ..] = *rest {
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        // The two highest bits are flags: nested, byte order.
-        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
-        let content = rest.get(4..length)?;
-        if kind == wanted {
-            return Some(content);
+/// The links that a datagram describes, in answer to a request of this number: what a socket
+/// reads, for tests with other bytes than the kernel's.
+pub fn read_links(datagram: &[u8], sequence: u32) -> Result<Vec<Link>> {
+    let mut links = Vec::new();
+    for message in messages(datagram) {
+        let message = message?;
+        if message.sequence != sequence {
+            continue;
         }
-        rest = rest.get(length.next_multiple_of(4)..)?;
+        if message.is_final() {
+            message.outcome()?;
+            break;
+        }
+        links.extend(Link::read(&message)?);
     }
-    None
+    Ok(links)
 }
 
 #[cfg(test)]
@@ -169,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_nested_attributes_and_survives_broken_ones() {
+    fn reads_kind_and_mode_of_whole_descriptions_only() {
         let data = attribute(1, &4_u32.to_ne_bytes());
         let info = [attribute(1, b"macvtap\0"), attribute(0x8002, &data)].concat();
         let mut link = Link::default();
@@ -179,15 +210,8 @@ mod tests {
         for length in 0..info.len() {
             Link::default().read_info(&info[..length]);
         }
-        assert_eq!(nested(&[0, 0, 1, 0], 2), None);
-        assert_eq!(nested(&[255, 255, 1, 0], 1), None);
-    }
-
-    #[test]
-    fn reads_names_up_to_the_nul() {
-        assert_eq!(text(b"eth0\0"), "eth0");
-        assert_eq!(text(b"eth0"), "eth0");
-        assert_eq!(text(b"\0"), "");
-        assert_eq!(text(b""), "");
+        let names = [attribute(53, b"eth0\0"), attribute(53, b"lan\0")].concat();
+        link.set(Ifla::PropList, &names);
+        assert!(link.is_called("lan") && link.is_called("eth0") && !link.is_called("la"));
     }
 }

@@ -2,18 +2,18 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, anyhow};
 use neli::{
     consts::{
         nl::NlmF,
         rtnl::{Iff, Ifla, IflaInfo, RtAddrFamily, Rtm},
     },
-    rtnl::{Ifinfomsg, IfinfomsgBuilder, Rtattr, RtattrBuilder},
+    rtnl::{Ifinfomsg, IfinfomsgBuilder, Rtattr},
     types::{Buffer, RtBuffer},
 };
 use nix::errno::Errno;
 
-use super::{Link, Socket, socket::errno};
+use super::{attr::attribute, error::NetlinkError, link::Link, socket::Socket};
 use crate::types::{mac::MacAddr, mode::Mode};
 
 /// `IFLA_MACVLAN_MODE` of `linux/if_link.h`.
@@ -46,6 +46,16 @@ impl neli::consts::rtnl::RtaType for IflaInet6 {}
 
 /// `IN6_ADDR_GEN_MODE_NONE`: the kernel gives the link no address by itself.
 const ADDR_GEN_MODE_NONE: u8 = 1;
+
+/// Bits of `IFLA_EXT_MASK`, of `linux/rtnetlink.h`. With any of them the kernel sizes the reply
+/// to a dump by the largest link (`rtnl_calcit`); without, a link beyond 16 KiB cuts it short.
+/// `RTEXT_FILTER_SKIP_STATS` leaves the statistics out, `RTEXT_FILTER_MRP` is about bridges
+/// alone and adds nothing here.
+const WITHOUT_STATS: u32 = 1 << 3;
+const WITH_STATS: u32 = 1 << 4;
+
+/// Bytes of a name with its NUL; only an alternative name is longer.
+const IFNAMSIZ: usize = 16;
 
 type Attribute = Rtattr<Ifla, Buffer>;
 
@@ -91,6 +101,8 @@ pub struct Change<'a> {
     pub promiscuous: Option<bool>,
     /// Ask for every multicast frame, or no longer.
     pub all_multicast: Option<bool>,
+    /// Let the kernel answer and send ARP requests, or not (`IFF_NOARP`).
+    pub arp: Option<bool>,
     /// Let the kernel give the link no IPv6 address by itself. Has to be set in a request of
     /// its own before the link goes up: in one request the flags are applied first.
     pub no_ipv6_addresses: bool,
@@ -98,7 +110,7 @@ pub struct Change<'a> {
 
 impl Socket {
     /// Makes a macvtap.
-    pub fn create(&mut self, new: &Create<'_>) -> Result<()> {
+    pub fn create(&mut self, new: &Create<'_>) -> Result<(), NetlinkError> {
         let mode = attribute(IflaMacvlan::Mode, new.mode.raw())?;
         let mut attributes = vec![
             attribute(Ifla::Ifname, new.name)?,
@@ -114,7 +126,12 @@ impl Socket {
 
     /// Makes a pair of Ethernet interfaces that are wired to each other; the
     /// second one in the network namespace `netns`.
-    pub fn create_veth(&mut self, name: &str, peer: &str, netns: BorrowedFd<'_>) -> Result<()> {
+    pub fn create_veth(
+        &mut self,
+        name: &str,
+        peer: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), NetlinkError> {
         let mut there = vec![attribute(Ifla::Ifname, peer)?];
         there.extend(common(Some(netns), None, None)?);
         let info = attribute(VethInfo::Peer, body(None, there)?)?;
@@ -126,12 +143,12 @@ impl Socket {
     /// Asks the kernel for a macvtap without saying on top of what. Nothing can
     /// come of it but a refusal, and that tells whether the kernel has macvtap
     /// (loading the module if need be) and whether we may make one.
-    pub fn probe_macvtap(&mut self) -> Result<()> {
+    pub fn probe_macvtap(&mut self) -> Result<(), NetlinkError> {
         let mode = attribute(IflaMacvlan::Mode, Mode::Bridge.raw())?;
         let attributes = vec![link_info("macvtap", &mode)?];
         let flags = NlmF::CREATE | NlmF::EXCL;
         match self.request(Rtm::Newlink, flags, body(None, attributes)?) {
-            Err(error) if errno(&error) == Some(Errno::EINVAL) => Ok(()),
+            Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(()),
             other => other,
         }
     }
@@ -140,7 +157,7 @@ impl Socket {
     ///
     /// Not atomic: the kernel moves first, then sets MAC and MTU, renames, and
     /// sets the flags, and leaves done what it did before a refusal.
-    pub fn change(&mut self, index: u32, change: &Change<'_>) -> Result<()> {
+    pub fn change(&mut self, index: u32, change: &Change<'_>) -> Result<(), NetlinkError> {
         let mut attributes = common(change.netns, change.mac, change.mtu)?;
         if let Some(name) = change.name {
             attributes.push(attribute(Ifla::Ifname, name)?);
@@ -152,76 +169,108 @@ impl Socket {
         if change.no_ipv6_addresses {
             attributes.push(no_ipv6_addresses()?);
         }
-        let (mut value, mut mask) = (Iff::empty(), Iff::empty());
-        for (flag, wanted) in [
-            (Iff::UP, change.up),
-            (Iff::PROMISC, change.promiscuous),
-            (Iff::ALLMULTI, change.all_multicast),
-        ] {
-            value |= if wanted == Some(true) {
-                flag
-            } else {
-                Iff::empty()
-            };
-            mask |= if wanted.is_some() { flag } else { Iff::empty() };
-        }
+        let (value, mask) = change.flags();
         let body = message(Some(index))?
             .ifi_flags(value)
             .ifi_change(mask)
-            .rtattrs(attributes.into_iter().collect());
-        self.request(Rtm::Newlink, NlmF::empty(), body.build()?)
+            .rtattrs(attributes.into_iter().collect())
+            .build()
+            .context("encoding a netlink request")?;
+        self.request(Rtm::Newlink, NlmF::empty(), body)
     }
 
     /// Deletes the link with this index. False if there is none.
-    pub fn delete(&mut self, index: u32) -> Result<bool> {
+    pub fn delete(&mut self, index: u32) -> Result<bool, NetlinkError> {
         let body = body(Some(index), Vec::new())?;
         absent(self.request(Rtm::Dellink, NlmF::empty(), body)).map(|done| done.is_some())
     }
 
-    /// The link with this index, if there is one.
-    pub fn link(&mut self, index: u32) -> Result<Option<Link>> {
-        self.find(body(Some(index), Vec::new())?)
+    /// The link with this index, if there is one; without statistics.
+    pub fn link(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        self.find(Some(index), Vec::new(), WITHOUT_STATS)
     }
 
-    /// The link with this name or alternative name, if there is one.
-    pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>> {
-        let attributes = vec![attribute(Ifla::Ifname, name)?];
-        self.find(body(None, attributes)?)
+    /// The link with this index, if there is one.
+    pub fn link_with_stats(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        self.find(Some(index), Vec::new(), WITH_STATS)
+    }
+
+    /// The link with this name or alternative name, if there is one; without statistics.
+    pub fn link_by_name(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let kind = if name.len() < IFNAMSIZ {
+            Ifla::Ifname
+        } else {
+            Ifla::AltIfname
+        };
+        self.find(None, vec![attribute(kind, name)?], WITHOUT_STATS)
     }
 
     /// All links of the socket's network namespace.
-    pub fn links(&mut self) -> Result<Vec<Link>> {
-        self.dump(&body(None, Vec::new())?)
+    pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+        self.list(Vec::new())
     }
 
     /// All links of the network namespace that the socket's own knows as `nsid`.
-    pub fn links_in(&mut self, nsid: i32) -> Result<Vec<Link>> {
-        let attributes = vec![attribute(Ifla::IfNetnsid, nsid)?];
-        self.dump(&body(None, attributes)?)
+    pub fn links_in(&mut self, nsid: i32) -> Result<Vec<Link>, NetlinkError> {
+        self.list(vec![attribute(Ifla::IfNetnsid, nsid)?])
     }
 
-    fn find(&mut self, body: Ifinfomsg) -> Result<Option<Link>> {
-        let answer = absent(self.get(Rtm::Getlink, body))?;
-        answer.as_ref().map(Link::decode).transpose()
+    fn list(&mut self, mut attributes: Vec<Attribute>) -> Result<Vec<Link>, NetlinkError> {
+        attributes.push(attribute(Ifla::ExtMask, WITH_STATS)?);
+        self.dump(Rtm::Getlink, &body(None, attributes)?, Link::read)
+    }
+
+    fn find(
+        &mut self,
+        index: Option<u32>,
+        mut attributes: Vec<Attribute>,
+        mask: u32,
+    ) -> Result<Option<Link>, NetlinkError> {
+        attributes.push(attribute(Ifla::ExtMask, mask)?);
+        let body = body(index, attributes)?;
+        let found = self.get(Rtm::Getlink, body, |message| {
+            Link::read(message)?.ok_or_else(|| anyhow!("a link without description"))
+        });
+        absent(found)
+    }
+}
+
+impl Change<'_> {
+    /// The flags that it sets, and which it touches.
+    fn flags(&self) -> (Iff, Iff) {
+        let touched = [
+            (Iff::UP, self.up),
+            (Iff::PROMISC, self.promiscuous),
+            (Iff::ALLMULTI, self.all_multicast),
+            (Iff::NOARP, self.arp.map(|arp| !arp)),
+        ];
+        let (mut value, mut mask) = (Iff::empty(), Iff::empty());
+        for (flag, wanted) in touched {
+            if let Some(on) = wanted {
+                mask |= flag;
+                value.set(flag, on);
+            }
+        }
+        (value, mask)
     }
 }
 
 /// None where the kernel says that there is no such link.
-fn absent<T>(outcome: Result<T>) -> Result<Option<T>> {
+fn absent<T>(outcome: Result<T, NetlinkError>) -> Result<Option<T>, NetlinkError> {
     match outcome {
-        Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         other => other.map(Some),
     }
 }
 
-fn message(index: Option<u32>) -> Result<IfinfomsgBuilder> {
+fn message(index: Option<u32>) -> anyhow::Result<IfinfomsgBuilder> {
     let index = i32::try_from(index.unwrap_or(0)).context("an interface index over 2^31")?;
     Ok(IfinfomsgBuilder::default()
         .ifi_family(RtAddrFamily::Unspecified)
         .ifi_index(index))
 }
 
-fn body(index: Option<u32>, attributes: Vec<Attribute>) -> Result<Ifinfomsg> {
+fn body(index: Option<u32>, attributes: Vec<Attribute>) -> anyhow::Result<Ifinfomsg> {
     let attributes: RtBuffer<Ifla, Buffer> = attributes.into_iter().collect();
     Ok(message(index)?.rtattrs(attributes).build()?)
 }
@@ -231,7 +280,7 @@ fn common(
     netns: Option<BorrowedFd<'_>>,
     mac: Option<MacAddr>,
     mtu: Option<u32>,
-) -> Result<Vec<Attribute>> {
+) -> anyhow::Result<Vec<Attribute>> {
     let netns = netns.map(|netns| attribute(Ifla::NetNsFd, netns.as_raw_fd()));
     let mac = mac.map(|mac| attribute(Ifla::Address, mac.0));
     let mtu = mtu.map(|mtu| attribute(Ifla::Mtu, mtu));
@@ -241,7 +290,7 @@ fn common(
 fn link_info<T: neli::consts::rtnl::RtaType>(
     kind: &str,
     data: &Rtattr<T, Buffer>,
-) -> Result<Attribute> {
+) -> anyhow::Result<Attribute> {
     let kind = attribute(IflaInfo::Kind, kind)?;
     let data = attribute(IflaInfo::Data, Buffer::new())?.nest(data)?;
     Ok(attribute(Ifla::Linkinfo, Buffer::new())?
@@ -249,19 +298,8 @@ fn link_info<T: neli::consts::rtnl::RtaType>(
         .nest(&data)?)
 }
 
-fn no_ipv6_addresses() -> Result<Attribute> {
+fn no_ipv6_addresses() -> anyhow::Result<Attribute> {
     let mode = attribute(IflaInet6::AddrGenMode, ADDR_GEN_MODE_NONE)?;
     let inet6 = attribute(AfSpec::Inet6, Buffer::new())?.nest(&mode)?;
     Ok(attribute(Ifla::AfSpec, Buffer::new())?.nest(&inet6)?)
-}
-
-fn attribute<T, P>(kind: T, payload: P) -> Result<Rtattr<T, Buffer>>
-where
-    T: neli::consts::rtnl::RtaType,
-    P: neli::Size + neli::ToBytes,
-{
-    Ok(RtattrBuilder::default()
-        .rta_type(kind)
-        .rta_payload(payload)
-        .build()?)
 }

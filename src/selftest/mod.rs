@@ -17,8 +17,8 @@ use nix::unistd::Uid;
 
 use self::{plugin::Plugin, report::Report, runtime::Runtime, wire::Wire};
 use crate::{
-    deviceplugin::device_list,
-    host::{netns::Netns, tap},
+    host::{devnode, netns::Netns, tap},
+    macvtap::lower::LowerDevice,
     netlink::Link,
     types::{device_id::DeviceId, plural::count},
 };
@@ -70,7 +70,7 @@ fn discovery() -> Result<((), String)> {
     let links = Netns::current()?.socket()?.links()?;
     let (unfit, fit): (Vec<&Link>, Vec<&Link>) = links
         .iter()
-        .partition(|link| device_list::not_discovered(link).is_some());
+        .partition(|link| LowerDevice::of((*link).clone()).undiscovered().is_some());
     let names: Vec<&str> = fit.iter().map(|link| link.name.as_str()).collect();
     let names = match names.as_slice() {
         [] => "none".to_owned(),
@@ -190,6 +190,6 @@ fn wait_until_gone(number: u32) -> Result<()> {
         );
         std::thread::sleep(Duration::from_millis(2));
     }
-    tap::remove_stale(number)?;
+    devnode::remove_stale(number)?;
     Ok(())
 }

@@ -16,10 +16,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{
     host::{
+        devnode,
         netns::Netns,
         tap::{self, VNET_HEADER},
     },
-    netlink::{Change, Create, Socket},
+    macvtap::{
+        create::{Spec, create},
+        lower::LowerDevice,
+    },
+    netlink::{Change, Socket},
     types::{mac::MacAddr, mode::Mode},
 };
 
@@ -53,21 +58,23 @@ impl Wire {
         socket.create_veth(LOWER, FAR_END, far.as_fd())?;
         set_up(&mut socket, LOWER)?;
         let mut socket = far.socket()?;
-        let lower = set_up(&mut socket, FAR_END)?;
+        set_up(&mut socket, FAR_END)?;
         let number = tap::free_number(&format!("selftest-{}", std::process::id()))?;
-        socket.create(&Create {
+        let spec = Spec {
             name: "tap",
             index: Some(number),
-            lower,
+            lower: &LowerDevice::eligible(&mut socket, FAR_END)?,
             mode: Mode::Passthru,
             mac: None,
             mtu: None,
-            queue_length: 1000,
             group: 0,
-            netns: None,
+        };
+        let created = create(&mut socket, Some(&far), &spec)?;
+        let (far_end, macvtap) = created.attach(|macvtap| {
+            macvtap.set_up(None, None, Instant::now())?;
+            macvtap.open_tap()
         })?;
-        set_up(&mut socket, "tap")?;
-        let far_end = tap::open_new(number)?;
+        macvtap.keep();
         Ok(Self {
             node,
             tap_number: number,
@@ -78,12 +85,12 @@ impl Wire {
 
     /// Writes a frame into the tap `number` and expects it on the wire.
     pub fn frame_out(&self, number: u32, mac: MacAddr) -> Result<()> {
-        transmit(&tap::open(number)?, &self.far_end, (mac, FAR_MAC))
+        transmit(&devnode::open(number)?, &self.far_end, (mac, FAR_MAC))
     }
 
     /// Sends a frame on the wire and expects it in the tap `number`.
     pub fn frame_in(&self, number: u32, mac: MacAddr) -> Result<()> {
-        transmit(&self.far_end, &tap::open(number)?, (FAR_MAC, mac))
+        transmit(&self.far_end, &devnode::open(number)?, (FAR_MAC, mac))
     }
 
     /// Reads what is left at the far end. A frame that waits there holds the netns that it was
@@ -100,15 +107,14 @@ impl Wire {
     }
 }
 
-fn set_up(socket: &mut Socket, name: &str) -> Result<u32> {
+fn set_up(socket: &mut Socket, name: &str) -> Result<()> {
     let link = socket.link_by_name(name)?;
     let index = link.with_context(|| format!("{name} is not there"))?.index;
     let up = Change {
         up: Some(true),
         ..Change::default()
     };
-    socket.change(index, &up)?;
-    Ok(index)
+    Ok(socket.change(index, &up)?)
 }
 
 /// Writes a frame to one tap and waits for it at the other. `macs` are its source and destination.

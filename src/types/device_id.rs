@@ -13,14 +13,14 @@ use std::{collections::BTreeSet, fmt, ops::Range, str::FromStr};
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use twox_hash::XxHash64;
 
-use super::mode::Mode;
+use super::{link_name::LinkName, mode::Mode};
 
-/// The tap numbers that device IDs promise. They are far above the interface
+/// The tap numbers of device IDs. They are far above the interface
 /// indexes that the kernel hands out by itself, hence free in every pod.
 pub const TAPS: Range<u32> = 1 << 24..1 << 25;
 
 /// The tap numbers of attachments without a device plugin: a range of their own,
-/// so that they never take a promised one.
+/// so that they never take an allocated one.
 pub const STANDALONE_TAPS: Range<u32> = 1 << 25..1 << 26;
 
 /// What a device ID says.
@@ -31,7 +31,7 @@ pub struct DeviceId {
     /// The place in the resource's list.
     pub slot: u32,
     /// The name of the interface on the node that the macvtap stands on.
-    pub lower: String,
+    pub lower: LinkName,
     /// The mode of the macvtap.
     pub mode: Mode,
     /// N of `/dev/tapN`, which is the interface index as well. In [`TAPS`].
@@ -75,7 +75,6 @@ fn parse(text: &str) -> Result<DeviceId> {
     let (Some(tap), Some(mode), Some(lower)) = (parts.next(), parts.next(), parts.next()) else {
         bail!("after the @ there are not three parts");
     };
-    check_link_name(lower).context("the lower device")?;
     let tap = decimal(tap).context("the tap")?;
     ensure!(
         TAPS.contains(&tap),
@@ -86,7 +85,7 @@ fn parse(text: &str) -> Result<DeviceId> {
     Ok(DeviceId {
         resource: resource.to_owned(),
         slot: decimal(slot).context("the slot")?,
-        lower: lower.to_owned(),
+        lower: lower.parse().context("the lower device")?,
         mode: mode.parse()?,
         tap,
     })
@@ -98,24 +97,6 @@ fn decimal(text: &str) -> Result<u32> {
         .ok()
         .filter(|number: &u32| number.to_string() == text)
         .ok_or_else(|| anyhow!("{text:?} is not a decimal number"))
-}
-
-/// Whether the kernel takes `name` as an interface's name (`dev_valid_name`).
-pub fn check_link_name(name: &str) -> Result<()> {
-    ensure!(!name.is_empty(), "the interface name is empty");
-    ensure!(
-        name.len() <= 15,
-        "the interface name {name:?} is longer than 15 bytes"
-    );
-    ensure!(
-        name != "." && name != "..",
-        "the interface name is {name:?}"
-    );
-    ensure!(
-        !name.contains(['/', ':', '\0']) && !name.contains(char::is_whitespace),
-        "the interface name {name:?} holds a slash, a colon or white space"
-    );
-    Ok(())
 }
 
 /// The name under which kubevirt/macvtap-cni has the macvtap of a device ID
@@ -132,12 +113,22 @@ pub fn short_hash(text: &str) -> String {
     format!("{hash:012x}")
 }
 
-/// A tap number for an attachment that no device plugin has promised one: the
-/// same one for the same container and interface, moved on by `attempt`.
+/// Whether a text is a device ID of kubevirt/macvtap-cni, `<resource>Mvp<number>`.
 #[must_use]
-pub fn standalone_tap(container_id: &str, ifname: &str, attempt: u32) -> u32 {
+pub fn is_original(id: &str) -> bool {
+    let parts = id.rsplit_once("Mvp");
+    parts.is_some_and(|(resource, slot)| !resource.is_empty() && decimal(slot).is_ok())
+}
+
+/// How many tap numbers are tried for an attachment without a device plugin.
+pub const STANDALONE_ATTEMPTS: u32 = 16;
+
+/// The tap numbers for an attachment without a device plugin, in the order in which they are
+/// tried: the same ones for the same container and interface.
+pub fn standalone_taps(container_id: &str, ifname: &str) -> impl Iterator<Item = u32> + use<> {
     let hash = XxHash64::oneshot(0, format!("{container_id}\0{ifname}").as_bytes());
-    place(hash.wrapping_add(attempt.into()), &STANDALONE_TAPS)
+    (0..STANDALONE_ATTEMPTS)
+        .map(move |attempt| place(hash.wrapping_add(attempt.into()), &STANDALONE_TAPS))
 }
 
 /// Where a hash falls in a range whose length is a power of two below 2^32.
@@ -175,7 +166,7 @@ mod tests {
         DeviceId {
             resource: "dataplane".into(),
             slot: 7,
-            lower: lower.into(),
+            lower: lower.parse().unwrap(),
             mode: Mode::Bridge,
             tap: 16_777_301,
         }
@@ -217,7 +208,7 @@ mod tests {
             "dataplaneMvp7@eth0:bridge:99999999999",
             "dataplaneMvp7@../../x:bridge:16777301",
             "dataplaneMvp7@a:b:bridge:16777301",
-            "dataplaneMvp7@sixteencharacter:bridge:16777301",
+            &format!("dataplaneMvp7@{}:bridge:16777301", "x".repeat(128)),
             "dataplaneMvp7@e h:bridge:16777301",
             "dataplaneMvp7@e\0h:bridge:16777301",
         ] {
@@ -268,12 +259,28 @@ mod tests {
     }
 
     #[test]
-    fn unpromised_taps_stay_out_of_the_promised_range() {
-        let first = standalone_tap("c0ffee", "net1", 0);
-        assert_eq!(first, standalone_tap("c0ffee", "net1", 0));
-        assert_ne!(first, standalone_tap("c0ffee", "net2", 0));
-        for attempt in 0..100 {
-            assert!(STANDALONE_TAPS.contains(&standalone_tap("c0ffee", "net1", attempt)));
+    fn standalone_taps_stay_out_of_the_allocated_range() {
+        let first = |ifname| standalone_taps("c0ffee", ifname).next();
+        assert_eq!(first("net1"), first("net1"));
+        assert_ne!(first("net1"), first("net2"));
+        let many: BTreeSet<u32> = standalone_taps("c0ffee", "net1").collect();
+        assert_eq!(many.len(), 16);
+        assert!(many.iter().all(|tap| STANDALONE_TAPS.contains(tap)));
+    }
+
+    #[test]
+    fn knows_ids_of_the_original() {
+        for id in ["eth0Mvp0", "dataplaneMvp99", "aMvpMvp7"] {
+            assert!(is_original(id), "{id}");
+        }
+        for id in [
+            "macvtap0",
+            "Mvp0",
+            "eth0Mvp",
+            "eth0Mvp01",
+            "xMvp0@eth0:bridge:1",
+        ] {
+            assert!(!is_original(id), "{id}");
         }
     }
 }

@@ -1,9 +1,13 @@
 //! What the program speaks of: plain values, pure.
 
 pub mod device_id;
+pub mod device_number;
 pub mod errors;
 pub mod json;
+pub mod link_name;
 pub mod mac;
 pub mod mode;
+pub mod owner;
 pub mod plural;
+pub mod resource_name;
 pub mod status;

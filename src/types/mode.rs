@@ -38,6 +38,12 @@ impl Mode {
         Self::ALL.into_iter().find(|mode| mode.raw() == raw)
     }
 
+    /// Whether a port in this mode has its lower device to itself.
+    #[must_use]
+    pub fn is_alone(self) -> bool {
+        self == Self::Passthru
+    }
+
     /// The kernel's number, the value of `IFLA_MACVLAN_MODE`.
     #[must_use]
     pub fn raw(self) -> u32 {

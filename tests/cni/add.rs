@@ -3,6 +3,7 @@
 use kit::netns::{
     Host, IFNAME, LOWER, Node, device_id, device_id_in, owner, tap, tap_exists, tap_number,
 };
+use macvtap::types::device_id::original_link_name;
 use serde_json::{Value, json};
 
 /// What `ip` says of the interface in the pod.
@@ -16,7 +17,7 @@ fn has_flag(link: &Value, flag: &str) -> bool {
 }
 
 #[test]
-fn makes_the_macvtap_that_was_promised() {
+fn makes_the_macvtap_that_was_allocated() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     assert!(!tap(number).exists());
     let call = node.allocated(&pod, number);
@@ -31,7 +32,7 @@ fn makes_the_macvtap_that_was_promised() {
     assert_eq!(link["inet6_addr_gen_mode"], "none");
     assert!(has_flag(&link, "ALLMULTI"));
     assert!(!has_flag(&link, "PROMISC"));
-    assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+    assert_eq!(owner(&tap(number)), (107, 107, 0o600));
     let interface = json!({
         "name": IFNAME, "mac": link["address"], "mtu": 1500, "sandbox": pod.path(),
     });
@@ -58,13 +59,52 @@ fn the_same_promise_can_be_kept_again_and_again() {
 
 #[test]
 fn every_mode() {
-    for mode in ["bridge", "private", "vepa", "passthru", "source"] {
+    for mode in ["bridge", "private", "vepa", "passthru"] {
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
         let call = node.cni(&pod, json!({"deviceID": device_id_in(mode, number)}));
         call.clone().added().succeed("CHECK");
         let link = attached(&pod);
         assert_eq!(link["linkinfo"]["info_data"]["mode"], mode);
         call.succeed("DEL");
+    }
+}
+
+/// Without a list of sources it would receive nothing.
+#[test]
+fn source_mode_is_refused() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    for config in [
+        json!({"deviceID": device_id_in("source", number)}),
+        json!({"lowerDevice": LOWER, "mode": "source"}),
+    ] {
+        let (code, msg) = node.cni(&pod, config).fail("ADD");
+        assert!(code == 7 && msg.contains("receives nothing"), "{msg}");
+        assert!(pod.links().is_empty());
+    }
+}
+
+/// The lower device's name, or an alternative one; a macvlan stands for what is below it.
+#[test]
+fn on_a_lower_device_by_another_name() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let long = "a-name-by-which-udev-knows-it";
+    node.host
+        .ip(&format!("link property add dev {LOWER} altname {long}"));
+    node.host.ip(&format!(
+        "link add upper0 link {LOWER} type macvlan mode bridge"
+    ));
+    node.host.ip("link set upper0 up");
+    for lower in [long, "upper0"] {
+        let id = format!("dataplaneMvp7@{lower}:bridge:{number}");
+        let call = node.cni(&pod, json!({"deviceID": id})).added();
+        call.succeed("CHECK");
+        call.succeed("DEL");
+        let standalone = node.cni(&pod, json!({"lowerDevice": lower}));
+        standalone.succeed("STATUS");
+        let standalone = standalone.added();
+        standalone.succeed("CHECK");
+        standalone.succeed("DEL");
+        assert!(pod.links().is_empty(), "{lower}");
     }
 }
 
@@ -180,7 +220,7 @@ fn without_device_plugin_the_configuration_names_the_lower_device() {
         let number = u32::try_from(link["ifindex"].as_u64().unwrap()).unwrap();
         // Neither the kernel's low numbers nor those that device plugins promise.
         assert!(number >= 1 << 25);
-        assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+        assert_eq!(owner(&tap(number)), (107, 107, 0o600));
         call.succeed("CHECK");
         call.succeed("DEL");
         assert!(!tap_exists(number));
@@ -209,12 +249,27 @@ fn two_attachments_in_one_pod_and_two_pods_at_once() {
 #[test]
 fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
-    let words = format!("link add old index {number} link {LOWER} type macvtap");
-    node.host.ip(&words);
+    let name = original_link_name(&device_id(number));
+    let leftover = |words: &str| {
+        node.host.ip(&format!(
+            "link add {words} index {number} link {LOWER} type macvtap mode bridge"
+        ));
+    };
+    leftover(&name);
     assert!(tap_exists(number));
-    node.allocated(&pod, number).add();
+    let call = node.allocated(&pod, number).added();
     assert_eq!(node.host.links(), [LOWER]);
     assert_eq!(attached(&pod)["ifindex"], number);
+    call.succeed("DEL");
+    // What only has the number is not ours.
+    leftover("foreign");
+    let (code, msg) = call.fail("ADD");
+    assert!(
+        code == 11 && msg.contains("in use by interface \"foreign\""),
+        "{msg}"
+    );
+    call.succeed("DEL");
+    assert!(node.host.link("foreign").is_some());
 }
 
 #[test]

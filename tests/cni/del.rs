@@ -73,15 +73,108 @@ fn leaves_what_is_no_macvtap_alone() {
     assert_eq!(pod.links(), [IFNAME]);
 }
 
+/// Nothing of ours can be there, and an error would keep the pod in Terminating.
 #[test]
-fn refuses_a_path_that_is_no_netns() {
+fn of_a_path_that_is_no_netns_succeeds_with_a_warning() {
     let (node, pod) = (Node::new(), Host::new());
-    for path in ["/etc/passwd", "/dev/null", "/proc/self/ns/mnt"] {
+    let own = format!("/proc/{}/ns/net", std::process::id());
+    let long = format!("/run/{}", "x".repeat(5000));
+    // Mounted, as runtimes do it, but of another kind.
+    let mounted = tempfile::NamedTempFile::new().unwrap();
+    let mounted = mounted.path().to_str().unwrap();
+    let script = format!("mount --bind /proc/self/ns/uts {mounted} && exec \"$@\"");
+    for path in [
+        "/etc/passwd",
+        "/dev/null",
+        "/run",
+        "/proc/self/ns/mnt",
+        "/proc/self/ns/net",
+        &own,
+        &long,
+    ] {
         let call = node.allocated(&pod, tap_number()).env("CNI_NETNS", path);
-        let (code, msg) = call.fail("DEL");
-        assert!(msg.contains("network namespace"), "{path}: {msg}");
-        assert_eq!(code, 8, "{path}");
+        let answer = call.call("DEL");
+        assert_eq!((answer.status, answer.stdout.as_str()), (0, ""), "{path}");
+        let warned = answer.stderr.contains("level=warn") || path == own;
+        assert!(warned, "{path}: {}", answer.stderr);
     }
+    let call = node.allocated(&pod, tap_number()).env("CNI_NETNS", mounted);
+    let private = ["unshare", "-m", "sh", "-c", &script, "sh"];
+    let answer = call.by(&private).call("DEL");
+    assert_eq!((answer.status, answer.stdout.as_str()), (0, ""));
+    assert!(answer.stderr.contains("another kind"), "{answer:?}");
+}
+
+#[test]
+fn of_any_configuration_removes_the_interface() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let call = node.allocated(&pod, number);
+    for key in [
+        "mtu",
+        "mac",
+        "mode",
+        "owner",
+        "group",
+        "logLevel",
+        "logFile",
+        "hostStack",
+        "hostIPv6",
+        "promiscMode",
+        "allMulticast",
+        "lowerDevice",
+        "master",
+        "args",
+        "prevResult",
+        "ipam",
+    ] {
+        for wrong in [json!(-1.5), json!("trace"), json!([7]), json!({"x": 1})] {
+            call.add();
+            call.clone().with(key, wrong.clone()).succeed("DEL");
+            assert!(pod.links().is_empty(), "{key} {wrong}");
+        }
+    }
+}
+
+#[test]
+fn with_a_device_id_deletes_that_tap_alone() {
+    let (node, pod) = (Node::new(), Host::new());
+    let (ours, other) = (tap_number(), tap_number());
+    let attached = node.allocated(&pod, ours).added();
+    // A second ADD failed, or the path of the netns belongs to another pod by now.
+    node.allocated(&pod, other).succeed("DEL");
+    node.cni(&pod, json!({"deviceID": "eth0Mvp3"}))
+        .succeed("DEL");
+    let standalone = node.cni(&pod, json!({"lowerDevice": LOWER}));
+    standalone.succeed("DEL");
+    assert_eq!(pod.links(), [IFNAME]);
+    attached.succeed("CHECK");
+    attached.succeed("DEL");
+    let call = standalone.added();
+    node.allocated(&pod, ours).succeed("DEL");
+    let other_container = call.clone().env("CNI_CONTAINERID", "other");
+    other_container.succeed("DEL");
+    assert_eq!(pod.links(), [IFNAME]);
+    call.succeed("DEL");
+    assert!(pod.links().is_empty());
+}
+
+#[test]
+fn of_an_interface_with_many_names_succeeds() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let call = node.allocated(&pod, number).added();
+    let filler = "x".repeat(119);
+    let batched: Vec<String> = (100..400)
+        .map(|n| format!("link property add dev {IFNAME} altname a{n}{filler}"))
+        .collect();
+    let batch = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(batch.path(), batched.join("\n")).unwrap();
+    pod.ip(&format!("-batch {}", batch.path().display()));
+    let links = pod.0.socket().unwrap().links().unwrap();
+    assert_eq!(links.len(), 2, "loopback and one more");
+    assert_eq!(links[1].alt_names.len(), 300);
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert!(pod.links().is_empty() && !tap_exists(number));
 }
 
 #[test]

@@ -150,9 +150,9 @@ fn not_one_leaves_the_pods_kernel_unless_host_ipv6_is_set() {
         let watcher = Watcher::start(&node);
         let mut call = node.allocated(&pod, number);
         if hand_over {
-            let words = format!("link add dev500 index {number} link eth0 type macvtap");
+            let words = format!("link add dev5Mvp0 index {number} link eth0 type macvtap");
             node.host.ip(&words);
-            call = call.with("deviceID", "dev500");
+            call = call.with("deviceID", "dev5Mvp0");
         }
         call.with("mac", MAC).with("hostIPv6", host_ipv6).add();
         // Duplicate address detection, MLD and router solicitations all come within this.

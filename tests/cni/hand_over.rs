@@ -4,6 +4,11 @@ use kit::netns::{Cni, Host, IFNAME, LOWER, Node, owner, tap, tap_exists, tap_num
 use macvtap::types::device_id::original_link_name;
 use serde_json::json;
 
+/// As the kernel hands them out: device IDs have higher ones.
+fn low_number() -> u32 {
+    (tap_number() - (1 << 24)) | 1 << 23
+}
+
 /// A node on which the macvtap `name` waits, as the original's device plugin makes it: up.
 fn waiting(name: &str, number: u32) -> Node {
     let node = Node::new();
@@ -20,7 +25,7 @@ fn call<'a>(node: &'a Node, pod: &Host, id: &str) -> Cni<'a> {
 
 #[test]
 fn of_an_id_of_the_original() {
-    let number = tap_number();
+    let number = low_number();
     let node = waiting(&original_link_name("eth0Mvp3"), number);
     let pod = Host::new();
     let call = call(&node, &pod, "eth0Mvp3").with("mtu", 1400);
@@ -38,7 +43,7 @@ fn of_an_id_of_the_original() {
     assert_eq!(link["inet6_addr_gen_mode"], "none");
     let addresses = pod.ip(&format!("-j -6 address show dev {IFNAME}"));
     assert!(!addresses.contains("fe80"), "{addresses}");
-    assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+    assert_eq!(owner(&tap(number)), (107, 107, 0o600));
     call.succeed("CHECK");
     call.succeed("DEL");
     assert!(pod.links().is_empty() && !tap_exists(number));
@@ -46,32 +51,46 @@ fn of_an_id_of_the_original() {
 
 #[test]
 fn of_a_macvtap_by_its_name() {
-    let number = tap_number();
+    let number = low_number();
     let node = waiting("dev500", number);
     let pod = Host::new();
-    let call = call(&node, &pod, "dev500").with("mode", "vepa");
-    call.add(); // vepa is the kernel's default
+    let call = call(&node, &pod, "dev500").with("takeOverByName", true);
+    // With a device ID the macvtap is as it is: vepa is the kernel's default.
+    call.clone().with("mode", "bridge").add();
+    assert_eq!(pod.link(IFNAME).unwrap()["ifindex"], number);
+    assert_eq!(pod.mode(), "vepa");
     call.succeed("DEL");
-    node.host.ip(&format!(
-        "link add dev500 index {number} link {LOWER} type macvtap"
-    ));
-    let (code, msg) = call.clone().with("mode", "bridge").fail("ADD");
+    assert!(pod.links().is_empty());
+}
+
+/// It may be a virtual machine's that libvirt runs on the node.
+#[test]
+fn not_of_any_macvtap_of_the_host() {
+    let number = low_number();
+    let node = waiting("macvtap0", number);
+    let pod = Host::new();
+    let before = node.host.link("macvtap0");
+    let (code, msg) = call(&node, &pod, "macvtap0").fail("ADD");
     assert_eq!(code, 7);
-    assert!(msg.contains("contradicts"), "{msg}");
-    let call = call.with("mode", "").with("lowerDevice", LOWER);
-    call.add();
+    assert!(msg.contains("takeOverByName"), "{msg}");
+    call(&node, &pod, "macvtap0").succeed("DEL");
+    assert_eq!(node.host.link("macvtap0"), before);
+    // Versions of the original up to 0.13.1 named them by the device ID.
+    let number = low_number();
+    let node = waiting("eth0Mvp3", number);
+    call(&node, &pod, "eth0Mvp3").add();
     assert_eq!(pod.link(IFNAME).unwrap()["ifindex"], number);
 }
 
 #[test]
 fn the_hashed_name_comes_before_the_plain_one() {
-    let (hashed, plain) = (tap_number(), tap_number());
-    let node = waiting(&original_link_name("dev500"), hashed);
+    let (hashed, plain) = (low_number(), low_number());
+    let node = waiting(&original_link_name("dev5Mvp1"), hashed);
     node.host.ip(&format!(
-        "link add dev500 index {plain} link {LOWER} type macvtap"
+        "link add dev5Mvp1 index {plain} link {LOWER} type macvtap"
     ));
     let pod = Host::new();
-    call(&node, &pod, "dev500").add();
+    call(&node, &pod, "dev5Mvp1").add();
     assert_eq!(pod.link(IFNAME).unwrap()["ifindex"], hashed);
 }
 
@@ -91,9 +110,9 @@ fn never_of_anything_but_a_macvtap() {
 
 #[test]
 fn what_fails_puts_it_back() {
-    let number = tap_number();
-    let node = waiting("dev500", number);
-    let before = node.host.link("dev500").unwrap();
+    let number = low_number();
+    let node = waiting("dev5Mvp0", number);
+    let before = node.host.link("dev5Mvp0").unwrap();
     let pod = Host::new();
     let sibling = Host::new();
     let mac = "02:00:00:00:00:11";
@@ -103,23 +122,23 @@ fn what_fails_puts_it_back() {
     for (key, value) in [
         ("mtu", json!(9000)),
         ("mac", json!(mac)),
-        ("lowerDevice", json!("x")),
+        ("mtu", json!(40)),
     ] {
-        call(&node, &pod, "dev500").with(key, value).fail("ADD");
+        call(&node, &pod, "dev5Mvp0").with(key, value).fail("ADD");
         assert!(pod.links().is_empty(), "{key}: left in the pod");
-        let after = node.host.link("dev500").expect("it is lost");
+        let after = node.host.link("dev5Mvp0").expect("it is lost");
         assert_eq!(after["address"], before["address"], "{key}");
         assert_eq!(after["mtu"], before["mtu"], "{key}");
         assert_eq!(after["ifindex"], number, "{key}");
     }
     // And then it works.
-    call(&node, &pod, "dev500").add();
+    call(&node, &pod, "dev5Mvp0").add();
     assert_eq!(pod.links(), [IFNAME]);
 }
 
 #[test]
-fn a_promised_tap_would_change_its_name() {
-    let number = tap_number();
+fn an_allocated_tap_would_change_its_name() {
+    let number = low_number();
     let name = original_link_name("eth0Mvp4");
     let node = waiting(&name, number);
     let pod = Host::new();
@@ -131,7 +150,7 @@ fn a_promised_tap_would_change_its_name() {
 
 #[test]
 fn a_half_done_one_is_removed_by_del() {
-    let number = tap_number();
+    let number = low_number();
     let name = original_link_name("eth0Mvp5");
     let node = waiting(&name, number);
     let pod = Host::new();

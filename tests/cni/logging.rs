@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
+use serde_json::json;
+
 use kit::netns::{Host, Node, device_id, tap_number};
 
 #[test]
@@ -53,15 +55,27 @@ fn a_log_that_cannot_be_written_costs_no_pod_its_network() {
 }
 
 #[test]
-fn the_level_decides_and_a_wrong_one_is_refused() {
+fn the_level_decides_and_a_wrong_one_costs_no_pod_its_network() {
     let (node, pod) = (Node::new(), Host::new());
     let call = node.allocated(&pod, tap_number());
     assert_eq!(call.call("DEL").stderr, "");
     let verbose = call.clone().with("logLevel", "debug").call("DEL");
     assert!(verbose.stderr.contains("level=debug"), "{verbose:?}");
-    let (code, msg) = call.with("logLevel", "loud").fail("ADD");
-    assert_eq!(code, 7);
-    assert!(msg.contains("logLevel") && msg.contains("loud"), "{msg}");
+    for (key, value) in [("logLevel", json!("loud")), ("logFile", json!(7))] {
+        let call = call.clone().with(key, value.clone());
+        let added = call.call("ADD");
+        assert_eq!(added.status, 0, "{added:?}");
+        for text in ["level=warn", key, &value.to_string().replace('"', "")] {
+            assert!(added.stderr.contains(text), "{added:?}");
+        }
+        let result: serde_json::Value = serde_json::from_str(&added.stdout).unwrap();
+        call.clone().with("prevResult", result).succeed("CHECK");
+        call.clone()
+            .with("cni.dev/attachments", json!([]))
+            .succeed("GC");
+        call.succeed("DEL");
+        assert!(pod.links().is_empty());
+    }
 }
 
 /// Who writes a configuration may be no administrator of the node.

@@ -13,14 +13,14 @@ use kit::netns::{
 use macvtap::types::mac::MacAddr;
 
 #[test]
-fn a_tap_that_is_held_is_answered_with_its_holder() {
+fn a_tap_that_is_in_use_is_answered_with_its_interface() {
     let (node, one, two, number) = (Node::new(), Host::new(), Host::new(), tap_number());
     let first = node.allocated(&one, number).added();
     let second = node.allocated(&two, number);
     let (code, msg) = second.fail("ADD");
     assert_eq!(code, 11, "{msg}");
     assert!(
-        msg.contains(&format!("/dev/tap{number} is still held by")),
+        msg.contains(&format!("/dev/tap{number} is still in use by")),
         "{msg}"
     );
     assert!(two.links().is_empty());
@@ -58,7 +58,7 @@ fn a_pod_that_takes_the_number_of_another_gets_nothing_by_it() {
     squat();
     let call = node.allocated(&victim, number);
     let (code, msg) = call.fail("ADD");
-    assert!(code == 11 && msg.contains("is still held by"), "{msg}");
+    assert!(code == 11 && msg.contains("is still in use by"), "{msg}");
     assert_eq!(squatter.links().len(), 3, "it was left alone");
     squatter.ip("link delete squat");
     let call = call.added();
@@ -104,7 +104,7 @@ fn race() {
                     won.fetch_add(1, Ordering::Relaxed);
                 } else {
                     let error = answer.error();
-                    let held = format!("/dev/tap{number} is still held by");
+                    let held = format!("/dev/tap{number} is still in use by");
                     let told = error["msg"].as_str().unwrap().contains(&held);
                     assert!(error["code"] == 11 && told, "{error}");
                     assert!(pod.links().is_empty());
@@ -113,7 +113,7 @@ fn race() {
         }
     });
     assert_eq!(won.into_inner(), 1);
-    assert_eq!(owner(&tap(number)), (107, 107, 0o660));
+    assert_eq!(owner(&tap(number)), (107, 107, 0o600));
     let [winner, loser] = match pods.each_ref() {
         [one, other] if one.links().is_empty() => [other, one],
         pods => pods,

@@ -13,7 +13,7 @@ fn add_makes_the_node_and_del_removes_it() {
     let (node, pod, number, dev) = (Node::new(), Host::new(), tap_number(), Dev::new());
     let call = dev.enter(&node.allocated(&pod, number)).added();
     let path = dev.path(&format!("tap{number}"));
-    assert_eq!(owner(&path), (107, 107, 0o660));
+    assert_eq!(owner(&path), (107, 107, 0o600));
     let real = fs::metadata(format!("/dev/tap{number}")).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().rdev(), real.rdev());
     call.succeed("CHECK");

@@ -306,12 +306,12 @@ fn waiting(number: u32) -> Container {
 /// In the pod the node is the tap's, has its owner, and user 107 opens it.
 fn check(containerd: &Containerd, pod: &Pod, number: u32) {
     let path = tap(number);
-    assert_eq!(owner(&path), (QEMU, QEMU, 0o660));
+    assert_eq!(owner(&path), (QEMU, QEMU, 0o600));
     let path = path.display();
     let command = format!("exec 3<>{path} && stat -c '%u:%g %a %t:%T' {path} && id -u");
     let device = fs::metadata(tap(number)).unwrap().rdev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let expected = format!("107:107 660 {major:x}:{minor:x}\n107\n");
+    let expected = format!("107:107 600 {major:x}:{minor:x}\n107\n");
     assert_eq!(containerd.exec(pod, &command), expected);
 }
 
@@ -342,7 +342,7 @@ fn fifty_pods_one_after_another_get_one_device() {
     for turn in 0..50 {
         let config = containerd.pod(&format!("vm-{turn}"), &device_id(number));
         let pod = containerd.run(&config, waiting(number)).unwrap();
-        assert_eq!(owner(&tap(number)), (QEMU, QEMU, 0o660));
+        assert_eq!(owner(&tap(number)), (QEMU, QEMU, 0o600));
         containerd.remove(&pod);
     }
 }

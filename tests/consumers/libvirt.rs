@@ -310,7 +310,7 @@ fn no_cause_of_a_failed_start_is_left_by_add() {
         let script = format!("umask {umask}; exec \"$0\"");
         let call = call(&case).by(&["sh", "-c", &script]);
         call.add();
-        assert_eq!(owner(&tap(case.number)), (QEMU, QEMU, 0o660));
+        assert_eq!(owner(&tap(case.number)), (QEMU, QEMU, 0o600));
         libvirt.define(&case.pod, 1);
         libvirt.try_start().unwrap();
         call.succeed("DEL");

@@ -108,7 +108,7 @@ fn discovery_offers_what_ip_says_is_a_nic() {
         };
         kubelet.wait_for(name, PATIENCE, wanted).unwrap();
     }
-    plugin.wait_for_log("link=lo reason=\"it is the loopback interface\"");
+    plugin.wait_for_log("link=lo reason=\"is not an Ethernet device\"");
     let found: BTreeSet<String> = kubelet.resources().into_iter().collect();
     assert_eq!(found, fit);
 }
@@ -118,9 +118,9 @@ fn discovery_offers_no_virtual_links() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let plugin = Plugin::configured(&node.host, dir.path(), "null");
-    plugin.wait_for_log(&format!("link={LOWER} reason=\"it is a veth interface"));
+    plugin.wait_for_log(&format!("link={LOWER} reason=\"is a veth interface"));
     node.host.ip("link add br0 type bridge");
-    plugin.wait_for_log("link=br0 reason=\"it is a bridge interface");
+    plugin.wait_for_log("link=br0 reason=\"is a bridge interface");
     assert!(kubelet.resources().is_empty());
     assert_eq!(
         plugin

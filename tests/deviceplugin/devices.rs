@@ -64,10 +64,14 @@ fn are_unhealthy_while_the_lower_device_is_missing() {
     host.ip(&format!("link set {LOWER} name away"));
     case.healthy(0);
     host.ip(&format!("link set away name {LOWER}"));
+    host.ip(&format!("link set {LOWER} up"));
     assert_eq!(case.healthy(100), ids);
+    host.ip(&format!("link set {LOWER} down"));
+    case.healthy(0);
     host.ip(&format!("link delete {LOWER}"));
     case.healthy(0);
     host.ip(&format!("link add {LOWER} type veth peer name other"));
+    host.ip(&format!("link set {LOWER} up"));
     assert_eq!(case.healthy(100), ids);
     // One list for each change, and none besides.
     assert_eq!(case.kubelet.resource(RESOURCE).unwrap().lists, 5);

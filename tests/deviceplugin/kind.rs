@@ -88,7 +88,7 @@ fn of_two_nodes_with_one_name_one_gets_the_tap() {
     let first = nodes[0].call(&pods[0], &id).added();
     let second = nodes[1].call(&pods[1], &id);
     let (code, msg) = second.fail("ADD");
-    let held = format!("/dev/tap{} is still held by", tap_of(&id));
+    let held = format!("/dev/tap{} is still in use by", tap_of(&id));
     assert!(code == 11 && msg.contains(&held), "{code}: {msg}");
     assert!(nodes[1].dev.names().is_empty());
     first.succeed("CHECK");

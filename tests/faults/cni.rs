@@ -27,7 +27,7 @@ enum Way {
     Unpromised,
 }
 
-const WAITING: &str = "dev500";
+const WAITING: &str = "dev5Mvp0";
 
 /// A device plugin that answers ADD.
 fn learning(node: &Node) -> (Plugin, TempDir) {

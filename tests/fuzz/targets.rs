@@ -56,7 +56,7 @@ impl Sandbox {
                 up: Some(true),
                 ..netlink::Change::default()
             };
-            socket.change(index, &up)
+            Ok(socket.change(index, &up)?)
         })
         .unwrap();
         Self {

@@ -10,8 +10,14 @@ use std::{
 
 use kit::netns::{Answer, Cni, Host, tap, tap_of, taps::send, wait_until};
 use macvtap::{
-    host::tap::{self as taps, Owner, VNET_HEADER},
-    types::mac::MacAddr,
+    host::{
+        devnode,
+        tap::{self as taps, VNET_HEADER},
+    },
+    types::{
+        mac::MacAddr,
+        owner::{Access, Owner},
+    },
 };
 use nix::sys::stat::{major, minor};
 use serde_json::json;
@@ -167,11 +173,14 @@ impl Cycle<'_> {
             return self.excuse("the tap is gone");
         }
         assert_eq!(devices.len(), 1, "two taps are called {}", self.number);
-        let owner = Owner {
-            user: 107,
-            group: 107,
+        let access = Access {
+            owner: Owner {
+                user: 107,
+                group: 107,
+            },
+            group: false,
         };
-        if let Err(error) = taps::verify(self.number, devices[0], owner) {
+        if let Err(error) = devnode::verify(self.number, devices[0], access) {
             return self.excuse(&format!("{error:#}"));
         }
         self.count.one("promise kept");
@@ -179,7 +188,7 @@ impl Cycle<'_> {
 
     /// Frames out and in, as a guest's. What comes to the tap is the pod's own.
     fn use_tap(&self, mac: MacAddr, dice: &mut Dice) {
-        let file = match taps::open(self.number) {
+        let file = match devnode::open(self.number) {
             Ok(file) => file,
             Err(error) => return self.excuse(&format!("{error:#}")),
         };

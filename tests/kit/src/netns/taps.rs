@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::host::tap::{self, VNET_HEADER};
+use macvtap::host::{devnode, tap::VNET_HEADER};
 
 use super::{FAR_END, Node, tap_number};
 
 /// Opens tap `number`; reading does not wait.
 pub fn open(number: u32) -> File {
-    tap::open(number).unwrap()
+    devnode::open(number).unwrap()
 }
 
 /// A tap at the far end of the wire: whatever is written there arrives at the node.

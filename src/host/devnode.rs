@@ -1,0 +1,211 @@
+//! The nodes of taps in `/dev`.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag},
+    sys::stat::{self, SFlag},
+    unistd::{Gid, Uid, fchownat},
+};
+
+use super::{char_device::Found, files, tap};
+use crate::types::{device_number::DeviceNumber, owner::Access};
+
+/// What stands at the path of the node of tap `number`.
+pub fn find(number: u32) -> Result<Found> {
+    Found::at(&tap::path(number))
+}
+
+/// Makes `/dev/tap<number>` the node of `device`, if it is not yet, and gives `access` to it.
+/// False if the node of a devtmpfs is not, or not yet, that of this device: then
+/// another tap has the same name, and the link has to be made again. The
+/// kernel would not remove a node that we put there.
+pub fn claim(number: u32, device: DeviceNumber, access: Access) -> Result<bool> {
+    if chown_checked(&tap::path(number), device, access)? {
+        return Ok(true);
+    }
+    // Where a machine runs several nodes, each with a /dev of its own, another one's tap may have
+    // the number.
+    if dev_is_devtmpfs()? || tap::devices(number)? != [device] {
+        return Ok(false);
+    }
+    mknod_atomic(number, device, access)?;
+    Ok(true)
+}
+
+/// Opens the node of tap `number`; reading does not wait.
+pub fn open(number: u32) -> Result<File> {
+    let path = tap::path(number);
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+/// Fails if the node of tap `number` is not as [`claim`] leaves it.
+pub fn verify(number: u32, device: DeviceNumber, access: Access) -> Result<()> {
+    let path = tap::path(number);
+    let found = Found::at(&path)?;
+    let path = path.display();
+    match found {
+        Found::Nothing => bail!("{path} does not exist"),
+        Found::Foreign => bail!("{path} is not a character device"),
+        Found::Device(found, ..) if found != device => {
+            bail!("{path} is device {found}, the macvtap's tap is {device}")
+        }
+        Found::Device(_, found, _) if found != access.owner => {
+            bail!("{path} belongs to {found}, not to {}", access.owner)
+        }
+        Found::Device(.., mode) if mode != access.mode() => {
+            bail!("{path} has mode {mode:04o}, not {:04o}", access.mode())
+        }
+        Found::Device(..) => Ok(()),
+    }
+}
+
+/// Removes the node of tap `number` if it is ours to remove: on a /dev that is no
+/// devtmpfs nodes stay when their device goes, and would open the next
+/// device that gets the number. True if there was one.
+pub fn remove_stale(number: u32) -> Result<bool> {
+    let (path, unfinished) = (tap::path(number), unfinished(number));
+    let found = Found::at(&path)?;
+    if found == Found::Nothing && Found::at(&unfinished)? == Found::Nothing {
+        return Ok(false);
+    }
+    if dev_is_devtmpfs()? {
+        return Ok(false);
+    }
+    files::remove(&unfinished)?;
+    let Some(device) = found.number() else {
+        return Ok(false);
+    };
+    // A device that sysfs knows by this name is alive; one of another major is not ours.
+    if tap::number_of(device)? == Some(number)
+        || tap::major()?.is_some_and(|major| major != device.major)
+    {
+        return Ok(false);
+    }
+    files::remove(&path)?;
+    Ok(true)
+}
+
+/// The tap numbers of which /dev has a node.
+pub fn numbers() -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir("/dev").context("listing /dev")? {
+        let name = entry.context("listing /dev")?.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_prefix("tap"));
+        numbers.extend(digits.and_then(|digits| digits.parse::<u32>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// Changes owner and mode of the node at `path` by a descriptor whose device number
+/// was compared first, so that no other file can be put in between.
+fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bool> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    let opened = File::options()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+    };
+    let metadata = file.metadata().context("looking at an open node")?;
+    if Found::of(&metadata).number() != Some(device) {
+        return Ok(false);
+    }
+    let owner = access.owner;
+    let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
+    let given = fchownat(&file, "", Some(user), Some(group), AtFlags::AT_EMPTY_PATH);
+    permitted(given.map_err(io::Error::from), "CAP_CHOWN")
+        .with_context(|| format!("giving {} to {owner}", path.display()))?;
+    // fchmod refuses descriptors that were opened with O_PATH.
+    let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let set = fs::set_permissions(by_descriptor, Permissions::from_mode(access.mode()));
+    permitted(set, "CAP_FOWNER")
+        .with_context(|| format!("setting the mode of {}", path.display()))?;
+    Ok(true)
+}
+
+/// Makes the node under another name first: at its path there is the right one or none.
+fn mknod_atomic(number: u32, device: DeviceNumber, access: Access) -> Result<()> {
+    let (path, unfinished) = (tap::path(number), unfinished(number));
+    files::remove(&unfinished)?;
+    let rdev = stat::makedev(device.major, device.minor);
+    let root_only = stat::Mode::S_IRUSR | stat::Mode::S_IWUSR;
+    let made = stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev);
+    permitted(made.map_err(io::Error::from), "CAP_MKNOD")
+        .with_context(|| format!("making the node {}", path.display()))?;
+    let made = chown_checked(&unfinished, device, access).and_then(|ours| {
+        ensure!(ours, "{} is not what was made", unfinished.display());
+        fs::rename(&unfinished, &path).with_context(|| format!("making {}", path.display()))
+    });
+    if made.is_err() {
+        files::remove(&unfinished)?;
+    }
+    made
+}
+
+/// Names the capability that is missing where the kernel does not permit something.
+fn permitted(outcome: io::Result<()>, capability: &str) -> Result<()> {
+    match outcome {
+        Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => {
+            Err(Error::new(error).context(format!("{capability} is needed")))
+        }
+        other => Ok(other?),
+    }
+}
+
+fn unfinished(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/.tap{number}.macvtap"))
+}
+
+/// Whether the kernel keeps the nodes in /dev itself. Not so in a node that is a
+/// container, as in `KinD`. The file system's magic number does not tell: a
+/// devtmpfs has that of tmpfs.
+fn dev_is_devtmpfs() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
+    Ok(fs_type_of(&mounts, "/dev") == Some("devtmpfs"))
+}
+
+/// The type of the file system mounted last on `mount_point`, by `proc_pid_mountinfo(5)`.
+fn fs_type_of<'a>(mounts: &'a str, mount_point: &str) -> Option<&'a str> {
+    let on_it = |line: &&str| line.split(' ').nth(4) == Some(mount_point);
+    let line = mounts.lines().rfind(on_it)?;
+    let (_, after) = line.split_once(" - ")?;
+    after.split(' ').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_type_of_the_upper_mount() {
+        let mounts = "\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+23 22 0:6 / /dev rw,relatime shared:2 - devtmpfs devtmpfs rw,size=1k
+24 23 0:22 / /dev/shm rw - tmpfs tmpfs rw
+";
+        assert_eq!(fs_type_of(mounts, "/dev"), Some("devtmpfs"));
+        let covered = format!("{mounts}30 22 0:40 / /dev rw - tmpfs tmpfs rw\n");
+        assert_eq!(fs_type_of(&covered, "/dev"), Some("tmpfs"));
+        assert_eq!(fs_type_of("garbage\n", "/dev"), None);
+        assert_eq!(fs_type_of("", "/dev"), None);
+    }
+}

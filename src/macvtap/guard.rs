@@ -1,0 +1,316 @@
+//! A macvtap that is being attached: prepared, set up, and undone if anything fails.
+
+use std::{
+    fs::{self, File},
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Error, anyhow};
+use log::error;
+use nix::errno::Errno;
+
+use super::error::{AttachError, Kind};
+use crate::{
+    host::{devnode, netns::Netns, tap},
+    netlink::{Change, Link, Socket, Uevents},
+    types::{device_number::DeviceNumber, mac::MacAddr, mode::Mode, owner::Access},
+};
+
+/// How often something in the way is looked at again.
+const POLL: Duration = Duration::from_millis(2);
+
+/// A macvtap in the network namespace where it belongs, not yet in use. Dropped without
+/// [`Self::keep`], it is undone.
+pub struct NewMacvtap<'a> {
+    /// The network namespace that it is in; our own if none.
+    netns: Option<&'a Netns>,
+    socket: Socket,
+    name: String,
+    index: u32,
+    device: Option<DeviceNumber>,
+    undo: Undo,
+}
+
+/// How to take back what was done.
+pub(super) enum Undo {
+    /// The macvtap was made: delete it.
+    Delete,
+    /// It existed in this netns, the host's, as this link: move it back.
+    MoveBack(Netns, Box<Link>),
+    /// It is attached: leave it.
+    Keep,
+}
+
+/// What a macvtap is like before its first frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Leave ARP and IPv6 of the network namespace's own IP stack on: the interface is used by
+    /// more than the tap.
+    pub host_stack: bool,
+    /// Receive frames to all addresses, as far as a macvlan can.
+    pub promiscuous: bool,
+    /// Receive every multicast frame.
+    pub all_multicast: bool,
+}
+
+/// What is open in the network namespace where a macvtap comes to be.
+pub(super) struct Place<'a> {
+    pub(super) netns: Option<&'a Netns>,
+    pub(super) socket: Socket,
+    pub(super) uevents: Uevents,
+}
+
+impl<'a> Place<'a> {
+    /// Opens what is needed there, before the macvtap comes: its uevent must not be missed.
+    pub(super) fn open(netns: Option<&'a Netns>) -> Result<Self, AttachError> {
+        let open = || Ok((Socket::open()?, Uevents::open()?));
+        let (socket, uevents) = match netns {
+            Some(netns) => netns.run(open)?,
+            None => open()?,
+        };
+        Ok(Self {
+            netns,
+            socket,
+            uevents,
+        })
+    }
+}
+
+impl<'a> NewMacvtap<'a> {
+    /// A macvtap that came to be in `place`, as the interface `name` with this index.
+    pub(super) fn new(place: Place<'a>, name: &str, index: u32, undo: Undo) -> Self {
+        Self {
+            device: place.uevents.tap_added(index),
+            netns: place.netns,
+            socket: place.socket,
+            name: name.to_owned(),
+            index,
+            undo,
+        }
+    }
+
+    /// Its interface index, which is the number of its tap.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Does `work` with it. If that fails, the macvtap is undone; if undoing fails too, the error
+    /// has both.
+    pub fn attach<T>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, AttachError>,
+    ) -> Result<(T, Self), AttachError> {
+        match work(&mut self) {
+            Ok(done) => Ok((done, self)),
+            Err(error) => Err(self.undo(error)),
+        }
+    }
+
+    /// Leaves it where it is.
+    pub fn keep(mut self) {
+        self.undo = Undo::Keep;
+    }
+
+    /// Undoes it because of `error`, which is returned.
+    #[must_use]
+    pub fn undo(mut self, error: AttachError) -> AttachError {
+        match self.try_undo() {
+            Ok(()) => error,
+            Err(second) => error.context(format!("could not be undone ({second:#})")),
+        }
+    }
+
+    /// Deletes it, or moves it back.
+    pub fn remove(mut self) -> anyhow::Result<()> {
+        self.try_undo()
+    }
+
+    /// Makes the node of its tap its own, and gives `access` to that. False if the node belongs to
+    /// another tap of that name: the macvtap has to be made again.
+    pub fn claim_node(&mut self, access: Access) -> Result<bool, AttachError> {
+        let Some(device) = self.device()? else {
+            return Ok(false);
+        };
+        Ok(devnode::claim(self.index, device, access)?)
+    }
+
+    /// Opens its tap for ourselves; reading does not wait.
+    pub fn open_tap(&mut self) -> Result<File, AttachError> {
+        if self.claim_node(Access::ROOT)? {
+            return Ok(devnode::open(self.index)?);
+        }
+        let path = tap::path(self.index);
+        Err(anyhow!("{} is not the tap just made", path.display()).into())
+    }
+
+    /// Sets what has to be set while it is down: no frame passes until [`Self::set_up`].
+    ///
+    /// In passthru mode the lower device would stay in all-multicast mode if that were set later
+    /// (`macvlan_change_rx_flags`). The namespace's own IP stack is kept off the interface: the
+    /// guest has the MAC, and each frame that the stack sends makes switches believe that the
+    /// guest is here.
+    pub fn prepare(&mut self, settings: Settings) -> Result<(), AttachError> {
+        let quiet = !settings.host_stack;
+        let flags = Change {
+            promiscuous: settings.promiscuous.then_some(true),
+            all_multicast: settings.all_multicast.then_some(true),
+            arp: quiet.then_some(false),
+            ..Change::default()
+        };
+        let with_ipv6 = Change {
+            no_ipv6_addresses: quiet,
+            ..flags
+        };
+        match self.socket.change(self.index, &with_ipv6) {
+            // There is no IPv6 in this kernel.
+            Err(error) if quiet && error.errno() == Some(Errno::EAFNOSUPPORT) => {
+                let set = self.socket.change(self.index, &flags);
+                return Ok(set.context("preparing the macvtap")?);
+            }
+            other => other.context("preparing the macvtap")?,
+        }
+        if quiet { self.disable_ipv6() } else { Ok(()) }
+    }
+
+    /// `no_ipv6_addresses` was against the link-local address. A router advertisement before QEMU
+    /// opens the tap would still give the link an address, and make it send (net/ipv6/addrconf.c:
+    /// `addr_gen_mode` "none" leaves autoconfiguration by prefix on).
+    fn disable_ipv6(&self) -> Result<(), AttachError> {
+        let sysctl = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name);
+        let write = || {
+            if let Err(error) = fs::write(&sysctl, "1") {
+                log::warn!(
+                    path = sysctl.as_str(), error:%;
+                    "cannot disable IPv6: router advertisements give the interface an address"
+                );
+            }
+            Ok(())
+        };
+        match self.netns {
+            Some(netns) => netns.run(write)?,
+            None => write()?,
+        }
+        Ok(())
+    }
+
+    /// Sets it up, in `mode` from then on if one is given.
+    ///
+    /// Only now the kernel looks whether the MAC is free on the lower device; its former user may
+    /// be going away, which is waited for until `deadline`. A passthru macvtap took over its lower
+    /// device's address when it was made, so `mac` is set again.
+    pub fn set_up(
+        &mut self,
+        mode: Option<Mode>,
+        mac: Option<MacAddr>,
+        deadline: Instant,
+    ) -> Result<(), AttachError> {
+        let change = Change {
+            mode,
+            mac,
+            up: Some(true),
+            ..Change::default()
+        };
+        loop {
+            let error = match self.socket.change(self.index, &change) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if !matches!(error.errno(), Some(Errno::EADDRINUSE | Errno::EBUSY)) {
+                return Err(AttachError::from(error).context("setting the macvtap up"));
+            }
+            pause(deadline, || mac_in_use(mac))?;
+        }
+    }
+
+    /// What the kernel made of it.
+    pub fn read_back(&mut self) -> Result<Link, AttachError> {
+        let link = self.socket.link(self.index)?;
+        Ok(link.context("the macvtap is gone already")?)
+    }
+
+    /// Fails if the node of its tap is not its own, or open to others than `access` says.
+    pub fn verify_node(&mut self, access: Access) -> Result<(), AttachError> {
+        let device = self.device()?;
+        let device = device.context("the macvtap has no tap of its own")?;
+        Ok(devnode::verify(self.index, device, access)?)
+    }
+
+    /// Its tap's device number, by the kernel's announcement. Where that was lost, by a search in
+    /// sysfs: none then if two taps have the number, for it does not show which is whose.
+    fn device(&mut self) -> Result<Option<DeviceNumber>, AttachError> {
+        if self.device.is_none() {
+            self.device = match *tap::devices(self.index)? {
+                [device] => Some(device),
+                _ => None,
+            };
+        }
+        Ok(self.device)
+    }
+
+    fn try_undo(&mut self) -> anyhow::Result<()> {
+        match std::mem::replace(&mut self.undo, Undo::Keep) {
+            // Its node, where the kernel does not make and remove it, was made by us as well.
+            Undo::Delete => {
+                self.socket.delete(self.index)?;
+                devnode::remove_stale(self.index).map(|_| ())
+            }
+            Undo::MoveBack(home, old) => self.move_back(&home, &old),
+            Undo::Keep => Ok(()),
+        }
+    }
+
+    /// The kernel leaves a half-done move where it is: under the old name or the new one.
+    fn move_back(&mut self, home: &Netns, old: &Link) -> anyhow::Result<()> {
+        for name in [self.name.clone(), old.name.clone()] {
+            let found = self.socket.link_by_name(&name)?;
+            let Some(link) = found.filter(Link::is_macvtap) else {
+                continue;
+            };
+            let change = Change {
+                netns: Some(home.as_fd()),
+                name: Some(&old.name),
+                mac: old.mac,
+                mtu: Some(old.mtu),
+                up: Some(false),
+                ..Change::default()
+            };
+            if let Err(error) = self.socket.change(link.index, &change) {
+                self.socket.delete(link.index)?;
+                return Err(
+                    Error::from(error).context("it could not be moved back and was deleted")
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NewMacvtap<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.try_undo() {
+            error!(tap = self.index, error = format!("{error:#}").as_str(); "cannot remove the macvtap");
+        }
+    }
+}
+
+/// Waits a moment, or fails with `why` if `deadline` has passed.
+pub fn pause(deadline: Instant, why: impl FnOnce() -> AttachError) -> Result<(), AttachError> {
+    if Instant::now() >= deadline {
+        return Err(why());
+    }
+    // Two that got into each other's way must not meet again at once.
+    let jitter = Duration::from_micros(u64::from(std::process::id() % 16) * 250);
+    std::thread::sleep(POLL + jitter);
+    Ok(())
+}
+
+fn mac_in_use(mac: Option<MacAddr>) -> AttachError {
+    let mac = mac.map_or_else(|| "the MAC".to_owned(), |mac| format!("MAC {mac}"));
+    let text = format!(
+        "{mac} is in use on the lower device already, \
+         by the device itself or by another macvtap or macvlan on it"
+    );
+    AttachError::new(Kind::TryAgain, text)
+}

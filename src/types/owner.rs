@@ -1,0 +1,41 @@
+//! Who a tap belongs to, and who may open it.
+
+use std::fmt;
+
+/// User and group of a tap's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user's number.
+    pub user: u32,
+    /// The group's number.
+    pub group: u32,
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.user, self.group)
+    }
+}
+
+/// Owner and permission bits of a tap's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Who it belongs to.
+    pub owner: Owner,
+    /// Whether the group may open it as well.
+    pub group: bool,
+}
+
+impl Access {
+    /// Root alone.
+    pub const ROOT: Self = Self {
+        owner: Owner { user: 0, group: 0 },
+        group: false,
+    };
+
+    /// The permission bits: everybody else is kept out.
+    #[must_use]
+    pub fn mode(self) -> u32 {
+        if self.group { 0o660 } else { 0o600 }
+    }
+}
