@@ -2,14 +2,14 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::Ipv4Addr,
     path::{Path, PathBuf, absolute},
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::types::{mac::MacAddr, mode::Mode};
+use crate::types::{listen_address::ListenAddress, mac::MacAddr, mode::Mode};
 
 /// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
 /// `deviceplugin/v1beta1`).
@@ -122,7 +122,7 @@ pub struct Deviceplugin {
     pub netns_dir: PathBuf,
     /// Serve /healthz, /readyz and /metrics on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
-    pub status_address: Option<SocketAddr>,
+    pub status_address: Option<ListenAddress>,
     /// Log verbosity (4 = debug, 6 = trace); `RUST_LOG` overrides it
     #[arg(
         short,

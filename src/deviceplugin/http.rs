@@ -1,8 +1,7 @@
 //! Health and metrics over HTTP, for kubelet and Prometheus.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, future::pending, time::Duration};
 
-use anyhow::{Context, Result};
 use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
@@ -11,93 +10,160 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use log::{debug, info};
+use log::{info, warn};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::timeout,
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+    time::{Instant, sleep_until, timeout},
 };
 
-use super::metrics;
-use crate::types::status::Status;
+use super::{accept::Acceptor, metrics};
+use crate::types::{listen_address::ListenAddress, status::Status};
 
-/// The maximum number of connections at a time.
-const MAX_CONNECTIONS: usize = 16;
+/// The maximum number of connections at a time. One more closes the oldest, so that connections
+/// without a request do not keep a probe out.
+const MAX_CONNECTIONS: usize = 64;
 /// How long a connection may take. It serves one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time between attempts to listen.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// The content type of Prometheus' text format.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
+/// A request that waits for the status.
+pub type Query = oneshot::Sender<Status>;
+
 /// The HTTP server, if there is to be one.
 pub struct HttpServer {
+    address: Option<ListenAddress>,
     listener: Option<TcpListener>,
-    free: Arc<Semaphore>,
+    retry_at: Instant,
+    warned: bool,
+    acceptor: Acceptor,
+    /// From the oldest to the newest.
+    connections: VecDeque<AbortHandle>,
+    queries: mpsc::Receiver<Query>,
+    sender: mpsc::Sender<Query>,
 }
 
 impl HttpServer {
-    /// Listens on `address`, if there is one.
-    pub async fn listen(address: Option<SocketAddr>) -> Result<Self> {
-        let listener = match address {
-            None => None,
-            Some(address) => {
-                let listener = TcpListener::bind(address).await;
-                let listener = listener.with_context(|| format!("listening on {address}"))?;
-                info!(address:% = listener.local_addr()?; "serving health and metrics");
-                Some(listener)
-            }
-        };
-        Ok(Self {
-            listener,
-            free: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        })
-    }
-
-    /// The next connection.
-    pub async fn accept(&self) -> Option<TcpStream> {
-        match &self.listener {
-            Some(listener) => listener.accept().await.ok().map(|(stream, _)| stream),
-            None => std::future::pending().await,
+    /// A server that listens on `address`, if there is one.
+    #[must_use]
+    pub fn new(address: Option<ListenAddress>) -> Self {
+        let (sender, queries) = mpsc::channel(1);
+        Self {
+            address,
+            listener: None,
+            retry_at: Instant::now(),
+            warned: false,
+            acceptor: Acceptor::default(),
+            connections: VecDeque::new(),
+            queries,
+            sender,
         }
     }
 
-    /// Answers with the present status.
-    pub fn answer(&self, stream: TcpStream, status: impl FnOnce() -> Status) {
-        let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() else {
-            debug!(connections = MAX_CONNECTIONS; "too many HTTP connections");
-            return;
+    /// The next request for the status. Connections are served as long as this is awaited.
+    pub async fn next_query(&mut self) -> Query {
+        let Some(address) = self.address.clone() else {
+            return pending().await;
         };
-        let status = status();
-        let service = service_fn(move |request: Request<Incoming>| {
-            let response = respond(request.uri().path(), &status);
-            async move { Ok::<_, Infallible>(response) }
-        });
-        let mut builder = http1::Builder::new();
-        let connection = builder
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service);
-        tokio::spawn(async move {
-            // The client may be gone.
-            let _ = timeout(CONNECTION_TIMEOUT, connection).await;
-            drop(permit);
-        });
+        loop {
+            let Some(listener) = &self.listener else {
+                sleep_until(self.retry_at).await;
+                self.listen(&address).await;
+                continue;
+            };
+            tokio::select! {
+                Some(query) = self.queries.recv() => return query,
+                (stream, _) = self.acceptor.accept(|context| listener.poll_accept(context)) => {
+                    self.serve(stream);
+                }
+            }
+        }
     }
+
+    /// Another process may have the port: a device plugin that is about to end.
+    async fn listen(&mut self, address: &ListenAddress) {
+        match TcpListener::bind(&address.candidates[..]).await {
+            Ok(listener) => {
+                let address = listener.local_addr();
+                let address = address.map_or_else(|error| error.to_string(), |it| it.to_string());
+                info!(address; "serving health and metrics");
+                self.listener = Some(listener);
+            }
+            Err(error) => {
+                if !self.warned {
+                    warn!(address:%, error:%; "cannot serve health and metrics; retrying");
+                }
+                self.warned = true;
+                self.retry_at = Instant::now() + RETRY_INTERVAL;
+            }
+        }
+    }
+
+    fn serve(&mut self, stream: TcpStream) {
+        self.connections
+            .retain(|connection| !connection.is_finished());
+        if self.connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.connections.pop_front()
+        {
+            oldest.abort();
+        }
+        let connection = tokio::spawn(serve(stream, self.sender.clone()));
+        self.connections.push_back(connection.abort_handle());
+    }
+}
+
+/// Serves one request.
+async fn serve(stream: TcpStream, queries: mpsc::Sender<Query>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let queries = &queries;
+        async move {
+            let response = match status(queries).await {
+                Some(status) => respond(request.uri().path(), &status),
+                None => response(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "shutting down\n".to_owned(),
+                ),
+            };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut builder = http1::Builder::new();
+    let connection = builder
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    // The client may be gone.
+    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
+}
+
+/// The present status; none while the device plugin shuts down.
+async fn status(queries: &mpsc::Sender<Query>) -> Option<Status> {
+    let (query, status) = oneshot::channel();
+    queries.send(query).await.ok()?;
+    status.await.ok()
 }
 
 fn respond(path: &str, status: &Status) -> Response<String> {
     let failures = status.summary().failures;
-    let (code, text) = match path {
-        "/healthz" if status.netlink_error.is_none() => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" if failures.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+    match path {
+        "/healthz" if status.netlink_error.is_none() => response(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" if failures.is_empty() => response(StatusCode::OK, "ok\n".to_owned()),
         "/healthz" | "/readyz" => {
             let text = format!("{}\n", failures.join("\n"));
-            (StatusCode::SERVICE_UNAVAILABLE, text)
+            response(StatusCode::SERVICE_UNAVAILABLE, text)
         }
-        "/metrics" => (StatusCode::OK, metrics::text(status)),
+        "/metrics" => response(StatusCode::OK, metrics::text(status)),
         _ => {
             let text = "there are /healthz, /readyz and /metrics\n".to_owned();
-            (StatusCode::NOT_FOUND, text)
+            response(StatusCode::NOT_FOUND, text)
         }
-    };
+    }
+}
+
+fn response(code: StatusCode, text: String) -> Response<String> {
     let mut response = Response::new(text);
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, TEXT);

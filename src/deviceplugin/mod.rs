@@ -2,6 +2,7 @@
 //!
 //! One event loop owns all state; `config`, `device_list` and `registration` decide.
 
+mod accept;
 pub mod config;
 mod config_source;
 pub mod device_list;
@@ -19,7 +20,6 @@ mod supervisor;
 pub mod tap_only;
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -40,6 +40,7 @@ use crate::{
     cli::{self, Switch},
     host::logging,
     netlink::LinkWatch,
+    types::listen_address::ListenAddress,
 };
 
 /// How long shutting down may take.
@@ -55,7 +56,7 @@ pub struct Settings {
     /// The directory of the pods' network namespaces; none if learning is turned off.
     pub learning: Option<PathBuf>,
     /// The address on which health and metrics are served over HTTP.
-    pub status_address: Option<SocketAddr>,
+    pub status_address: Option<ListenAddress>,
     /// The level of the log, unless `RUST_LOG` overrides it.
     pub level: LevelFilter,
 }
@@ -66,7 +67,7 @@ impl From<&cli::Deviceplugin> for Settings {
             kubelet_dir: options.kubelet_dir.clone(),
             config: options.config.clone(),
             learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
-            status_address: options.status_address,
+            status_address: options.status_address.clone(),
             // The original's manifest has -v 3, for what is logged by default here.
             level: match options.verbosity {
                 ..=3 => LevelFilter::Info,
@@ -100,7 +101,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
     let mut status = StatusServer::listen(kubelet_dir);
     let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
     let mut supervisor = Supervisor::new(kubelet_dir.clone(), configuration, learning, sender)?;
-    let http = HttpServer::listen(settings.status_address).await?;
+    let mut http = HttpServer::new(settings.status_address.clone());
     loop {
         supervisor.run_due().await;
         tokio::select! {
@@ -113,7 +114,10 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
                 check_mount(&kubelet, kubelet_dir)?;
                 supervisor.directory_changed();
             }
-            Some(stream) = http.accept() => http.answer(stream, || supervisor.status()),
+            query = http.next_query() => {
+                // The client may be gone.
+                let _ = query.send(supervisor.status());
+            }
             stream = status.accept() => status::answer(stream, &supervisor.status())?,
             () = changed(&mut config) => reload(&mut supervisor, &mut source),
             signal = signals.next() => match signal {

@@ -5,6 +5,7 @@ pub mod device_number;
 pub mod errors;
 pub mod json;
 pub mod link_name;
+pub mod listen_address;
 pub mod mac;
 pub mod mode;
 pub mod owner;

@@ -3,9 +3,9 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kit::{
@@ -35,10 +35,15 @@ fn served_get(node: &Node, address: &str, path: &str) -> (String, String) {
 
 impl Served {
     fn new() -> Self {
+        Self::by(&[])
+    }
+
+    /// With a device plugin that is started by these words.
+    fn by(words: &[&str]) -> Self {
         let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
         node.host.ip("link set lo up");
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        let mut command = command(&[], dir.path());
+        let mut command = command(words, dir.path());
         command.args(["--status-address", "127.0.0.1:0"]);
         let plugin = Plugin::spawn(&node.host, command);
         plugin.wait_for_log("serving health and metrics");
@@ -180,29 +185,65 @@ for family in families:
     }
 }
 
+/// More idle connections than are served at a time do not keep a probe out.
 #[test]
-fn a_scrape_that_never_reads_holds_nobody_up() {
+fn idle_connections_do_not_deny_health() {
     let served = Served::new();
-    let idle: Vec<TcpStream> = (0..40).map(|_| served.connect()).collect();
+    let ok = ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned());
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        idle.extend((0..50).map(|_| served.connect()));
+        assert_eq!(served.get("/healthz"), ok);
+        assert_eq!(served.get("/readyz"), ok);
+    }
     let id = served.kubelet.resource(RESOURCE).unwrap().healthy()[0].clone();
     served.kubelet.allocate(RESOURCE, &[id]).unwrap();
-    let start = Instant::now();
-    let mut stream = loop {
-        assert!(
-            start.elapsed() < Duration::from_secs(15),
-            "{}",
-            served.plugin.log()
-        );
-        let mut stream = served.connect();
-        let _ = write!(stream, "GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n");
-        let mut text = String::new();
-        if stream.read_to_string(&mut text).is_ok() && text.contains("200 OK") {
-            break stream;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
+}
+
+#[test]
+fn at_the_limit_of_descriptors_it_does_not_spin() {
+    let mut served = Served::by(&["prlimit", "--nofile=26"]);
+    let idle: Vec<TcpStream> = (0..40).map(|_| served.connect()).collect();
+    served.plugin.wait_for_log("cannot accept connections");
+    let before = served.plugin.processor_time();
+    std::thread::sleep(Duration::from_secs(1));
+    let used = served.plugin.processor_time() - before;
+    assert!(used < Duration::from_millis(300), "{used:?}");
     drop(idle);
-    stream.flush().unwrap();
+    wait_until("it is healthy", || served.get("/healthz").0.contains("200"));
+    assert!(served.plugin.is_alive());
+}
+
+#[test]
+fn a_taken_port_costs_no_resource_and_is_served_when_it_is_free() {
+    let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
+    node.host.ip("link set lo up");
+    let bind = || Ok(TcpListener::bind("127.0.0.1:9403")?);
+    let other = node.host.0.run(bind).unwrap();
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut command = command(&[], dir.path());
+    command.args(["--status-address", "localhost:9403"]);
+    let plugin = Plugin::spawn(&node.host, command);
+    connected(&kubelet);
+    plugin.wait_for_log("cannot serve health and metrics; retrying");
+    drop(other);
+    plugin.wait_for_log("address=127.0.0.1:9403");
+    let (status, _) = served_get(&node, "127.0.0.1:9403", "/healthz");
+    assert!(status.contains("200 OK"), "{status}");
+}
+
+#[test]
+fn a_port_alone_is_that_of_all_addresses() {
+    let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
+    node.host.ip("link set lo up");
+    let mut command = command(&[], dir.path());
+    command.args(["--status-address", ":9403"]);
+    let plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("serving health and metrics");
+    for address in ["127.0.0.1:9403", "[::1]:9403"] {
+        let (status, _) = served_get(&node, address, "/healthz");
+        assert!(status.contains("200 OK"), "{address}: {status}");
+    }
 }
 
 /// The table in the README of the manifests is that of the code, and the dashboard and the alerts

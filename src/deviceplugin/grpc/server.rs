@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, Permissions},
+    io::{self, ErrorKind},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,12 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use futures_util::stream::{self, Stream};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{oneshot, watch},
     task::JoinHandle,
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
     service::PluginService,
 };
 use crate::{
-    deviceplugin::event::ResourceEvent,
+    deviceplugin::{accept::Acceptor, event::ResourceEvent},
     host::{file_id::FileId, files},
 };
 
@@ -102,7 +103,7 @@ async fn serve(listener: UnixListener, service: PluginService, stopped: oneshot:
     let (events, generation) = (service.events.clone(), service.generation);
     let serving = Server::builder().serve_with_incoming_shutdown(
         DevicePluginServer::new(service),
-        UnixListenerStream::new(listener),
+        incoming(listener),
         async {
             // Stopped, or its handle dropped: it ends either way.
             let _ = stopped.await;
@@ -115,12 +116,24 @@ async fn serve(listener: UnixListener, service: PluginService, stopped: oneshot:
     });
 }
 
+/// The connections of a listener, for ever.
+fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    let start = (listener, Acceptor::default());
+    stream::unfold(start, |(listener, mut acceptor)| async {
+        let accepted = acceptor.accept(|context| listener.poll_accept(context));
+        let (connection, _) = accepted.await;
+        Some((Ok(connection), (listener, acceptor)))
+    })
+}
+
 async fn bind(path: &Path) -> Result<UnixListener> {
     let shown = path.display();
-    if UnixStream::connect(path).await.is_ok() {
-        bail!("another device plugin serves {shown}");
+    match UnixStream::connect(path).await {
+        Ok(_) => bail!("another device plugin serves {shown}"),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => files::remove(path)?,
+        Err(error) => return Err(error).with_context(|| format!("connecting to {shown}")),
     }
-    files::remove(path)?;
     let listener = UnixListener::bind(path).with_context(|| format!("making socket {shown}"))?;
     fs::set_permissions(path, Permissions::from_mode(0o600))
         .with_context(|| format!("setting the mode of socket {shown}"))?;
