@@ -57,9 +57,9 @@ mod tests {
         let runtime = builder.enable_time().build().unwrap();
         runtime.block_on(async {
             let (start, failed) = (tokio::time::Instant::now(), Cell::new(false));
-            let poll_accept = |_: &mut Context<'_>| match failed.replace(true) {
-                true => Poll::Ready(Ok(())),
-                false => Poll::Ready(Err(io::Error::from_raw_os_error(24))),
+            let poll_accept = |_: &mut Context<'_>| {
+                let again = failed.replace(true);
+                Poll::Ready(again.then_some(()).ok_or(io::ErrorKind::Other.into()))
             };
             Acceptor::default().accept(poll_accept).await;
             assert!(start.elapsed() >= BACK_OFF);

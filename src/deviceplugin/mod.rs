@@ -10,6 +10,7 @@ mod directory;
 pub mod event;
 pub mod grpc;
 mod http;
+mod inputs;
 mod learning_task;
 pub mod metrics;
 pub mod names;
@@ -27,14 +28,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use log::{LevelFilter, error, info, warn};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::SIGHUP;
 use signal_hook_tokio::Signals;
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{sync::mpsc, time::timeout_at};
 use tokio_stream::StreamExt;
 
 use self::{
-    config_source::ConfigSource, directory::DirectoryWatch, http::HttpServer,
-    learning_task::LearningTask, status::StatusServer, supervisor::Supervisor,
+    config_source::ConfigSource,
+    directory::DirectoryWatch,
+    http::HttpServer,
+    inputs::{Input, Inputs, signals},
+    learning_task::LearningTask,
+    status::StatusServer,
+    supervisor::Supervisor,
 };
 use crate::{
     cli::{self, Switch},
@@ -90,47 +96,40 @@ pub fn main(settings: &Settings) -> Result<ExitCode> {
 }
 
 async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> {
-    let signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP]);
-    let mut signals = signals.context("installing signal handlers")?;
-    let links = LinkWatch::open()?;
     let kubelet_dir = &settings.kubelet_dir;
-    let mut kubelet = DirectoryWatch::start(kubelet_dir);
-    let mut config = source.directory().map(|path| DirectoryWatch::start(&path));
-    let (sender, mut events) = mpsc::unbounded_channel();
+    let (sender, events) = mpsc::unbounded_channel();
+    let mut inputs = Inputs {
+        links: LinkWatch::open()?,
+        kubelet_dir: DirectoryWatch::start(kubelet_dir),
+        config_dir: source.directory().map(|path| DirectoryWatch::start(&path)),
+        events,
+        status: StatusServer::listen(kubelet_dir),
+        http: HttpServer::new(settings.status_address.clone()),
+        signals: signals()?,
+    };
     let configuration = source.load()?;
-    let mut status = StatusServer::listen(kubelet_dir);
     let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
     let mut supervisor = Supervisor::new(kubelet_dir.clone(), configuration, learning, sender)?;
-    let mut http = HttpServer::new(settings.status_address.clone());
     loop {
         supervisor.run_due().await;
-        tokio::select! {
-            Some((resource, event)) = events.recv() => supervisor.handle(&resource, event),
-            changed = links.changed() => {
-                changed?;
-                supervisor.links_changed();
-            }
-            () = kubelet.changed() => {
-                check_mount(&kubelet, kubelet_dir)?;
+        let input = timeout_at(supervisor.deadline().into(), inputs.next()).await;
+        match input.unwrap_or(Ok(Input::Nothing))? {
+            Input::Nothing => {}
+            Input::Resource(resource, event) => supervisor.handle(&resource, event),
+            Input::Links => supervisor.links_changed(),
+            Input::KubeletDirectory => {
+                check_mount(&inputs.kubelet_dir, kubelet_dir)?;
                 supervisor.directory_changed();
             }
-            query = http.next_query() => {
-                // The client may be gone.
-                let _ = query.send(supervisor.status());
+            Input::Configuration => reload(&mut supervisor, &mut source),
+            // The client may be gone.
+            Input::Query(query) => drop(query.send(supervisor.status())),
+            Input::Signal(signal) => {
+                info!(signal; "shutting down");
+                return Ok(shut_down(supervisor, inputs.signals).await);
             }
-            stream = status.accept() => status::answer(stream, &supervisor.status())?,
-            () = changed(&mut config) => reload(&mut supervisor, &mut source),
-            signal = signals.next() => match signal {
-                Some(SIGHUP) => reload(&mut supervisor, &mut source),
-                signal => {
-                    info!(signal = signal.unwrap_or_default(); "shutting down");
-                    break;
-                }
-            },
-            () = sleep_until(supervisor.deadline().into()) => {}
         }
     }
-    Ok(shut_down(supervisor, signals).await)
 }
 
 fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
@@ -140,13 +139,6 @@ fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
         path.display()
     );
     Ok(())
-}
-
-async fn changed(directory: &mut Option<DirectoryWatch>) {
-    match directory {
-        Some(directory) => directory.changed().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// A wrong configuration leaves the former one in force.

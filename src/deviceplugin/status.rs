@@ -11,6 +11,7 @@ use log::warn;
 use tokio::{
     io::AsyncWriteExt,
     net::{UnixListener, UnixStream},
+    sync::oneshot,
     time::{sleep_until, timeout, timeout_at},
 };
 
@@ -52,8 +53,15 @@ impl StatusServer {
         socket
     }
 
-    /// The next client. Nothing is lost if the future is dropped before.
-    pub async fn accept(&mut self) -> UnixStream {
+    /// The next query. Nothing is lost if the future is dropped before.
+    pub async fn next_query(&mut self) -> oneshot::Sender<Status> {
+        let client = self.accept().await;
+        let (query, status) = oneshot::channel();
+        tokio::spawn(answer(client, status));
+        query
+    }
+
+    async fn accept(&mut self) -> UnixStream {
         loop {
             let check_at = self.check_at.into();
             let Some((listener, _)) = &self.listener else {
@@ -105,15 +113,19 @@ impl StatusServer {
     }
 }
 
-/// Answers. A client that does not read does not hold the device plugin up.
-pub fn answer(mut client: UnixStream, status: &Status) -> Result<()> {
-    let mut line = serde_json::to_vec(status).context("encoding the status")?;
-    line.push(b'\n');
-    tokio::spawn(async move {
-        // The client may be gone.
-        let _ = timeout(ANSWER_TIMEOUT, client.write_all(&line)).await;
-    });
-    Ok(())
+/// Answers a client, which may never read.
+async fn answer(mut client: UnixStream, status: oneshot::Receiver<Status>) {
+    let Ok(status) = status.await else {
+        return; // The device plugin shuts down.
+    };
+    match serde_json::to_vec(&status) {
+        Ok(mut line) => {
+            line.push(b'\n');
+            // The client may be gone.
+            let _ = timeout(ANSWER_TIMEOUT, client.write_all(&line)).await;
+        }
+        Err(error) => warn!(error:%; "cannot encode the status"),
+    }
 }
 
 /// Queries the device plugin of a kubelet's directory, and prints its summary.
