@@ -96,6 +96,7 @@ fn make_again(node: &SoakNode) {
     node.node.wire.ip(&format!("link set {FAR_END} up"));
     *far = Some(far_tap(&node.node));
     wait_for_wire(&node.node);
+    node.stand_foreign();
 }
 
 fn tell_links(node: &SoakNode) {

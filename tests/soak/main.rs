@@ -9,6 +9,7 @@ extern crate pretty_assertions;
 mod chaos;
 mod count;
 mod dice;
+mod foreign;
 mod node;
 mod pod;
 

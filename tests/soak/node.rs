@@ -20,6 +20,8 @@ use macvtap::{
 };
 use tempfile::TempDir;
 
+use crate::foreign::{Foreign, Seen};
+
 /// Beside the lower device, for link events that concern nobody.
 pub const BYSTANDER: &str = "bystander";
 
@@ -47,6 +49,9 @@ pub struct SoakNode {
     numbers: BTreeSet<u32>,
     /// The far end of the wire; none while there is none.
     pub far: RwLock<Option<File>>,
+    /// What is not ours, and how it was when it was last created.
+    foreign: Foreign,
+    seen: Mutex<Seen>,
     /// Odd while the lower device is being maltreated.
     generation: AtomicU64,
     /// Held for reading by whoever works, for writing to make all stand still.
@@ -72,6 +77,9 @@ impl SoakNode {
         let far = far_tap(&node);
         wait_for_wire(&node);
         let numbers = ids.iter().map(|id| tap_of(id)).collect();
+        let foreign = Foreign::new(dir.path());
+        foreign.stand(&node);
+        let seen = Mutex::new(foreign.look(&node));
         Self {
             node,
             name: name.to_owned(),
@@ -84,6 +92,8 @@ impl SoakNode {
             ids: Mutex::new(ids),
             numbers,
             far: RwLock::new(Some(far)),
+            foreign,
+            seen,
             generation: AtomicU64::new(0),
             still: RwLock::default(),
         }
@@ -104,6 +114,12 @@ impl SoakNode {
         self.generation.fetch_add(1, Ordering::SeqCst);
         work(self);
         self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Those that are not ours come back after the lower device was made again.
+    pub fn stand_foreign(&self) {
+        self.foreign.stand(&self.node);
+        *lock(&self.seen) = self.foreign.look(&self.node);
     }
 
     pub fn take_id(&self, place: u64) -> String {
@@ -156,7 +172,12 @@ impl SoakNode {
         }
         let mut links = self.node.host.links();
         links.sort();
-        assert_eq!(links, [BYSTANDER, &format!("{BYSTANDER}1"), LOWER]);
+        let peer = format!("{BYSTANDER}1");
+        let mut expected: Vec<&str> = self.foreign.names().collect();
+        expected.extend([BYSTANDER, &peer, LOWER]);
+        expected.sort_unstable();
+        assert_eq!(links, expected);
+        assert_eq!(self.foreign.look(&self.node), *lock(&self.seen));
         let offered = |resource: &Resource| resource.connected && resource.healthy().len() >= 100;
         let resource =
             self.with_kubelet(|kubelet| kubelet.wait_for(&self.resource(), PATIENCE, offered));

@@ -1,0 +1,134 @@
+//! What is not ours: macvtaps and macvlans beside those of the pods, a socket and a directory of
+//! others beside those of the device plugin. Nothing changes them.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+};
+
+use kit::netns::{Host, LOWER, Node, tap, tap_number};
+use serde_json::{Value, json};
+
+use crate::node::BYSTANDER;
+
+/// The link group that ports of ours have: a foreign link may have it as well.
+const GROUP: u32 = 0x6d76_7470;
+
+/// A link of somebody else.
+struct Link {
+    /// Whether it is in the pod of somebody else, or in the node's own netns.
+    elsewhere: bool,
+    name: &'static str,
+    words: String,
+}
+
+pub struct Foreign {
+    pod: Host,
+    links: Vec<Link>,
+    socket: PathBuf,
+    _listener: UnixListener,
+}
+
+/// What nobody may change of it.
+#[derive(Debug, PartialEq)]
+pub struct Seen(Value);
+
+impl Foreign {
+    /// Those beside a node, whose device plugin has its sockets in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        // A kubelet that starts removes files there, but no directories.
+        let dir = dir.join("example.com");
+        fs::create_dir(&dir).unwrap();
+        let socket = dir.join("socket");
+        // Beyond the indices of ours, which are given to no one else: taps have machine-wide names.
+        let index = || format!("index {}", 1 << 26 | tap_number() & 0xff_ffff);
+        let link = |elsewhere, name, lower, words: &str| {
+            let words = format!("{} link {lower} name {name} {words}", index());
+            Link {
+                elsewhere,
+                name,
+                words,
+            }
+        };
+        let group = format!("group {GROUP} type macvtap mode bridge");
+        let links = vec![
+            link(false, "macvtap0", LOWER, "type macvtap mode bridge"),
+            link(false, "macvtap1", BYSTANDER, "type macvtap mode vepa"),
+            link(false, "peer0", LOWER, "type macvlan mode bridge"),
+            link(false, "mvt0123456789ab", LOWER, "type macvtap mode private"),
+            link(true, "net1", LOWER, &group),
+            link(true, "net2", BYSTANDER, &group),
+        ];
+        Self {
+            pod: Host::new(),
+            links,
+            _listener: UnixListener::bind(&socket).unwrap(),
+            socket,
+        }
+    }
+
+    /// Creates the links, those that there are not: with a lower device they vanish.
+    pub fn stand(&self, node: &Node) {
+        for link in &self.links {
+            if self.host(node, link).link(link.name).is_none() {
+                let pod = if link.elsewhere {
+                    format!("netns {}", self.pod.path())
+                } else {
+                    String::new()
+                };
+                node.host.ip(&format!("link add {pod} {}", link.words));
+                self.host(node, link)
+                    .ip(&format!("link set {} up", link.name));
+            }
+        }
+    }
+
+    fn host<'a>(&'a self, node: &'a Node, link: &Link) -> &'a Host {
+        if link.elsewhere {
+            &self.pod
+        } else {
+            &node.host
+        }
+    }
+
+    /// The names of those in the node's netns.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        let here = self.links.iter().filter(|link| !link.elsewhere);
+        here.map(|link| link.name)
+    }
+
+    pub fn look(&self, node: &Node) -> Seen {
+        let socket = fs::metadata(&self.socket).unwrap();
+        assert!(socket.file_type().is_socket());
+        let links = self.links.iter().map(|link| {
+            let seen = self.host(node, link).link(link.name);
+            let seen = seen.unwrap_or_else(|| panic!("{} is gone", link.name));
+            let device = |index: u64| fs::metadata(tap(u32::try_from(index).unwrap())).ok();
+            let device = device(seen["ifindex"].as_u64().unwrap());
+            let keys = [
+                "ifname",
+                "ifindex",
+                "address",
+                "mtu",
+                "group",
+                "txqlen",
+                "promiscuity",
+                "allmulti",
+                "ifalias",
+            ];
+            let values: Value = keys.iter().map(|key| (*key, seen[*key].clone())).collect();
+            let up = seen["flags"].as_array().unwrap().contains(&json!("UP"));
+            json!([
+                values,
+                up,
+                seen["linkinfo"],
+                device.map(|file| (file.rdev(), file.mode(), file.uid(), file.gid()))
+            ])
+        });
+        Seen(json!([links.collect::<Vec<_>>(), socket.ino()]))
+    }
+}
