@@ -87,11 +87,12 @@ impl Module {
         let mut imports = Vec::new();
         let mut inline = String::new();
         let mut code = self.code.as_str();
-        while let Some(at) = find_word(code, "use") {
+        // With a space after it: `use<..>` is part of a type.
+        while let Some(at) = find_word(code, "use ") {
             let line = code[..at].rsplit('\n').next().unwrap();
             let exports = line.trim_start().starts_with("pub");
             inline.push_str(&code[..at]);
-            let (tree, rest) = code[at + "use".len()..].split_once(';').unwrap();
+            let (tree, rest) = code[at + "use ".len()..].split_once(';').unwrap();
             for (path, name) in leaves(tree) {
                 let exported = exports.then_some(name);
                 imports.extend(self.absolute(&path).map(|path| Import { path, exported }));
@@ -347,7 +348,7 @@ fn find_word(code: &str, word: &str) -> Option<usize> {
     let mut found = code.match_indices(word).map(|(at, _)| at);
     found.find(|at| {
         let (before, after) = (&code[..*at], &code[at + word.len()..]);
-        !before.ends_with(is_name) && !after.starts_with(is_name)
+        !before.ends_with(is_name) && (word.ends_with(' ') || !after.starts_with(is_name))
     })
 }
 
