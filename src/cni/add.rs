@@ -139,9 +139,9 @@ impl<'a> Work<'a> {
             mtu: self.request.config.mtu,
             group: learning::group(mode),
         };
-        let access = self.request.config.access;
         let created = create(&mut self.host, Some(self.request.netns), &spec)?;
-        let (claimed, macvtap) = created.attach(|macvtap| macvtap.claim_node(access))?;
+        let (claimed, macvtap) =
+            created.attach(|macvtap| macvtap.claim_node(self.request.access(macvtap)?))?;
         if claimed {
             return Ok(Some((macvtap, reply)));
         }

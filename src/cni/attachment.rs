@@ -1,6 +1,6 @@
 //! An attachment: a macvtap in the pod with its tap's node, made ready for a guest.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use log::info;
 
@@ -17,7 +17,7 @@ use crate::{
         guard::{NewMacvtap, Settings},
     },
     netlink::Link,
-    types::{mac::MacAddr, mode::Mode},
+    types::{mac::MacAddr, mode::Mode, owner::Access},
 };
 
 /// What ADD is asked for.
@@ -31,6 +31,13 @@ pub struct Request<'a> {
     pub netns: &'a Netns,
     /// Until when something in the way is waited for.
     pub deadline: Instant,
+}
+
+impl Request<'_> {
+    /// Who may open the tap of a macvtap in the pod, in our own numbers.
+    pub fn access(&self, macvtap: &NewMacvtap<'_>) -> std::result::Result<Access, AttachError> {
+        macvtap.access(self.config.access, Path::new(&self.environment.netns))
+    }
 }
 
 /// An attachment just made: the result to print, and how to take it back.
@@ -62,7 +69,7 @@ impl<'a> Attachment<'a> {
             macvtap.set_up(mode(), config.mac, request.deadline)?;
             let link = macvtap.read_back()?;
             let mac = mac_of(&link)?;
-            macvtap.verify_node(config.access)?;
+            macvtap.verify_node(request.access(macvtap)?)?;
             Ok((link, mac))
         })?;
         info!(tap = link.index, mac:%, mtu = link.mtu; "attached");

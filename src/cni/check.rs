@@ -1,5 +1,7 @@
 //! CHECK: compares what ADD set up with the kernel. Pure but for asking the kernel.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
@@ -10,11 +12,11 @@ use super::{
     result,
 };
 use crate::{
-    host::{devnode, netns::Netns, tap},
+    host::{devnode, netns::Netns, tap, userns},
     learning,
     macvtap::lower::LowerDevice,
     netlink::{Link, Socket},
-    types::{mac::MacAddr, mode::Mode},
+    types::{mac::MacAddr, mode::Mode, owner::Access},
 };
 
 /// Fails with the first thing that is not as ADD left it. Later plugins of the chain, the tuning
@@ -33,7 +35,9 @@ pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error
         .with_context(|| format!("interface {ifname:?} does not exist in netns {sandbox}"))?;
     check_link(&link, reported)?;
     check_lower(&link, config)?;
-    Ok(check_tap(&link, config)?)
+    let root = netns.run(|| Ok(userns::root()))?;
+    let access = userns::map(config.access, root, Path::new(sandbox))?;
+    Ok(check_tap(&link, access)?)
 }
 
 fn check_link(link: &Link, reported: &Value) -> Result<()> {
@@ -86,10 +90,10 @@ fn check_lower(link: &Link, config: &Config) -> Result<()> {
     }
 }
 
-fn check_tap(link: &Link, config: &Config) -> Result<()> {
+fn check_tap(link: &Link, access: Access) -> Result<()> {
     let number = link.index;
     match *tap::devices(number)? {
-        [device] => devnode::verify(number, device, config.access),
+        [device] => devnode::verify(number, device, access),
         [] => bail!(
             "the kernel has no tap {number} for interface {:?}",
             link.name

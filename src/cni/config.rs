@@ -232,7 +232,7 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
             lower,
             mode: usable(mode.unwrap_or_default())?,
         }),
-        (None, None) => Err(no_device_id()),
+        (None, None) => Err(no_device_id(fields)),
     }
 }
 
@@ -294,16 +294,27 @@ fn host_stack(fields: &Fields<'_>, keys: &mut Keys) -> Result<bool> {
     Ok(stack.or(ipv6).unwrap_or(false))
 }
 
-/// The three causes that users meet.
-fn no_device_id() -> CniError {
-    let text = "the configuration has no deviceID (and no lowerDevice), \
-        so no macvtap was allocated to this pod. Causes: \
-        (1) the NetworkAttachmentDefinition lacks the annotation \
-        k8s.v1.cni.cncf.io/resourceName: macvtap.network.kubevirt.io/<name>; \
-        (2) the pod requests no such resource: \
-        resources.limits must have macvtap.network.kubevirt.io/<name>: 1; \
-        (3) KubeVirt 1.9 and later leaves that to the network-resources-injector webhook, \
-        which is not installed";
+/// The causes that users meet. A typo shows among the keys that were found.
+fn no_device_id(fields: &Fields<'_>) -> CniError {
+    let found = fields.keys().collect::<Vec<_>>().join(", ");
+    if fields.has("plugins") {
+        let text = format!(
+            "the configuration is a list of plugins; a plugin gets one entry of \"plugins\" \
+             (keys found: {found})"
+        );
+        return CniError::new(code::CONFIG, text);
+    }
+    let text = format!(
+        "the configuration has no deviceID (and no lowerDevice), \
+         so no macvtap was allocated to this pod (keys found: {found}). Causes: \
+         (1) the NetworkAttachmentDefinition lacks the annotation \
+         k8s.v1.cni.cncf.io/resourceName: macvtap.network.kubevirt.io/<name>; \
+         (2) the pod requests no such resource: \
+         resources.limits must have macvtap.network.kubevirt.io/<name>: 1; \
+         (3) the pod has several networks of one resource, and requests less than one for each; \
+         (4) KubeVirt 1.9 and later leaves the request to the network-resources-injector webhook \
+         or an admission policy, and neither is installed"
+    );
     CniError::new(code::CONFIG, text)
 }
 
@@ -578,10 +589,14 @@ mod tests {
         ] {
             let error = read(&config, "").unwrap_err();
             assert_eq!(error.code, code::CONFIG);
-            for cause in ["resourceName", "limits", "network-resources-injector"] {
+            for cause in ["resourceName", "limits", "several networks", "webhook"] {
                 assert!(error.msg.contains(cause), "{error}");
             }
         }
+        let typo = read(&json!({"type": "macvtap", "devicId": ID}), "").unwrap_err();
+        assert!(typo.msg.contains("keys found: type, devicId"), "{typo}");
+        let list = read(&json!({"name": "n", "plugins": [{"deviceID": ID}]}), "").unwrap_err();
+        assert!(list.msg.contains("is a list of plugins"), "{list}");
     }
 
     #[test]

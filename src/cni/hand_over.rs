@@ -48,7 +48,7 @@ pub fn hand_over<'a>(
     };
     let moved = take_over(host, &link, netns, &to)?;
     let ((), moved) = moved.attach(|macvtap| {
-        if macvtap.claim_node(config.access)? {
+        if macvtap.claim_node(request.access(macvtap)?)? {
             return Ok(());
         }
         let path = tap::path(macvtap.index());

@@ -40,7 +40,13 @@ pub fn check_printable(version: Version, prev_result: Option<&Value>) -> Result<
         present("ip4") || present("ip6")
     });
     if version.family() == Family::V02 && !has_address {
-        let text = "cannot convert: no valid IP addresses";
+        let ours = [Family::V03, Family::V1].map(|family| family.versions().join(", "));
+        let text = format!(
+            "cannot convert: no valid IP addresses; a result of cniVersion {} cannot have \
+             interfaces: set cniVersion to one of {}",
+            version.text(),
+            ours.join(", ")
+        );
         return Err(CniError::new(code::INTERNAL, text));
     }
     Ok(())
@@ -231,7 +237,11 @@ mod tests {
         let addresses = json!({"ip4": {"ip": "192.0.2.2/24"}});
         for old in &SUPPORTED[..2] {
             let error = check_printable(version(old), None).unwrap_err();
-            assert_eq!(error.to_string(), "cannot convert: no valid IP addresses");
+            let expected = format!(
+                "cannot convert: no valid IP addresses; a result of cniVersion {old} cannot have \
+                 interfaces: set cniVersion to one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
+            );
+            assert_eq!(error.to_string(), expected);
             assert!(check_printable(version(old), Some(&json!({"dns": {}}))).is_err());
             assert!(check_printable(version(old), Some(&addresses)).is_ok());
             let printed: Value =

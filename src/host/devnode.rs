@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag},
@@ -20,6 +20,9 @@ use nix::{
 
 use super::{char_device::Found, files, tap};
 use crate::types::{device_number::DeviceNumber, owner::Access};
+
+/// How often a node is made that a DEL at the same time removes.
+const MKNOD_ATTEMPTS: u32 = 8;
 
 /// What stands at the path of the node of tap `number`.
 pub fn find(number: u32) -> Result<Found> {
@@ -39,8 +42,12 @@ pub fn claim(number: u32, device: DeviceNumber, access: Access) -> Result<bool> 
     if dev_is_devtmpfs()? || tap::devices(number)? != [device] {
         return Ok(false);
     }
-    mknod_atomic(number, device, access)?;
-    Ok(true)
+    for _ in 0..MKNOD_ATTEMPTS {
+        if mknod_atomic(number, device, access)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Opens the node of tap `number`; reading does not wait.
@@ -79,26 +86,42 @@ pub fn verify(number: u32, device: DeviceNumber, access: Access) -> Result<()> {
 /// devtmpfs nodes stay when their device goes, and would open the next
 /// device that gets the number. True if there was one.
 pub fn remove_stale(number: u32) -> Result<bool> {
-    let (path, unfinished) = (tap::path(number), unfinished(number));
-    let found = Found::at(&path)?;
-    if found == Found::Nothing && Found::at(&unfinished)? == Found::Nothing {
+    let path = tap::path(number);
+    let temporary = [unfinished(number), removed(number)];
+    let mut all = temporary.iter().chain([&path]).map(|path| Found::at(path));
+    if all.all(|found| matches!(found, Ok(Found::Nothing))) || dev_is_devtmpfs()? {
         return Ok(false);
     }
-    if dev_is_devtmpfs()? {
+    for path in &temporary {
+        files::remove(path)?;
+    }
+    if !is_stale(&path, number)? {
         return Ok(false);
     }
-    files::remove(&unfinished)?;
-    let Some(device) = found.number() else {
+    // ADD may put another node there in this moment, so what is removed is looked at once more,
+    // where nothing is put in its place.
+    let removed = removed(number);
+    match fs::rename(&path, &removed) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        moved => moved.with_context(|| format!("removing {}", path.display()))?,
+    }
+    let stale = is_stale(&removed, number)?;
+    if stale {
+        files::remove(&removed)?;
+    } else {
+        fs::rename(&removed, &path).with_context(|| format!("restoring {}", path.display()))?;
+    }
+    Ok(stale)
+}
+
+/// Whether what is at `path` is the node of a macvtap's tap `number` that is gone. A device that
+/// sysfs knows by this name is alive; one of another major number is not ours.
+fn is_stale(path: &Path, number: u32) -> Result<bool> {
+    let Some(device) = Found::at(path)?.number() else {
         return Ok(false);
     };
-    // A device that sysfs knows by this name is alive; one of another major is not ours.
-    if tap::number_of(device)? == Some(number)
-        || tap::major()?.is_some_and(|major| major != device.major)
-    {
-        return Ok(false);
-    }
-    files::remove(&path)?;
-    Ok(true)
+    let alive = tap::number_of(device)? == Some(number);
+    Ok(!alive && tap::major()?.is_none_or(|major| major == device.major))
 }
 
 /// The tap numbers of which /dev has a node.
@@ -132,8 +155,14 @@ fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bo
     let owner = access.owner;
     let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
     let given = fchownat(&file, "", Some(user), Some(group), AtFlags::AT_EMPTY_PATH);
-    permitted(given.map_err(io::Error::from), "CAP_CHOWN")
-        .with_context(|| format!("giving {} to {owner}", path.display()))?;
+    let given = match given {
+        Err(Errno::EINVAL) => Err(anyhow!(
+            "one of these is not mapped in the user namespace of this process, see \
+             /proc/self/uid_map and gid_map"
+        )),
+        other => permitted(other.map_err(io::Error::from), "CAP_CHOWN"),
+    };
+    given.with_context(|| format!("giving {} to {owner}", path.display()))?;
     // fchmod refuses descriptors that were opened with O_PATH.
     let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
     let set = fs::set_permissions(by_descriptor, Permissions::from_mode(access.mode()));
@@ -142,8 +171,9 @@ fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bo
     Ok(true)
 }
 
-/// Makes the node under another name first: at its path there is the right one or none.
-fn mknod_atomic(number: u32, device: DeviceNumber, access: Access) -> Result<()> {
+/// Makes the node under another name first: at its path there is the right one or none. False if
+/// a DEL at the same time took it for what a killed ADD left.
+fn mknod_atomic(number: u32, device: DeviceNumber, access: Access) -> Result<bool> {
     let (path, unfinished) = (tap::path(number), unfinished(number));
     files::remove(&unfinished)?;
     let rdev = stat::makedev(device.major, device.minor);
@@ -151,14 +181,19 @@ fn mknod_atomic(number: u32, device: DeviceNumber, access: Access) -> Result<()>
     let made = stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev);
     permitted(made.map_err(io::Error::from), "CAP_MKNOD")
         .with_context(|| format!("making the node {}", path.display()))?;
-    let made = chown_checked(&unfinished, device, access).and_then(|ours| {
-        ensure!(ours, "{} is not what was made", unfinished.display());
-        fs::rename(&unfinished, &path).with_context(|| format!("making {}", path.display()))
+    let placed = chown_checked(&unfinished, device, access).and_then(|there| {
+        match fs::rename(&unfinished, &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            renamed => {
+                renamed.with_context(|| format!("making {}", path.display()))?;
+                Ok(there)
+            }
+        }
     });
-    if made.is_err() {
+    if placed.is_err() {
         files::remove(&unfinished)?;
     }
-    made
+    placed
 }
 
 /// Names the capability that is missing where the kernel does not permit something.
@@ -171,8 +206,14 @@ fn permitted(outcome: io::Result<()>, capability: &str) -> Result<()> {
     }
 }
 
+/// Where a node is prepared.
 fn unfinished(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/.tap{number}.macvtap"))
+}
+
+/// Where a node is removed.
+fn removed(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/.tap{number}.macvtap.old"))
 }
 
 /// Whether the kernel keeps the nodes in /dev itself. Not so in a node that is a

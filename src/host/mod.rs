@@ -11,3 +11,4 @@ pub mod packet;
 pub mod signals;
 pub mod stdout;
 pub mod tap;
+pub mod userns;

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     os::fd::AsFd,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,9 +13,14 @@ use nix::errno::Errno;
 
 use super::error::{AttachError, Kind};
 use crate::{
-    host::{devnode, netns::Netns, tap},
+    host::{devnode, netns::Netns, tap, userns},
     netlink::{Change, Link, Socket, Uevents},
-    types::{device_number::DeviceNumber, mac::MacAddr, mode::Mode, owner::Access},
+    types::{
+        device_number::DeviceNumber,
+        mac::MacAddr,
+        mode::Mode,
+        owner::{Access, Owner},
+    },
 };
 
 /// How often something in the way is looked at again.
@@ -29,6 +35,8 @@ pub struct NewMacvtap<'a> {
     name: String,
     index: u32,
     device: Option<DeviceNumber>,
+    /// The root of the user namespace that owns the network namespace.
+    root: Owner,
     undo: Undo,
 }
 
@@ -59,13 +67,14 @@ pub(super) struct Place<'a> {
     pub(super) netns: Option<&'a Netns>,
     pub(super) socket: Socket,
     pub(super) uevents: Uevents,
+    root: Owner,
 }
 
 impl<'a> Place<'a> {
     /// Opens what is needed there, before the macvtap comes: its uevent must not be missed.
     pub(super) fn open(netns: Option<&'a Netns>) -> Result<Self, AttachError> {
-        let open = || Ok((Socket::open()?, Uevents::open()?));
-        let (socket, uevents) = match netns {
+        let open = || Ok((Socket::open()?, Uevents::open()?, userns::root()));
+        let (socket, uevents, root) = match netns {
             Some(netns) => netns.run(open)?,
             None => open()?,
         };
@@ -73,6 +82,7 @@ impl<'a> Place<'a> {
             netns,
             socket,
             uevents,
+            root,
         })
     }
 }
@@ -84,6 +94,7 @@ impl<'a> NewMacvtap<'a> {
             device: place.uevents.tap_added(index),
             netns: place.netns,
             socket: place.socket,
+            root: place.root,
             name: name.to_owned(),
             index,
             undo,
@@ -94,6 +105,12 @@ impl<'a> NewMacvtap<'a> {
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Who may open its tap, where `access` has the numbers of the pod's user namespace and
+    /// `netns` is the path by which the runtime names the pod's network namespace.
+    pub fn access(&self, access: Access, netns: &Path) -> Result<Access, AttachError> {
+        Ok(userns::map(access, self.root, netns)?)
     }
 
     /// Does `work` with it. If that fails, the macvtap is undone; if undoing fails too, the error
@@ -230,11 +247,17 @@ impl<'a> NewMacvtap<'a> {
         Ok(link.context("the macvtap is gone already")?)
     }
 
-    /// Fails if the node of its tap is not its own, or open to others than `access` says.
+    /// Fails if the node of its tap is not its own, or open to others than `access` says. Where
+    /// the kernel does not keep the nodes, the DEL of a previous pod may have removed it with its
+    /// own; it is made again then.
     pub fn verify_node(&mut self, access: Access) -> Result<(), AttachError> {
         let device = self.device()?;
         let device = device.context("the macvtap has no tap of its own")?;
-        Ok(devnode::verify(self.index, device, access)?)
+        let verified = devnode::verify(self.index, device, access);
+        if verified.is_err() && devnode::claim(self.index, device, access)? {
+            return Ok(devnode::verify(self.index, device, access)?);
+        }
+        Ok(verified?)
     }
 
     /// Its tap's device number, by the kernel's announcement. Where that was lost, by a search in

@@ -35,6 +35,17 @@ impl<'a> Fields<'a> {
         json.as_object().map(Self)
     }
 
+    /// The keys, as they are written.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Whether there is such a key.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
         let any_case = || {
             let same = |(name, _): &(&String, _)| name.eq_ignore_ascii_case(key);

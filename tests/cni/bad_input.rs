@@ -109,7 +109,12 @@ fn device_ids() {
     case.refuses(
         &with(""),
         7,
-        &["resourceName", "limits", "network-resources-injector"],
+        &[
+            "resourceName",
+            "limits",
+            "network-resources-injector",
+            "keys found",
+        ],
     );
     case.refuses(
         &with(&format!("xMvp0@{LOWER}:{n}")),

@@ -194,6 +194,29 @@ fn a_router_advertisement_before_the_guest_opens_the_tap_has_no_effect() {
     }
 }
 
+/// The pod has other addresses too; the guest has this MAC, and answers for itself.
+#[test]
+fn the_pods_kernel_answers_no_arp_request() {
+    for host_stack in [false, true] {
+        let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+        pod.ip("address add 192.0.2.1/32 dev lo");
+        pod.ip("link set lo up");
+        let call = node.allocated(&pod, number).with("mac", MAC);
+        call.with("hostStack", host_stack).add();
+        // On a wire with an address of that network the kernel asks who has 192.0.2.1.
+        let watcher = Watcher::start(&node);
+        node.wire
+            .ip(&format!("address add 192.0.2.2/24 dev {FAR_END}"));
+        let script = "for i in 1 2 3; do echo > /dev/udp/192.0.2.1/9; sleep 0.2; done";
+        node.wire.output(Command::new("bash").args(["-c", script]));
+        let seen = watcher.stop();
+        let answered = seen
+            .iter()
+            .any(|line| line.contains("ARP, Reply 192.0.2.1"));
+        assert_eq!(answered, host_stack, "{seen:#?}");
+    }
+}
+
 /// What a router tells all nodes (RFC 4861): a prefix, from which they may configure addresses.
 fn router_advertisement() -> Vec<u8> {
     let source = [

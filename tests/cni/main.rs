@@ -14,4 +14,5 @@ mod protocol;
 mod races;
 mod status_gc;
 mod tmpfs_dev;
+mod user_namespaces;
 mod versions;

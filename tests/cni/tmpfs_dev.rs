@@ -40,6 +40,32 @@ fn a_node_of_a_pod_that_died_is_replaced_by_add() {
     assert_eq!(fs::metadata(dev.path(&name)).unwrap().rdev(), real.rdev());
 }
 
+/// The runtime deletes a dead pod while another one gets its tap: the ADD must not lose its node.
+#[test]
+fn a_del_of_a_dead_pod_takes_no_node_from_an_add() {
+    let (node, number, dev) = (Node::new(), tap_number(), Dev::new());
+    for _ in 0..40 {
+        let dead = Host::new();
+        let del = dev.enter(&node.allocated(&dead, number)).added();
+        drop(dead);
+        wait_until("the tap is gone", || !tap_exists(number));
+        let del = del.env("CNI_NETNS", "/run/netns/gone");
+        let pod = Host::new();
+        let add = dev.enter(&node.allocated(&pod, number));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| del.succeed("DEL"));
+            }
+            add.add();
+        });
+        let real = fs::metadata(format!("/dev/tap{number}")).unwrap();
+        let path = dev.path(&format!("tap{number}"));
+        assert_eq!(fs::metadata(path).unwrap().rdev(), real.rdev());
+        add.succeed("DEL");
+        assert!(dev.names().is_empty(), "{:?}", dev.names());
+    }
+}
+
 #[test]
 fn del_and_gc_remove_the_stale_nodes_of_dead_pods() {
     for verb in ["DEL", "GC"] {
