@@ -212,7 +212,7 @@ fn the_pods_kernel_answers_no_arp_request() {
         let seen = watcher.stop();
         let answered = seen
             .iter()
-            .any(|line| line.contains("ARP, Reply 192.0.2.1"));
+            .any(|line| line.contains("Reply 192.0.2.1 is-at"));
         assert_eq!(answered, host_stack, "{seen:#?}");
     }
 }
