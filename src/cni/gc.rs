@@ -2,7 +2,7 @@
 //!
 //! An interface goes with its network namespace, and one in a namespace that lives may be
 //! another network's. What alone can be stale are nodes of a /dev that is no devtmpfs,
-//! and whether a node is stale the kernel tells, not the list of attachments.
+//! and that is decided by the kernel, not by the list of attachments.
 
 use log::info;
 use serde_json::Value;

@@ -60,7 +60,7 @@ pub fn main() -> ExitCode {
 }
 
 /// Does what the environment, by `get`, and `stdin` ask for. One JSON document goes to `stdout`,
-/// or nothing; true if it tells of no error.
+/// or nothing; true if it is not an error.
 pub fn answer(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut dyn Write) -> bool {
     let Err(failure) = serve(get, stdin, stdout) else {
         return true;
@@ -85,7 +85,7 @@ impl Write for Stdout {
     }
 }
 
-/// Says what the plugin is, as the reference implementation does when nobody says what to do.
+/// Says what the plugin is, as the reference implementation does without `CNI_COMMAND`.
 pub fn about(stderr: &mut dyn Write) -> ExitCode {
     let version = env!("CARGO_PKG_VERSION");
     let versions = version::SUPPORTED.join(", ");
@@ -98,7 +98,7 @@ pub fn about(stderr: &mut dyn Write) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A runtime that gets no JSON cannot tell its user anything.
+/// A runtime reports what JSON says, and nothing else.
 fn print_panics() {
     panic::set_hook(Box::new(|panic| {
         let text = format!("internal error, please report it: {panic}");
@@ -115,41 +115,38 @@ fn serve(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut dyn Wr
         return print(stdout, &output::versions());
     }
     let json = read_config(stdin)?;
-    let configured = version::configured(&json)?;
-    let since = |version| version::supported_since(configured, environment.verb.name(), version);
-    match &environment.verb {
-        Verb::Add => {
-            let version = version::supported(configured)?;
-            start_logging(&environment, &json);
-            add(&environment, &json, version, stdout)
-        }
-        Verb::Del => {
-            version::supported(configured)?;
-            start_logging(&environment, &json);
-            del(&environment, &json)
-        }
-        Verb::Check => {
-            let version = since("0.4.0")?;
-            start_logging(&environment, &json);
-            // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
-            let config = Config::read(&json, "", version)?;
-            check::check(&environment, &config, &open_netns(&environment)?)
-        }
-        Verb::Status => {
-            since("1.1.0")?;
-            status::status(&json)
-        }
-        Verb::Gc => {
-            since("1.1.0")?;
-            start_logging(&environment, &json);
-            gc::gc(&json)
-        }
-        Verb::Version => Ok(()),
+    let version = check_version(&environment.verb, version::configured(&json)?)?;
+    if environment.verb != Verb::Status {
+        start_logging(&environment, &json);
+    }
+    match environment.verb {
+        Verb::Add => add(&environment, &json, version, stdout),
+        Verb::Del => del(&environment, &json),
+        Verb::Check => check(&environment, &json, version),
+        Verb::Status => status::status(&json),
+        Verb::Gc => gc::gc(&json),
+        Verb::Version | Verb::Unknown(_) => Ok(()),
+    }
+}
+
+/// The configured version, if it is ours and has the verb.
+fn check_version(verb: &Verb, configured: &str) -> Result<Version> {
+    let since = |version| version::supported_since(configured, verb.name(), version);
+    match verb {
+        Verb::Add | Verb::Del | Verb::Version => version::supported(configured),
+        Verb::Check => since("0.4.0"),
+        Verb::Status | Verb::Gc => since("1.1.0"),
         Verb::Unknown(name) => {
             let text = format!("unknown CNI_COMMAND: {name}");
             Err(CniError::new(code::ENVIRONMENT, text))
         }
     }
+}
+
+fn check(environment: &Environment, json: &Value, version: Version) -> Result<()> {
+    // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
+    let config = Config::read(json, "", version)?;
+    check::check(environment, &config, &open_netns(environment)?)
 }
 
 fn add(

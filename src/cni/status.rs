@@ -21,7 +21,7 @@ pub fn status(json: &Value) -> Result<()> {
         );
         CniError::new(code::NOT_AVAILABLE, text)
     })?;
-    // With a device plugin the configuration does not tell which lower device a pod gets.
+    // With a device plugin the configuration does not say which lower device a pod gets.
     let Some(name) = config::lower_device(json) else {
         return Ok(());
     };

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often it is asked meanwhile.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Ethernet header and ARP packet.
@@ -64,7 +64,7 @@ pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
 
 fn ask(mut tap: &File, mac: MacAddr, address: Ipv4Addr) -> Result<bool> {
     let (start, mut asked) = (Instant::now(), None::<Instant>);
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < ANSWER_TIMEOUT {
         if asked.is_none_or(|time| time.elapsed() > AGAIN) {
             asked = Some(Instant::now());
             tap.write_all(&question(mac, address))
@@ -80,7 +80,7 @@ fn ask(mut tap: &File, mac: MacAddr, address: Ipv4Addr) -> Result<bool> {
     Ok(false)
 }
 
-/// An ARP probe (RFC 5227): its sender has no address, so it spoils nobody's table.
+/// An ARP probe (RFC 5227): its sender has no address, so no table changes by it.
 fn question(mac: MacAddr, address: Ipv4Addr) -> Vec<u8> {
     let mut frame = vec![0; VNET_HEADER];
     frame.extend([0xff; 6]);

@@ -217,7 +217,7 @@ fn removed(number: u32) -> PathBuf {
 }
 
 /// Whether the kernel keeps the nodes in /dev itself. Not so in a node that is a
-/// container, as in `KinD`. The file system's magic number does not tell: a
+/// container, as in `KinD`. The file system's magic number does not show it: a
 /// devtmpfs has that of tmpfs.
 fn dev_is_devtmpfs() -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;

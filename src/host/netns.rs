@@ -97,7 +97,7 @@ impl Netns {
         Ok(Self { file })
     }
 
-    /// Makes a namespace of its own, which nobody else has.
+    /// Makes a new namespace.
     pub fn create() -> Result<Self> {
         // A thread may leave its namespace and end; the descriptor holds the new one.
         let thread = std::thread::spawn(|| {
@@ -113,8 +113,8 @@ impl Netns {
         }
     }
 
-    /// Whether it is a network namespace indeed. [`Self::open`] cannot tell where a namespace is
-    /// mounted; the kernel tells who enters (`setns(2)`).
+    /// Whether it is a network namespace indeed. [`Self::open`] does not know the kind of one
+    /// that is mounted; entering it shows (`setns(2)`).
     pub fn is_network(&self) -> Result<bool> {
         let home = Self::current()?;
         match setns(&self.file, CloneFlags::CLONE_NEWNET) {

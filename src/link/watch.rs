@@ -1,6 +1,6 @@
 //! `link watch`: what changes, a line for each.
 //!
-//! The kernel tells changes of links to sockets of their own network namespace only. Pods
+//! The kernel reports changes of links to sockets of their own network namespace only. Pods
 //! come and go, so the machine is looked at again and again instead.
 
 use std::{collections::BTreeMap, thread::sleep, time::Duration};
@@ -15,7 +15,7 @@ use crate::{
 /// How often the machine is looked at.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Tells what changes, without end.
+/// Reports changes, without end.
 pub fn watch() -> Result<()> {
     let mut before = snapshot()?;
     for line in before.values() {

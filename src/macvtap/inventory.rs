@@ -228,11 +228,8 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
     } else {
         netns.socket()?
     };
-    let links: Vec<Link> = socket
-        .links()?
-        .into_iter()
-        .filter(Link::is_macvtap)
-        .collect();
+    let mut links = socket.links()?;
+    links.retain(Link::is_macvtap);
     if links.is_empty() {
         return Ok(Vec::new());
     }
@@ -244,14 +241,15 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
         Some(socket.nsid(home.as_fd())?)
     };
     let name = if ours { String::new() } else { name_of(path) };
+    let is_on_ours = |link: &Link| match nsid {
+        None => link.lower_nsid.is_none(),
+        Some(nsid) => link.lower_nsid.is_some() && link.lower_nsid == nsid,
+    };
     let found = links.into_iter().map(|link| Macvtap {
         netns: name.clone(),
         lower: link
             .lower
-            .filter(|_| match nsid {
-                None => link.lower_nsid.is_none(),
-                Some(nsid) => link.lower_nsid.is_some() && link.lower_nsid == nsid,
-            })
+            .filter(|_| is_on_ours(&link))
             .and_then(|index| lowers.get(&index).cloned()),
         pod: None,
         node: devnode::find(link.index).ok(),

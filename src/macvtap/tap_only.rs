@@ -1,4 +1,4 @@
-//! The macvtap of a pod that wants the tap alone, without the CNI plugin. It stands in the host's
+//! The macvtap of a pod that uses the tap without the CNI plugin. It is in the host's
 //! network namespace, as all of kubevirt/macvtap-cni's do.
 
 use std::time::Instant;

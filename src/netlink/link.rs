@@ -49,7 +49,7 @@ pub struct Link {
     pub queue_length: u32,
     /// The hardware address, if it is an Ethernet one.
     pub mac: Option<MacAddr>,
-    /// The group that it was put into; 0 unless somebody did.
+    /// The link group; 0 by default.
     pub group: u32,
     /// What went through it.
     pub stats: Stats,

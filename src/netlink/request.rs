@@ -141,7 +141,7 @@ impl Socket {
     }
 
     /// Asks the kernel for a macvtap without saying on top of what. Nothing can
-    /// come of it but a refusal, and that tells whether the kernel has macvtap
+    /// come of it but a refusal, which shows whether the kernel has macvtap
     /// (loading the module if need be) and whether we may make one.
     pub fn probe_macvtap(&mut self) -> Result<(), NetlinkError> {
         let mode = attribute(IflaMacvlan::Mode, Mode::Bridge.raw())?;

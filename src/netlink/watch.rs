@@ -1,4 +1,4 @@
-//! Changes of links, as the kernel tells them.
+//! Changes of links, as the kernel reports them.
 
 use std::{
     cell::Cell,
@@ -17,8 +17,8 @@ use tokio::{io::unix::AsyncFd, time::Instant};
 
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINK_GROUP: u32 = 1;
-/// Changes that come within this are one. A flapping link tells thousands.
-const SETTLE: Duration = Duration::from_millis(20);
+/// Changes that come within this are one. A flapping link causes thousands.
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// A subscription to the links of the network namespace that it was opened in.
 pub struct LinkWatch {
@@ -52,7 +52,7 @@ impl LinkWatch {
         let settled = self
             .settled
             .get()
-            .unwrap_or_else(|| Instant::now() + SETTLE);
+            .unwrap_or_else(|| Instant::now() + DEBOUNCE);
         self.settled.set(Some(settled));
         tokio::time::sleep_until(settled).await;
         let ready = self.socket.readable().await;
@@ -60,7 +60,7 @@ impl LinkWatch {
         let mut start = [0; 16];
         loop {
             match recv(self.socket.as_raw_fd(), &mut start, MsgFlags::empty()) {
-                // ENOBUFS: the kernel had more to tell than there was room for.
+                // ENOBUFS: the kernel had more events than there was room for.
                 Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(Errno::EAGAIN) => break,
                 Err(error) => return Err(error).context("reading link events"),

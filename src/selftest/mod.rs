@@ -68,15 +68,15 @@ fn run(report: &mut Report) -> Result<()> {
 /// What an empty configuration offers on this machine.
 fn discovery() -> Result<((), String)> {
     let links = Netns::current()?.socket()?.links()?;
-    let (unfit, fit): (Vec<&Link>, Vec<&Link>) = links
+    let (others, nics): (Vec<&Link>, Vec<&Link>) = links
         .iter()
         .partition(|link| LowerDevice::of((*link).clone()).undiscovered().is_some());
-    let names: Vec<&str> = fit.iter().map(|link| link.name.as_str()).collect();
+    let names: Vec<&str> = nics.iter().map(|link| link.name.as_str()).collect();
     let names = match names.as_slice() {
         [] => "none".to_owned(),
         names => names.join(", "),
     };
-    let others = count(unfit.len(), "other link");
+    let others = count(others.len(), "other link");
     Ok((
         (),
         format!("NICs and bonds of this machine: {names} ({others})"),

@@ -37,7 +37,7 @@ const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const LONGEST_FRAME: usize = 2048;
 /// The far end is quiet when nothing came for so long, in milliseconds.
 const QUIET: u8 = 20;
-const PATIENCE: Duration = Duration::from_secs(2);
+const FRAME_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A node's network namespace with the lower device, and the wire behind it.
 pub struct Wire {
@@ -126,13 +126,16 @@ fn transmit(from: &File, to: &File, macs: (MacAddr, MacAddr)) -> Result<()> {
         "the tap took {written} bytes of {}",
         frame.len()
     );
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + FRAME_TIMEOUT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut polled = [PollFd::new(to.as_fd(), PollFlags::POLLIN)];
         let ready =
             poll(&mut polled, PollTimeout::try_from(left)?).context("waiting for a frame")?;
-        ensure!(ready > 0, "the frame did not arrive within {PATIENCE:?}");
+        ensure!(
+            ready > 0,
+            "the frame did not arrive within {FRAME_TIMEOUT:?}"
+        );
         let mut buffer = [0; LONGEST_FRAME];
         let length = (&*to)
             .read(&mut buffer)

@@ -137,7 +137,7 @@ fn place(hash: u64, range: &Range<u32>) -> u32 {
     range.start + u32::try_from(offset).unwrap_or_default()
 }
 
-/// A resource's slots with their taps: `capacity` of them, for ever the same on the node.
+/// A resource's slots with their taps: `capacity` of them, the same at all times on the node.
 ///
 /// `hostname` keeps apart two nodes that share one kernel, because tap names
 /// are machine-wide. A slot whose tap is in `taken` already is skipped; the

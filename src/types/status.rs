@@ -38,10 +38,8 @@ pub struct ResourceStatus {
     /// The number of devices whose tap exists.
     pub attachments: u64,
     /// Why the devices are unhealthy; none if they are healthy.
-    #[serde(rename = "trouble")]
     pub unhealthy_reason: Option<String>,
     /// The last error of serving or registering; empty if there is none.
-    #[serde(rename = "complaint")]
     pub last_error: String,
     /// The number of devices allocated to containers.
     pub allocations: u64,
@@ -250,7 +248,7 @@ mod tests {
         };
         let resource = json!({
             "name": "dataplane", "lowerDevice": "", "lowerUp": false, "registered": true,
-            "devices": 100, "attachments": 0, "trouble": null, "complaint": "",
+            "devices": 100, "attachments": 0, "unhealthyReason": null, "lastError": "",
             "allocations": 0, "failures": {}, "registrations": 0, "streamRestarts": 0,
         });
         let learning = json!({
