@@ -15,7 +15,7 @@ use kit::{
     netns::{Host, IFNAME, LOWER, Node, device_id, tap_number},
 };
 use macvtap::learning::query;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
 const ROUNDS: usize = 200;
@@ -96,12 +96,59 @@ fn main() {
     interleave(&bench, "VERSION", [&hello, &macvlan]);
     interleave(&bench, "ADD", [&floor, &ours, &macvlan]);
     interleave(&bench, "DEL", [&ours, &macvlan]);
+    compare_limits(&bench, &ours, number);
     let ours = Program {
         name: "macvtap, asking a device plugin that learns",
         ..ours
     };
     let _learning = Learning::start(&bench.node);
     interleave(&bench, "ADD", [&floor, &ours]);
+}
+
+/// What limits cost, interleaved with none.
+fn compare_limits(bench: &Bench, ours: &Program, number: u32) {
+    let _other = limited_pod(&bench.node);
+    let limited = [
+        ("macvtap, mac", json!({"security": "mac"})),
+        ("macvtap, strict", strict()),
+        ("macvtap, strict, a rate out", limits("egressRate")),
+        ("macvtap, strict, a rate both ways", both_ways()),
+    ];
+    let limited = limited.map(|(name, mut limits)| {
+        limits["deviceID"] = device_id(number).into();
+        plugin(name, binary(), &limits)
+    });
+    let [mac, strict, out, both] = &limited;
+    for verb in ["ADD", "DEL"] {
+        interleave(bench, verb, [ours, mac, strict, out, both]);
+    }
+}
+
+fn strict() -> Value {
+    json!({"security": {"addresses": ["192.0.2.5", "2001:db8::5"]}})
+}
+
+/// Security, and a rate.
+fn limits(rate: &str) -> Value {
+    let mut limits = strict();
+    limits["bandwidth"] = json!({rate: 1_000_000_000});
+    limits
+}
+
+fn both_ways() -> Value {
+    let mut limits = limits("egressRate");
+    limits["bandwidth"]["ingressRate"] = 1_000_000_000.into();
+    limits
+}
+
+/// A pod with limits. The first of a node costs more: the kernel patches its code.
+fn limited_pod(node: &Node) -> Host {
+    let pod = Host::new();
+    let call = node.allocated(&pod, tap_number());
+    let limits = both_ways();
+    let call = call.with("security", limits["security"].clone());
+    call.with("bandwidth", limits["bandwidth"].clone()).add();
+    pod
 }
 
 /// A device plugin that answers ADD.
@@ -173,7 +220,9 @@ fn interleave<const N: usize>(bench: &Bench, verb: &str, programs: [&Program; N]
                 bench.time(program, "ADD");
             }
             times.push(bench.time(program, verb));
-            if verb == "ADD" {
+            if verb == "ADD" && program.path == binary() {
+                bench.time(program, "DEL");
+            } else if verb == "ADD" {
                 bench.pod.ip(&format!("link delete {IFNAME}"));
             }
         }

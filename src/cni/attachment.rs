@@ -66,6 +66,12 @@ impl<'a> Attachment<'a> {
                 promiscuous: config.promiscuous,
                 all_multicast: config.all_multicast,
             })?;
+            if let Some(security) = &config.security {
+                macvtap.secure(security, config.mac)?;
+            }
+            if let Some(bandwidth) = &config.bandwidth {
+                macvtap.shape(bandwidth)?;
+            }
             macvtap.set_up(mode(), config.mac, request.deadline)?;
             let link = macvtap.read_back()?;
             let mac = mac_of(&link)?;

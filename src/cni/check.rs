@@ -14,7 +14,7 @@ use super::{
 use crate::{
     host::{devnode, netns::Netns, tap, userns},
     learning,
-    macvtap::lower::LowerDevice,
+    macvtap::{lower::LowerDevice, port_security::Interface, shaping},
     netlink::{Link, Socket},
     types::{mac::MacAddr, mode::Mode, owner::Access},
 };
@@ -35,6 +35,7 @@ pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error
         .with_context(|| format!("interface {ifname:?} does not exist in netns {sandbox}"))?;
     check_link(&link, reported)?;
     check_lower(&link, config)?;
+    check_limits(&link, config, netns)?;
     let root = netns.run(|| Ok(userns::root()))?;
     let access = userns::map(config.access, root, Path::new(sandbox))?;
     Ok(check_tap(&link, access)?)
@@ -55,6 +56,33 @@ fn check_link(link: &Link, reported: &Value) -> Result<()> {
             "interface {name:?} has MAC {}, prevResult says {mac}",
             link.mac
                 .map_or_else(|| "none".to_owned(), |mac| mac.to_string())
+        );
+    }
+    Ok(())
+}
+
+/// What the guest may send and receive.
+fn check_limits(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
+    let name = &link.name;
+    if let Some(security) = &config.security {
+        let mac = link.mac.context("the macvtap has no hardware address")?;
+        let interface = Interface {
+            netns: Some(netns),
+            name,
+            index: link.index,
+        };
+        let mechanism = interface.secured(security, mac)?;
+        ensure!(
+            mechanism.is_some(),
+            "what interface {name:?} sends is not filtered as security {security} with MAC {mac} \
+             says; delete the pod"
+        );
+    }
+    if let Some(bandwidth) = &config.bandwidth {
+        let shaped = shaping::is_shaped(&mut netns.socket()?, link, bandwidth)?;
+        ensure!(
+            shaped,
+            "interface {name:?} does not have the rates of bandwidth"
         );
     }
     Ok(())

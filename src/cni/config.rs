@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use super::{
     error::{CniError, Result, code},
-    result,
+    policy, result,
     version::Version,
 };
 use crate::{
+    macvtap::{bandwidth::Bandwidth, security::Security},
     netlink::Link,
     types::{
         device_id::DeviceId,
@@ -46,6 +47,10 @@ pub struct Config {
     pub host_stack: bool,
     /// Who may open the tap.
     pub access: Access,
+    /// What the guest may send; none if anything.
+    pub security: Option<Security>,
+    /// How much it may send and receive; none if anything.
+    pub bandwidth: Option<Bandwidth>,
     /// The result of the plugin before.
     pub prev_result: Option<Value>,
     /// What is wrong with keys that do not matter.
@@ -98,6 +103,7 @@ impl Config {
             lenient: device_id(json).is_some(),
             warnings: Vec::new(),
         };
+        let prev_result = result::previous(json, version)?;
         Ok(Self {
             version,
             source: source(&fields, &mut keys)?,
@@ -107,7 +113,9 @@ impl Config {
             all_multicast: keys.take(fields.flag("allMulticast"))?.unwrap_or(true),
             host_stack: host_stack(&fields, &mut keys)?,
             access: access(&fields)?,
-            prev_result: result::previous(json, version)?,
+            security: policy::security(&fields, prev_result.as_ref())?,
+            bandwidth: policy::bandwidth(&fields)?,
+            prev_result,
             warnings: keys.warnings,
         })
     }

@@ -7,9 +7,11 @@ use super::{
     config,
     environment::Environment,
     error::{CniError, Result, code},
+    policy,
 };
 use crate::{
     host::{devnode, netns::Netns},
+    macvtap::{port_security::Interface, shaping},
     netlink::{Link, Socket},
     types::{
         device_id::{DeviceId, STANDALONE_TAPS, TAPS, original_link_name, standalone_taps},
@@ -74,6 +76,10 @@ pub fn del(environment: &Environment, json: &Value, netns: Option<&Netns>) -> Re
     let mut errors = Vec::new();
     let mut taps = Vec::new();
     if let Some(netns) = netns {
+        if policy::has_security(json) {
+            let removed = remove_security(netns, &environment.ifname);
+            errors.extend(removed.err());
+        }
         match remove_links(netns, &attachment, &environment.ifname) {
             Ok(removed) => taps.extend(removed),
             Err(error) => errors.push(error),
@@ -95,6 +101,15 @@ pub fn del(environment: &Environment, json: &Value, netns: Option<&Netns>) -> Re
         }
     }
     CniError::all(errors)
+}
+
+fn remove_security(netns: &Netns, ifname: &str) -> Result<()> {
+    let interface = Interface {
+        netns: Some(netns),
+        name: ifname,
+        index: 0,
+    };
+    Ok(interface.remove_security()?)
 }
 
 /// Deletes the attachment's links in the pod; the numbers of their taps.
@@ -126,6 +141,7 @@ fn delete(pod: &mut Socket, link: &Link) -> Result<Option<u32>> {
         warn!(interface = name; "the interface is no macvtap and not ours to delete");
         return Ok(None);
     }
+    shaping::remove_ifb(pod, tap)?;
     let deleted = pod.delete(tap).map_err(CniError::from);
     if deleted.map_err(|error| error.context(&format!("deleting {name:?}")))? {
         info!(tap; "detached");

@@ -13,6 +13,7 @@ mod error;
 mod gc;
 mod hand_over;
 mod output;
+mod policy;
 mod result;
 mod status;
 mod version;

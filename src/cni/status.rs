@@ -5,9 +5,13 @@ use serde_json::Value;
 use super::{
     config,
     error::{CniError, Result, code},
+    policy,
 };
 use crate::{
-    macvtap::lower::{LowerDevice, LowerError, Reason},
+    macvtap::{
+        lower::{LowerDevice, LowerError, Reason},
+        port_security, shaping,
+    },
     netlink::Socket,
 };
 
@@ -21,6 +25,7 @@ pub fn status(json: &Value) -> Result<()> {
         );
         CniError::new(code::NOT_AVAILABLE, text)
     })?;
+    check_limits(json).map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
     // With a device plugin the configuration does not say which lower device a pod gets.
     let Some(name) = config::lower_device(json) else {
         return Ok(());
@@ -35,4 +40,15 @@ pub fn status(json: &Value) -> Result<()> {
         code::NOT_AVAILABLE
     };
     Err(CniError::new(code, error.to_string()))
+}
+
+/// Fails if the configuration has limits that this kernel cannot enforce.
+fn check_limits(json: &Value) -> anyhow::Result<()> {
+    if policy::has_security(json) {
+        port_security::probe()?;
+    }
+    if policy::has_bandwidth(json) {
+        shaping::probe()?;
+    }
+    Ok(())
 }

@@ -11,12 +11,19 @@ use anyhow::{Context, Error, anyhow};
 use log::error;
 use nix::errno::Errno;
 
-use super::error::{AttachError, Kind};
+use super::{
+    bandwidth::Bandwidth,
+    error::{AttachError, Kind},
+    port_security::Interface,
+    security::Security,
+    shaping,
+};
 use crate::{
     host::{devnode, netns::Netns, tap, userns},
     netlink::{Change, Link, Socket, Uevents},
     types::{
         device_number::DeviceNumber,
+        errors::together,
         mac::MacAddr,
         mode::Mode,
         owner::{Access, Owner},
@@ -37,6 +44,9 @@ pub struct NewMacvtap<'a> {
     device: Option<DeviceNumber>,
     /// The root of the user namespace that owns the network namespace.
     root: Owner,
+    /// What the kernel does not remove with it: the table of its filter, the device of its rate.
+    is_secured: bool,
+    is_shaped: bool,
     undo: Undo,
 }
 
@@ -97,6 +107,8 @@ impl<'a> NewMacvtap<'a> {
             root: place.root,
             name: name.to_owned(),
             index,
+            is_secured: false,
+            is_shaped: false,
             undo,
         }
     }
@@ -212,6 +224,35 @@ impl<'a> NewMacvtap<'a> {
         Ok(())
     }
 
+    /// Puts `security` in force for what the guest sends. It has the MAC that the macvtap has, or
+    /// `mac` if that is to be set.
+    pub fn secure(&mut self, security: &Security, mac: Option<MacAddr>) -> Result<(), AttachError> {
+        let mac = match mac {
+            None => self.read_back()?.mac,
+            given => given,
+        };
+        let mac = mac.context("the macvtap has no hardware address")?;
+        self.is_secured = true;
+        let mechanism = self.interface().secure(security, mac)?;
+        log::info!(security:%, mechanism:%; "secured");
+        Ok(())
+    }
+
+    /// Puts `bandwidth` in force for what the guest sends and receives.
+    pub fn shape(&mut self, bandwidth: &Bandwidth) -> Result<(), AttachError> {
+        let link = self.read_back()?;
+        self.is_shaped = true;
+        Ok(shaping::shape(&mut self.socket, &link, bandwidth)?)
+    }
+
+    fn interface(&self) -> Interface<'_> {
+        Interface {
+            netns: self.netns,
+            name: &self.name,
+            index: self.index,
+        }
+    }
+
     /// Sets it up, in `mode` from then on if one is given.
     ///
     /// Only now the kernel looks whether the MAC is free on the lower device; its former user may
@@ -273,7 +314,24 @@ impl<'a> NewMacvtap<'a> {
     }
 
     fn try_undo(&mut self) -> anyhow::Result<()> {
-        match std::mem::replace(&mut self.undo, Undo::Keep) {
+        let undo = std::mem::replace(&mut self.undo, Undo::Keep);
+        if matches!(undo, Undo::Keep) {
+            return Ok(());
+        }
+        let mut errors = Vec::new();
+        if self.is_shaped {
+            let removed = shaping::remove_ifb(&mut self.socket, self.index);
+            errors.extend(removed.map_err(Error::from).err());
+        }
+        if self.is_secured {
+            errors.extend(self.interface().remove_security().err());
+        }
+        errors.extend(self.undo_link(undo).err());
+        together(&errors)
+    }
+
+    fn undo_link(&mut self, undo: Undo) -> anyhow::Result<()> {
+        match undo {
             // Its node, where the kernel does not make and remove it, was made by us as well.
             Undo::Delete => {
                 self.socket.delete(self.index)?;

@@ -1,9 +1,13 @@
 //! Macvtaps: how one is made, and which this machine has.
 
+pub mod bandwidth;
 pub mod create;
 pub mod error;
 pub mod guard;
 pub mod inventory;
 pub mod lower;
+pub mod port_security;
+pub mod security;
+pub mod shaping;
 pub mod take_over;
 pub mod tap_only;

@@ -30,32 +30,44 @@ pub(super) fn number(payload: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(payload.get(..4)?.try_into().ok()?))
 }
 
+/// An attribute, as the kernel wrote it.
+pub(super) struct Attribute<'a> {
+    /// The type, without its flags.
+    pub(super) kind: u16,
+    /// Whether it is marked as a list of attributes.
+    pub(super) nested: bool,
+    /// What it holds.
+    pub(super) payload: &'a [u8],
+}
+
+/// The attributes in `payload`, up to the first one that is broken.
+pub(super) fn attributes(payload: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    let mut rest = payload;
+    std::iter::from_fn(move || {
+        let [a, b, c, d, ..] = *rest else { return None };
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let kind = u16::from_ne_bytes([c, d]);
+        let payload = rest.get(4..length)?;
+        let after = rest.get(length.next_multiple_of(4)..);
+        rest = after.unwrap_or_default();
+        // The two highest bits are flags: nested, byte order.
+        Some(Attribute {
+            kind: kind & 0x3fff,
+            nested: kind & 0x8000 != 0,
+            payload,
+        })
+    })
+}
+
 /// The payload of the first attribute `wanted` among the attributes in `payload`.
 pub(super) fn nested(payload: &[u8], wanted: u16) -> Option<&[u8]> {
     all(payload, wanted).next()
 }
 
-/// The payloads of all attributes `wanted` among the attributes in `payload`, up to one whose
-/// length is wrong.
+/// The payloads of all attributes `wanted` among the attributes in `payload`.
 pub(super) fn all(payload: &[u8], wanted: u16) -> impl Iterator<Item = &[u8]> {
-    let mut rest = payload;
-    let mut next = move || {
-        let [a, b, c, d, ..] = *rest else { return None };
-        let length = usize::from(u16::from_ne_bytes([a, b]));
-        // The two highest bits are flags: nested, byte order.
-        let kind = u16::from_ne_bytes([c, d]) & 0x3fff;
-        let content = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, content))
-    };
-    std::iter::from_fn(move || {
-        loop {
-            match next()? {
-                (kind, content) if kind == wanted => return Some(content),
-                _ => {}
-            }
-        }
-    })
+    let found = attributes(payload).filter(move |attribute| attribute.kind == wanted);
+    found.map(|attribute| attribute.payload)
 }
 
 #[cfg(test)]

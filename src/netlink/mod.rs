@@ -1,17 +1,25 @@
 //! rtnetlink, as far as this program needs it. Callers speak in links, not in attributes.
 
 mod attr;
+mod batch;
+mod bpf;
 mod error;
+pub mod filter;
 mod link;
 mod message;
+mod nft;
 mod request;
 mod socket;
+mod tc;
 mod uevent;
 mod watch;
 
+pub use bpf::compile;
 pub use error::NetlinkError;
 pub use link::{Link, Stats, read_links};
+pub use nft::{Counter, Nft, Table};
 pub use request::{Change, Create};
 pub use socket::Socket;
+pub use tc::{Qdisc, Tbf};
 pub use uevent::Uevents;
 pub use watch::LinkWatch;

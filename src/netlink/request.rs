@@ -140,6 +140,15 @@ impl Socket {
         self.request(Rtm::Newlink, flags, body(None, attributes)?)
     }
 
+    /// Makes an `ifb` device with this index: frames that are redirected to it wait in its queue,
+    /// and then go on where they were.
+    pub fn create_ifb(&mut self, name: &str, index: u32) -> Result<(), NetlinkError> {
+        let no_data = attribute(IflaMacvlan::Mode, Buffer::new())?;
+        let attributes = vec![attribute(Ifla::Ifname, name)?, link_info("ifb", &no_data)?];
+        let flags = NlmF::CREATE | NlmF::EXCL;
+        self.request(Rtm::Newlink, flags, body(Some(index), attributes)?)
+    }
+
     /// Asks the kernel for a macvtap without saying on top of what. Nothing can
     /// come of it but a refusal, which shows whether the kernel has macvtap
     /// (loading the module if need be) and whether we may make one.

@@ -19,6 +19,7 @@ use neli::{
 };
 
 use super::{
+    batch::Batch,
     error::NetlinkError,
     message::{HEADER, Message, messages},
 };
@@ -146,6 +147,41 @@ impl Socket {
             let number = number.and_then(|bytes| bytes.try_into().ok());
             Ok(number.map(i32::from_ne_bytes).filter(|number| *number >= 0))
         })
+    }
+
+    /// Sends requests in one datagram; `each` takes the replies to them, up to the
+    /// acknowledgement. False if the kernel interrupted a dump.
+    pub(super) fn exchange(
+        &mut self,
+        write: impl FnOnce(&mut Batch),
+        each: impl FnMut(&Message<'_>) -> anyhow::Result<()>,
+    ) -> Result<bool, NetlinkError> {
+        let mut batch = Batch::new(self.next_sequence());
+        write(&mut batch);
+        self.send_bytes(&batch.into_bytes())?;
+        self.replies(each)
+    }
+
+    /// Sends a request for a list, of which `read` takes what it wants. It is sent again where
+    /// the list changed meanwhile.
+    pub(super) fn read_list<R>(
+        &mut self,
+        write: impl Fn(&mut Batch),
+        read: impl Fn(&Message<'_>) -> Option<R>,
+    ) -> Result<Vec<R>, NetlinkError> {
+        self.grow(DUMP_REPLY);
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut list = Vec::new();
+            let take = |message: &Message<'_>| {
+                list.extend(read(message));
+                Ok(())
+            };
+            if self.exchange(&write, take)? {
+                return Ok(list);
+            }
+        }
+        let text = format!("a list changed during each of {DUMP_ATTEMPTS} attempts to read it");
+        Err(anyhow!(text).into())
     }
 
     fn send<T, P>(&mut self, kind: T, flags: NlmF, body: P) -> Result<(), NetlinkError>

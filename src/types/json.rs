@@ -43,10 +43,12 @@ impl<'a> Fields<'a> {
     /// Whether there is such a key.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
-        self.get(key).is_some()
+        self.value(key).is_some()
     }
 
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    /// The value of a key, whatever it is.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<&'a Value> {
         let any_case = || {
             let same = |(name, _): &(&String, _)| name.eq_ignore_ascii_case(key);
             self.0.iter().find(same).map(|(_, value)| value)
@@ -61,7 +63,7 @@ impl<'a> Fields<'a> {
         wanted: &str,
         read: impl Fn(&'a Value) -> Option<T>,
     ) -> Result<Option<T>, Invalid> {
-        let Some(value) = self.get(key) else {
+        let Some(value) = self.value(key) else {
             return Ok(None);
         };
         let read = read(value).ok_or_else(|| Invalid::new(key, value, wanted));

@@ -10,5 +10,6 @@ pub mod mac;
 pub mod mode;
 pub mod owner;
 pub mod plural;
+pub mod prefix;
 pub mod resource_name;
 pub mod status;

@@ -5,13 +5,16 @@ extern crate pretty_assertions;
 
 mod add;
 mod bad_input;
+mod bandwidth;
 mod check;
 mod del;
+mod forged;
 mod frames;
 mod hand_over;
 mod logging;
 mod protocol;
 mod races;
+mod security;
 mod status_gc;
 mod tmpfs_dev;
 mod user_namespaces;

@@ -33,6 +33,15 @@ fn status_without_the_capability_says_which() {
 }
 
 #[test]
+fn status_says_whether_limits_could_be_enforced() {
+    let (node, pod) = (Node::new(), Host::new());
+    let limits = json!({"security": "strict", "bandwidth": {"egressRate": 1000}});
+    node.cni(&pod, limits).succeed("STATUS");
+    assert_eq!(pod.links(), [""; 0]);
+    assert_eq!(node.host.links(), [LOWER]);
+}
+
+#[test]
 fn gc_leaves_attachments_alone() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     let call = node.allocated(&pod, number).added();

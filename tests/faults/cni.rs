@@ -7,6 +7,7 @@ use kit::{
     kubelet::Plugin,
     netns::{Cni, Host, LOWER, Node, dev::Dev, tap, tap_exists, tap_number},
 };
+use macvtap::netlink::Nft;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -25,6 +26,8 @@ enum Way {
     Existing,
     /// There is no device plugin.
     Unpromised,
+    /// The tap was promised, and what the guest sends and receives is limited.
+    Limited,
 }
 
 const WAITING: &str = "dev5Mvp0";
@@ -74,6 +77,15 @@ impl World {
             Way::Promised | Way::Learning | Way::Tmpfs => {
                 return self.by(self.node.allocated(&self.pod, self.number), by);
             }
+            Way::Limited => {
+                let call = self.node.allocated(&self.pod, self.number);
+                let call = call.with("security", "mac");
+                let call = call.with(
+                    "bandwidth",
+                    json!({"ingressRate": 8_000_000, "egressRate": 8_000_000}),
+                );
+                return self.by(call, by);
+            }
             Way::Existing => json!({"deviceID": WAITING}),
             Way::Unpromised => json!({"lowerDevice": LOWER, "mode": "bridge"}),
         };
@@ -95,6 +107,9 @@ impl World {
     fn assert_nothing_left(&self, after: &str) {
         let links = self.pod.links();
         assert!(links.is_empty(), "{after}: {links:?} is left in the pod");
+        let tables = || Ok(Nft::open()?.tables()?);
+        let tables = self.pod.0.run(tables).unwrap();
+        assert_eq!(tables, [], "{after}: left in the pod");
         let mut on_host = self.node.host.links();
         // Before it was moved, or after it was moved back, it waits as before.
         on_host.retain(|name| self.way != Way::Existing || name != WAITING);
@@ -125,6 +140,11 @@ impl World {
         let text = String::from_utf8_lossy(&output.stdout);
         if output.status.success() {
             let result: Value = serde_json::from_str(&text).unwrap_or_default();
+            if self.way == Way::Limited && verb == "ADD" {
+                // Whatever failed, it is not attached without its limits.
+                let call = self.call(&[]).with("prevResult", result.clone());
+                call.succeed("CHECK");
+            }
             assert_eq!(
                 result["interfaces"].is_array(),
                 verb == "ADD",
@@ -224,6 +244,16 @@ fn add_of_a_macvtap_that_waits() {
 #[test]
 fn add_without_a_device_plugin() {
     add(Way::Unpromised);
+}
+
+#[test]
+fn add_with_limits() {
+    add(Way::Limited);
+}
+
+#[test]
+fn del_with_limits() {
+    del(Way::Limited);
 }
 
 #[test]

@@ -1,0 +1,113 @@
+//! How much a guest may send and receive: from rates to token buckets. Pure.
+
+use crate::netlink::Tbf;
+
+/// The lowest and the highest rate, in bits per second.
+pub const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000;
+/// The longest burst, in bits: the kernel counts bytes with 32 bits.
+pub const MAX_BURST: u64 = 8 * u32::MAX as u64;
+
+/// Bytes of headers that a frame has beside the MTU: Ethernet, and two tags.
+const HEADERS: u32 = 14 + 8;
+/// A burst for which there is no number lasts this long: as long as a busy node may let a timer
+/// wait, or the rate would not be reached.
+const BURST_MILLISECONDS: u64 = 10;
+/// What may wait for a guest lasts this long, and is within these bounds in bytes. What comes on
+/// top is dropped, which is how TCP finds out about the rate.
+const QUEUE_MILLISECONDS: u64 = 100;
+const MIN_QUEUE: u64 = 128 << 10;
+const MAX_QUEUE: u64 = 16 << 20;
+/// Bytes that may wait to be sent by a guest. TCP in a guest has at most some megabytes on their
+/// way (`tcp_wmem`), and where the tap has a send buffer, that is full before.
+const SEND_QUEUE: u32 = 16 << 20;
+
+/// The rates of an attachment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Of what the guest receives.
+    pub ingress: Option<Limit>,
+    /// Of what the guest sends.
+    pub egress: Option<Limit>,
+}
+
+/// A rate, and what may be above it for a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Bits per second.
+    pub rate: u64,
+    /// Bits after a pause; chosen by the rate if none.
+    pub burst: Option<u64>,
+}
+
+impl Limit {
+    /// The bucket for what a guest receives by frames of `mtu`.
+    #[must_use]
+    pub fn to_guest(self, mtu: u32) -> Tbf {
+        let queue = self
+            .bytes_in(QUEUE_MILLISECONDS)
+            .clamp(MIN_QUEUE, MAX_QUEUE);
+        let mut tbf = self.from_guest(mtu);
+        tbf.limit = saturated(queue).saturating_add(tbf.burst);
+        tbf
+    }
+
+    /// The bucket for what a guest sends by frames of `mtu`. It takes the longest frame at least;
+    /// the kernel cuts segments that wait for the card to cut them.
+    #[must_use]
+    pub fn from_guest(self, mtu: u32) -> Tbf {
+        let burst = self.burst.map(|bits| bits / 8);
+        let burst = burst.unwrap_or_else(|| self.bytes_in(BURST_MILLISECONDS));
+        Tbf {
+            rate: self.rate / 8,
+            burst: saturated(burst).max(2 * (mtu + HEADERS)),
+            limit: SEND_QUEUE,
+        }
+    }
+
+    fn bytes_in(self, milliseconds: u64) -> u64 {
+        self.rate / 8 * milliseconds / 1000
+    }
+}
+
+fn saturated(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_by_rate_burst_and_mtu() {
+        for (rate, burst, mtu, expected) in [
+            // rate, burst, and what may wait for the guest beside the burst
+            (1_000_000, None, 1500, (125_000, 3044, 128 << 10)),
+            (1_000_000, None, 9000, (125_000, 18044, 128 << 10)),
+            (100_000_000, None, 1500, (12_500_000, 125_000, 1_250_000)),
+            (
+                10_000_000_000,
+                None,
+                1500,
+                (1_250_000_000, 12_500_000, 16 << 20),
+            ),
+            (
+                8_000_000,
+                Some(800_000),
+                1500,
+                (1_000_000, 100_000, 128 << 10),
+            ),
+            (8_000_000, Some(8), 1500, (1_000_000, 3044, 128 << 10)),
+        ] {
+            let limit = Limit { rate, burst };
+            let tbf = limit.to_guest(mtu);
+            let found = (tbf.rate, tbf.burst, tbf.limit - tbf.burst);
+            assert_eq!(found, expected);
+            assert_eq!(limit.from_guest(mtu).limit, 16 << 20);
+        }
+        let longest = Limit {
+            rate: 1_000,
+            burst: Some(MAX_BURST),
+        };
+        assert_eq!(longest.to_guest(1500).burst, u32::MAX);
+    }
+}

@@ -1,0 +1,174 @@
+//! Port security in force: the filter of a guest's frames, in its pod's network namespace.
+//!
+//! It is there as long as the interface is, without a process of ours: as a table of nf_tables,
+//! or, in kernels whose nf_tables cannot see what a device sends (before 5.16), as a classic BPF
+//! program in traffic control, which does not count by reason.
+
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+
+use super::security::Security;
+use crate::{
+    host::netns::Netns,
+    netlink::{Counter, NetlinkError, Nft, Socket, Table, compile},
+    types::{errors::io_error, mac::MacAddr, prefix::Prefix},
+};
+
+/// The interface whose frames are filtered.
+#[derive(Clone, Copy)]
+pub struct Interface<'a> {
+    /// The network namespace that it is in; our own if none.
+    pub netns: Option<&'a Netns>,
+    /// Its name there.
+    pub name: &'a str,
+    /// Its index there.
+    pub index: u32,
+}
+
+/// By what a filter is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// A table of nf_tables.
+    Nftables,
+    /// A classic BPF program.
+    ClassicBpf,
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nftables => "nf_tables",
+            Self::ClassicBpf => "classic BPF",
+        })
+    }
+}
+
+impl Interface<'_> {
+    /// Puts `security` in force for what a guest with this MAC sends. The interface has to be
+    /// down, for what it sent before has passed.
+    pub fn secure(&self, security: &Security, mac: MacAddr) -> Result<Mechanism> {
+        let filter = security.filter(mac);
+        let (table, comment) = (table_name(self.name), security.to_string());
+        let table = Table {
+            name: &table,
+            device: self.name,
+            comment: &comment,
+            filter: &filter,
+        };
+        let lacking = match self.nft()?.and_then(|mut nft| nft.install(&table)) {
+            Ok(()) => return Ok(Mechanism::Nftables),
+            Err(error) if is_lacking(&error) => error,
+            Err(error) => return Err(error).context("installing the rules for the guest's frames"),
+        };
+        let program = compile(&filter)?;
+        let mut socket = self.inside(Socket::open)??;
+        let attached = socket.add_clsact(self.index);
+        match attached.and_then(|()| socket.add_egress_program(self.index, &program)) {
+            Ok(()) => Ok(Mechanism::ClassicBpf),
+            Err(error) => bail!(
+                "this kernel cannot enforce security {comment}: neither by nf_tables with an \
+                 egress hook ({lacking}), nor by clsact with cls_bpf ({error})"
+            ),
+        }
+    }
+
+    /// By what `security` is in force for what a guest with this MAC sends; none if it is not, or
+    /// not as it would be put in force now.
+    pub fn secured(&self, security: &Security, mac: MacAddr) -> Result<Option<Mechanism>> {
+        let filter = security.filter(mac);
+        let (table, comment) = (table_name(self.name), security.to_string());
+        let table = Table {
+            name: &table,
+            device: self.name,
+            comment: &comment,
+            filter: &filter,
+        };
+        match self.nft()?.and_then(|mut nft| nft.is_installed(&table)) {
+            Ok(true) => return Ok(Some(Mechanism::Nftables)),
+            Err(error) if !is_lacking(&error) => return Err(error.into()),
+            _ => {}
+        }
+        let programs = self.inside(Socket::open)??.egress_programs(self.index)?;
+        let installed = programs == [compile(&filter)?];
+        Ok(installed.then_some(Mechanism::ClassicBpf))
+    }
+
+    /// Removes the table of the interface, which the kernel leaves when the interface goes. A
+    /// program goes with it.
+    pub fn remove_security(&self) -> Result<()> {
+        let removed = self
+            .nft()?
+            .and_then(|mut nft| nft.delete(&table_name(self.name)));
+        match removed {
+            Err(error) if !is_lacking(&error) => {
+                Err(error).context("deleting the rules for the guest's frames")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The security that is in force, as its name, and what was dropped by reason; none if none
+    /// is.
+    pub fn security(&self) -> Result<Option<(String, Vec<Counter>)>> {
+        let name = table_name(self.name);
+        let read = |mut nft: Nft| {
+            let tables = nft.tables()?;
+            let Some((_, comment)) = tables.into_iter().find(|(table, _)| *table == name) else {
+                return Ok(None);
+            };
+            Ok(Some((comment, nft.counters(&name)?)))
+        };
+        match self.nft()?.and_then(read) {
+            Err(error) if !is_lacking(&error) => Err(error.into()),
+            other => Ok(other.ok().flatten()),
+        }
+    }
+
+    fn nft(&self) -> Result<Result<Nft, NetlinkError>> {
+        self.inside(Nft::open)
+    }
+
+    fn inside<T>(&self, open: impl FnOnce() -> T) -> Result<T> {
+        match self.netns {
+            Some(netns) => netns.run(|| Ok(open())),
+            None => Ok(open()),
+        }
+    }
+}
+
+/// By what this kernel can enforce port security. Tried out in a network namespace that is made
+/// for it.
+pub fn probe() -> Result<Mechanism> {
+    let netns = Netns::create()?;
+    let interface = Interface {
+        netns: Some(&netns),
+        name: "lo",
+        index: 1,
+    };
+    let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let security = Security::strict(any.map(Prefix::host).to_vec());
+    interface.secure(&security, MacAddr::random())
+}
+
+fn table_name(interface: &str) -> String {
+    format!("macvtap-{interface}")
+}
+
+/// Whether the kernel has no nf_tables, no family netdev, no egress hook in it, or not all that
+/// the rules are made of.
+fn is_lacking(error: &NetlinkError) -> bool {
+    let of_socket = match error {
+        NetlinkError::Unanswered(error) => io_error(error).and_then(io::Error::raw_os_error),
+        NetlinkError::Refused { .. } => None,
+    };
+    let errno = error.errno().or(of_socket.map(Errno::from_raw));
+    matches!(
+        errno,
+        Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::ENOENT)
+    )
+}

@@ -1,0 +1,132 @@
+//! The rates of an attachment in force: token buckets in its pod's network namespace.
+//!
+//! What a guest sends waits in the interface's own queue. What it receives goes by an `ifb`
+//! device beside the interface, in whose queue it waits, and which gives it back.
+
+use anyhow::{Context, Result};
+
+use nix::errno::Errno;
+
+use super::bandwidth::{Bandwidth, Limit, RATES};
+use crate::{
+    host::netns::Netns,
+    netlink::{Change, Link, NetlinkError, Qdisc, Socket, Tbf},
+};
+
+/// What an `ifb` device's index is above that of its interface: out of the way of every tap.
+const IFB_INDEX: u32 = 1 << 30;
+
+/// Puts `bandwidth` in force for the interface `link` of the socket's network namespace: a rate
+/// that is there is changed, or removed.
+pub fn shape(pod: &mut Socket, link: &Link, bandwidth: &Bandwidth) -> Result<()> {
+    let sent = match bandwidth.egress {
+        Some(limit) => pod.set_rate(link.index, &limit.from_guest(link.mtu)),
+        None => pod.delete_rate(link.index).map(|_| ()),
+    };
+    sent.context("limiting what the guest sends, by the kernel's sch_tbf")?;
+    let received = match bandwidth.ingress {
+        Some(limit) => limit_received(pod, link.index, &limit.to_guest(link.mtu)),
+        None => remove_ifb(pod, link.index),
+    };
+    received.context(
+        "limiting what the guest receives, by the kernel's ifb, sch_tbf, cls_u32 and act_mirred",
+    )
+}
+
+/// The limits in force for the interface with this index, by the queueing disciplines of its
+/// network namespace: of what the guest receives, and of what it sends.
+#[must_use]
+pub fn shapes(qdiscs: &[Qdisc], index: u32) -> [Option<&Qdisc>; 2] {
+    [index + IFB_INDEX, index].map(|index| {
+        let of_device = |qdisc: &&Qdisc| qdisc.index == index && qdisc.tbf.is_some();
+        qdiscs.iter().find(of_device)
+    })
+}
+
+/// Whether `bandwidth` is in force for the interface `link`.
+pub fn is_shaped(pod: &mut Socket, link: &Link, bandwidth: &Bandwidth) -> Result<bool> {
+    let qdiscs = pod.qdiscs()?;
+    let [received, sent] = shapes(&qdiscs, link.index).map(|qdisc| qdisc.and_then(|one| one.tbf));
+    let redirected = bandwidth.ingress.is_none() || pod.redirects_ingress(link.index)?;
+    let ingress = bandwidth.ingress.map(|limit| limit.to_guest(link.mtu));
+    let egress = bandwidth.egress.map(|limit| limit.from_guest(link.mtu));
+    Ok(redirected && same(received, ingress) && same(sent, egress))
+}
+
+/// The kernel has the burst as a time, rounded.
+fn same(found: Option<Tbf>, wanted: Option<Tbf>) -> bool {
+    match (found, wanted) {
+        (Some(found), Some(wanted)) => {
+            let close = found.burst.abs_diff(wanted.burst) <= wanted.burst / 100 + 1;
+            found.rate == wanted.rate && close
+        }
+        (found, wanted) => found.is_none() && wanted.is_none(),
+    }
+}
+
+/// Removes the `ifb` device of the interface with this index, if there is one. What it gave back
+/// then comes straight.
+pub fn remove_ifb(pod: &mut Socket, index: u32) -> Result<(), NetlinkError> {
+    let ifb = pod.link_by_name(&ifb_name(index))?;
+    let ours = |link: &Link| link.kind.as_deref() == Some("ifb") && link.index == index + IFB_INDEX;
+    if let Some(ifb) = ifb.filter(ours) {
+        pod.stop_redirecting(index)?;
+        pod.delete(ifb.index)?;
+    }
+    Ok(())
+}
+
+fn limit_received(pod: &mut Socket, index: u32, tbf: &Tbf) -> Result<(), NetlinkError> {
+    let ifb = index + IFB_INDEX;
+    let is_new = match pod.create_ifb(&ifb_name(index), ifb) {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => false,
+        other => other.map(|()| true)?,
+    };
+    // On a device that is down this costs nothing: it has no queue that has to run empty.
+    pod.set_rate(ifb, tbf)?;
+    if is_new {
+        set_up_without_addresses(pod, ifb)?;
+    }
+    if is_new || !pod.redirects_ingress(index)? {
+        pod.add_clsact(index)?;
+        pod.redirect_ingress(index, ifb)?;
+    }
+    Ok(())
+}
+
+fn set_up_without_addresses(pod: &mut Socket, index: u32) -> Result<(), NetlinkError> {
+    let without_addresses = Change {
+        no_ipv6_addresses: true,
+        ..Change::default()
+    };
+    match pod.change(index, &without_addresses) {
+        // There is no IPv6 in this kernel.
+        Err(error) if error.errno() == Some(Errno::EAFNOSUPPORT) => {}
+        other => other?,
+    }
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    pod.change(index, &up)
+}
+
+/// Fails if this kernel cannot limit rates. Tried out in a network namespace that is made for it.
+pub fn probe() -> Result<()> {
+    let netns = Netns::create()?;
+    let mut socket = netns.socket()?;
+    let lo = socket.link_by_name("lo")?.context("a netns without lo")?;
+    let limit = Limit {
+        rate: *RATES.end(),
+        burst: None,
+    };
+    let bandwidth = Bandwidth {
+        ingress: Some(limit),
+        egress: Some(limit),
+    };
+    shape(&mut socket, &lo, &bandwidth)
+}
+
+fn ifb_name(index: u32) -> String {
+    format!("ifb{index}")
+}

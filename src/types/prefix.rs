@@ -1,0 +1,122 @@
+//! Addresses, one or all of a network.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use anyhow::{Context, Result, ensure};
+
+/// The addresses that begin with the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Prefix {
+    /// The address alone.
+    #[must_use]
+    pub fn host(address: IpAddr) -> Self {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        Self { address, length }
+    }
+
+    /// Whether they are IPv4 addresses.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.address.is_ipv4()
+    }
+
+    /// The first of the addresses, in network order: 4 bytes or 16.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        match self.address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        }
+    }
+
+    /// The bits that they have in common, as long as [`Self::bytes`].
+    #[must_use]
+    pub fn mask(&self) -> Vec<u8> {
+        let byte = |index: usize| {
+            let bits = usize::from(self.length).saturating_sub(8 * index).min(8);
+            0xff_u8
+                .checked_shl(8 - u32::try_from(bits).unwrap_or(8))
+                .unwrap_or(0)
+        };
+        (0..self.bytes().len()).map(byte).collect()
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let wanted = || format!("{text:?} is not an address or a prefix, such as 192.0.2.0/24");
+        let mut prefix = Self::host(address.parse().with_context(wanted)?);
+        if let Some(length) = length {
+            let length: u8 = length.parse().with_context(wanted)?;
+            ensure!(length <= prefix.length, wanted());
+            prefix.length = length;
+        }
+        let outside = std::iter::zip(prefix.bytes(), prefix.mask()).any(|(a, m)| a & !m != 0);
+        ensure!(
+            !outside,
+            "{text:?} has bits behind its prefix; \
+             write the address alone, or the first address of the network"
+        );
+        Ok(prefix)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, length } = self;
+        if *self == Self::host(*address) {
+            write!(f, "{address}")
+        } else {
+            write!(f, "{address}/{length}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_addresses_and_networks() {
+        for (text, mask) in [
+            ("192.0.2.0/24", vec![255, 255, 255, 0]),
+            ("192.0.2.5", vec![255; 4]),
+            ("0.0.0.0/0", vec![0; 4]),
+            ("10.32.0.0/11", vec![255, 224, 0, 0]),
+            ("fe80::/10", [vec![0xff, 0xc0], vec![0; 14]].concat()),
+            ("2001:db8::1", vec![255; 16]),
+        ] {
+            let prefix: Prefix = text.parse().unwrap();
+            assert_eq!(prefix.mask(), mask, "{text}");
+            assert_eq!(prefix.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_neither() {
+        for text in [
+            "",
+            "192.0.2",
+            "192.0.2.0/33",
+            "fe80::/129",
+            "x/24",
+            "10.0.0.1/",
+        ] {
+            let error = text.parse::<Prefix>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?} is not")), "{error}");
+        }
+        let error = "192.0.2.5/24".parse::<Prefix>().unwrap_err();
+        assert!(error.to_string().contains("behind its prefix"), "{error}");
+    }
+}
