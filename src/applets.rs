@@ -7,10 +7,10 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{self, Cli, Command},
     cni, deviceplugin, dispatch, doctor,
     host::{signals, stdout},
-    install, link, selftest,
+    install, kubectl, link, selftest,
 };
 
 /// Runs it to its end.
@@ -34,6 +34,12 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         Command::Selftest { json } => selftest::main(*json),
         Command::Completions { shell } => completions(*shell),
     }
+}
+
+/// Runs the kubectl plugin to its end.
+pub fn run_kubectl(options: &cli::Kubectl) -> Result<ExitCode> {
+    signals::keep_exit_statuses()?;
+    kubectl::main(options)
 }
 
 /// Prints the completions of a shell. Generated whole first: clap panics if it cannot write.

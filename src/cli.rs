@@ -28,10 +28,25 @@ Examples:
   macvtap link add tap0 --lower-device eth0 --mode bridge --up on
   macvtap link set net1 --netns blue --mtu 1400
   macvtap link delete tap0 tap1";
+const LIST_EXAMPLES: &str = "\
+Examples:
+  macvtap link list --wide
+  macvtap link list --pod default/vm-a
+  macvtap link list --json | jq '.macvtaps[].tap'";
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   macvtap doctor
   macvtap doctor --probe-network 192.0.2.1 --lower-device eth0";
+const KUBECTL_EXAMPLES: &str = "\
+Examples:
+  kubectl macvtap link list --pod default/vm-a
+  kubectl macvtap doctor --node worker-1
+  kubectl macvtap top
+
+Exit status:
+  0  success
+  1  failure, a node that does not answer, or a problem
+  2  wrong usage";
 const INSTALL_EXAMPLES: &str = "\
 A program of another origin under that name is kept beside it as .NAME.prev, and `macvtap
 uninstall` puts it back.
@@ -138,34 +153,18 @@ pub struct Deviceplugin {
 pub enum Link {
     /// List the macvtaps in all network namespaces, and the lower devices (other network
     /// namespaces need `CAP_SYS_ADMIN`)
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    #[command(visible_aliases = ["ls", "show"], after_long_help = LIST_EXAMPLES)]
+    List(List),
     /// Create a macvtap (needs `CAP_NET_ADMIN`)
-    Add {
-        /// Name of the interface
-        name: String,
-        /// Lower device
-        #[arg(long, value_name = "NAME")]
-        lower_device: String,
-        /// Mode
-        #[arg(long, value_enum, default_value_t)]
-        mode: Mode,
-        /// Number of the tap, which is also the interface index
-        #[arg(long, value_name = "N")]
-        tap: Option<u32>,
-        /// Its other attributes.
-        #[command(flatten)]
-        change: LinkChange,
-    },
-    /// Delete a macvtap (needs `CAP_NET_ADMIN`)
+    Add(Add),
+    /// Delete macvtaps (needs `CAP_NET_ADMIN`)
+    #[command(visible_aliases = ["del", "rm"])]
     Delete {
-        /// Name of the interface
-        name: String,
-        /// Network namespace of the interface
-        #[arg(long, value_name = "PATH")]
+        /// Names of the interfaces
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Network namespace of the interfaces, by name or path
+        #[arg(long, value_name = "NETNS", value_parser = netns)]
         netns: Option<PathBuf>,
     },
     /// Change a macvtap (needs `CAP_NET_ADMIN`)
@@ -180,23 +179,73 @@ pub enum Link {
         change: LinkChange,
     },
     /// Print changes as they happen
-    Watch,
-    /// Show the traffic of each macvtap
-    Top {
-        /// Seconds between updates
-        #[arg(long, default_value_t = 2.0, value_parser = seconds)]
-        interval: f64,
-        /// Number of updates [default: unlimited]
-        #[arg(long, value_name = "N")]
-        count: Option<u32>,
+    Watch {
+        /// Print JSON, one line for each change
+        #[arg(long)]
+        json: bool,
     },
+    /// Show the traffic of each macvtap; q ends it
+    Top(Top),
+}
+
+/// The options of `link list`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct List {
+    /// Only macvtaps with one of these interface names or tap numbers
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Only macvtaps of this pod
+    #[arg(long, value_name = "[NAMESPACE/]POD")]
+    pub pod: Option<String>,
+    /// Only macvtaps on this lower device
+    #[arg(long, value_name = "NAME")]
+    pub lower_device: Option<String>,
+    /// Show all columns, even if they do not fit in the terminal
+    #[arg(long)]
+    pub wide: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The options of `link add`.
+#[derive(Args, Clone, Debug)]
+pub struct Add {
+    /// Name of the interface
+    pub name: String,
+    /// Lower device
+    #[arg(long, value_name = "NAME")]
+    pub lower_device: String,
+    /// Mode
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+    /// Number of the tap, which is also the interface index
+    #[arg(long, value_name = "N")]
+    pub tap: Option<u32>,
+    /// Its other attributes.
+    #[command(flatten)]
+    pub change: LinkChange,
+}
+
+/// The options of `link top`.
+#[derive(Args, Clone, Debug)]
+pub struct Top {
+    /// Seconds between updates
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    pub interval: f64,
+    /// Number of updates [default: unlimited]
+    #[arg(long, value_name = "N")]
+    pub count: Option<u32>,
+    /// Print JSON, one line for each update
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Attributes of a macvtap, named as in the CNI configuration.
 #[derive(Args, Clone, Debug)]
 pub struct LinkChange {
-    /// Network namespace of the interface
-    #[arg(long, value_name = "PATH")]
+    /// Network namespace of the interface, by name or path
+    #[arg(long, value_name = "NETNS", value_parser = netns)]
     pub netns: Option<PathBuf>,
     /// MAC address
     #[arg(long)]
@@ -218,6 +267,15 @@ pub struct LinkChange {
 /// A directory, absolute: its path must not depend on where a process runs.
 fn directory(text: &str) -> io::Result<PathBuf> {
     absolute(Path::new(text))
+}
+
+/// The path of a network namespace. A name is one of `ip netns`.
+fn netns(text: &str) -> Result<PathBuf, &'static str> {
+    match text {
+        "" | "." | ".." => Err("must be the name or the path of a network namespace"),
+        path if path.contains('/') => Ok(path.into()),
+        name => Ok(Path::new(NETNS_DIR).join(name)),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -284,4 +342,72 @@ pub struct InstallTarget {
     /// Name of the file, which is the `type` in CNI configurations
     #[arg(long, default_value = crate::dispatch::NAME)]
     pub name: String,
+}
+
+/// Show the macvtaps of the nodes of a cluster, and diagnose them
+///
+/// Runs `macvtap link list`, `link top`, `doctor` and `probe` by `kubectl exec` in the pods of the
+/// DaemonSet, on all nodes at the same time.
+#[derive(Debug, Parser)]
+#[command(name = "kubectl-macvtap", bin_name = "kubectl macvtap", version)]
+#[command(arg_required_else_help = true, after_help = EXIT_STATUS)]
+#[command(after_long_help = KUBECTL_EXAMPLES)]
+pub struct Kubectl {
+    /// Which cluster and which nodes.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// The command.
+    #[command(subcommand)]
+    pub command: KubectlCommand,
+}
+
+/// A cluster and nodes of it.
+#[derive(Args, Clone, Debug)]
+pub struct Cluster {
+    /// Only this node; can be given several times
+    #[arg(long, value_name = "NODE", global = true)]
+    pub node: Vec<String>,
+    /// Namespace of the DaemonSet [default: all]
+    #[arg(short, long, global = true)]
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig file [default: the current one]
+    #[arg(long, value_name = "NAME", global = true)]
+    pub context: Option<String>,
+    /// The kubeconfig file [default: as kubectl]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Seconds that a node may take to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds, global = true)]
+    pub timeout: f64,
+}
+
+/// What is run on the nodes.
+#[derive(Debug, Subcommand)]
+pub enum KubectlCommand {
+    /// List macvtaps, or show their traffic
+    Link {
+        /// The command.
+        #[command(subcommand)]
+        command: KubectlLink,
+    },
+    /// Show the traffic of each macvtap; q ends it
+    Top(Top),
+    /// Diagnose the nodes and suggest fixes
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that the device plugins are registered and healthy
+    Probe,
+}
+
+/// The commands of `link` that make sense on many nodes.
+#[derive(Debug, Subcommand)]
+pub enum KubectlLink {
+    /// List the macvtaps and lower devices of the nodes
+    #[command(visible_aliases = ["ls", "show"])]
+    List(List),
+    /// Show the traffic of each macvtap; q ends it
+    Top(Top),
 }

@@ -15,6 +15,8 @@ pub const APPLETS: [&str; 8] = [
     "selftest",
     "uninstall",
 ];
+/// The name by which kubectl finds a plugin for `kubectl macvtap`.
+const KUBECTL: &str = "kubectl-macvtap";
 /// The names by which a call is one of a shell.
 const SHELLS: [&str; 2] = ["bash", "sh"];
 /// The beginning of the names of the original's sockets.
@@ -42,6 +44,8 @@ pub enum Call {
     NoShell,
     /// A command line for clap.
     CommandLine(Vec<OsString>),
+    /// A command line of the kubectl plugin, for clap.
+    Kubectl(Vec<OsString>),
 }
 
 /// Reads a call: `args` with the name of the file first, and whether `CNI_COMMAND` is set.
@@ -53,6 +57,7 @@ pub fn read(args: &[OsString], cni_command: bool) -> Call {
     match name {
         Some(name) if SHELLS.contains(&name) => return shell(arguments),
         Some("cp") => return copy(arguments),
+        Some(KUBECTL) => return Call::Kubectl(args.to_vec()),
         Some("ls" | "test" | "[") if is_probe(arguments) => return probe(arguments),
         _ => line.extend(applet(name).map(OsString::from)),
     }
@@ -319,6 +324,13 @@ mod tests {
             let parsed = crate::cli::Cli::try_parse_from(line);
             assert!(parsed.is_ok(), "{words:?}: {parsed:?}");
         }
+    }
+
+    #[test]
+    fn kubectl_finds_its_plugin_by_its_name() {
+        let words = ["/usr/local/bin/kubectl-macvtap", "link", "list"];
+        let expected = Call::Kubectl(words.map(OsString::from).to_vec());
+        assert_eq!(read(&words, false), expected);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod cni;
 pub mod deviceplugin;
 pub mod doctor;
 pub mod install;
+pub mod kubectl;
 pub mod link;
 pub mod selftest;
 

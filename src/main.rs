@@ -14,7 +14,9 @@ use std::{env, ffi::OsString, io, process::ExitCode};
 
 use anyhow::{Error, Result, anyhow};
 use clap::Parser;
-use macvtap::{applets, cli::Cli, cni, dispatch, dispatch::Call, host::signals, host::stdout};
+use macvtap::{
+    applets, cli::Cli, cli::Kubectl, cni, dispatch, dispatch::Call, host::signals, host::stdout,
+};
 
 fn main() -> ExitCode {
     match run() {
@@ -33,6 +35,7 @@ fn run() -> Result<ExitCode> {
         Call::About => Ok(cni::about(&mut io::stderr())),
         Call::NoShell => Err(anyhow!("this image has no shell; try: macvtap --help")),
         Call::CommandLine(line) => applets::run(&Cli::parse_from(line).command),
+        Call::Kubectl(line) => applets::run_kubectl(&Kubectl::parse_from(line)),
     }
 }
 

@@ -1,18 +1,20 @@
 //! What `doctor` found, and how it is printed.
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::types::plural::count;
 
-/// A finding of one check.
+/// A finding of one check. As JSON its keys are only ever added.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Finding {
-    check: &'static str,
+    check: String,
     verdict: Verdict,
     text: String,
     fix: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum Verdict {
     Ok,
     /// Not as usual, but possibly intended.
@@ -31,23 +33,23 @@ impl Verdict {
 }
 
 impl Finding {
-    pub fn ok(check: &'static str, text: impl Into<String>) -> Self {
+    pub fn ok(check: &str, text: impl Into<String>) -> Self {
         Self {
-            check,
+            check: check.to_owned(),
             verdict: Verdict::Ok,
             text: text.into(),
             fix: None,
         }
     }
 
-    pub fn note(check: &'static str, text: impl Into<String>) -> Self {
+    pub fn note(check: &str, text: impl Into<String>) -> Self {
         Self {
             verdict: Verdict::Note,
             ..Self::ok(check, text)
         }
     }
 
-    pub fn fail(check: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub fn fail(check: &str, text: impl Into<String>, fix: impl Into<String>) -> Self {
         Self {
             verdict: Verdict::Fail,
             fix: Some(fix.into()),
@@ -63,8 +65,9 @@ impl Finding {
         self.verdict == Verdict::Fail
     }
 
-    fn line(&self) -> String {
-        let (verdict, check) = (self.verdict.name(), self.check);
+    /// Its line, and a second one with the fix.
+    pub fn lines(&self) -> String {
+        let (verdict, check) = (self.verdict.name(), &self.check);
         let line = format!("  {verdict:4} {check:14} {}\n", self.text);
         let fix = self.fix.as_ref();
         let fix = fix.map(|fix| format!("{:22}fix: {fix}\n", ""));
@@ -74,23 +77,14 @@ impl Finding {
 
 /// The findings as text, with the number of problems at the end.
 pub fn to_text(findings: &[Finding]) -> String {
-    let lines: String = findings.iter().map(Finding::line).collect();
-    let end = match findings.iter().filter(|each| each.is_failure()).count() {
-        0 => "No problems found.".to_owned(),
-        problems => format!("{} found.", count(problems, "problem")),
-    };
-    format!("{lines}\n{end}\n")
+    let lines: String = findings.iter().map(Finding::lines).collect();
+    format!("{lines}\n{}\n", summary(findings))
 }
 
-/// The findings as JSON. Keys are only ever added.
-pub fn to_json(findings: &[Finding]) -> Value {
-    let findings = findings.iter().map(|finding| {
-        json!({
-            "check": finding.check,
-            "verdict": finding.verdict.name().to_lowercase(),
-            "text": finding.text,
-            "fix": finding.fix,
-        })
-    });
-    findings.collect()
+/// The number of problems, as a sentence.
+pub fn summary(findings: &[Finding]) -> String {
+    match findings.iter().filter(|each| each.is_failure()).count() {
+        0 => "No problems found.".to_owned(),
+        problems => format!("{} found.", count(problems, "problem")),
+    }
 }

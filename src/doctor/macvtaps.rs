@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{container, finding::Finding};
+use super::finding::Finding;
 use crate::{
-    host::{char_device::Found, devnode, tap},
+    host::{char_device::Found, container, devnode, tap},
     macvtap::inventory::{Inventory, Macvtap},
     types::{
         device_id::{STANDALONE_TAPS, TAPS},

@@ -1,7 +1,6 @@
 //! `macvtap doctor`: diagnoses a node and suggests fixes.
 
-mod container;
-mod finding;
+pub(crate) mod finding;
 mod macvtaps;
 mod network;
 mod plugins;
@@ -17,7 +16,7 @@ use crate::{cli, host::stdout, macvtap::inventory::Inventory};
 pub fn main(options: &cli::Doctor) -> Result<ExitCode> {
     let findings = check(options);
     let text = if options.json {
-        format!("{:#}\n", finding::to_json(&findings))
+        format!("{}\n", serde_json::to_string_pretty(&findings)?)
     } else {
         finding::to_text(&findings)
     };

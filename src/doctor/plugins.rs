@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-use super::{container, finding::Finding};
+use super::finding::Finding;
 use crate::{
     deviceplugin::{names::KUBELET_SOCKET, status},
     dispatch::NAME,
+    host::container,
     netlink::Socket,
     types::status::{Status, Summary},
 };
@@ -78,6 +79,13 @@ pub fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
     findings
 }
 
+/// A directory of the node that this container does not mount.
+fn not_visible(check: &str, path: &Path) -> Finding {
+    let path = path.display();
+    let text = format!("{path} is not visible in this container; run doctor on the node");
+    Finding::note(check, text)
+}
+
 /// Says that learning is off, or that it has stopped.
 fn learning(status: &Status) -> Option<Finding> {
     let check = "learning";
@@ -98,7 +106,7 @@ pub fn cni_plugin(dir: &Path) -> Finding {
     let shown = path.display();
     let fix = "run macvtap install, or restart the DaemonSet's pod: its init container installs it";
     if !dir.exists() && container::is_ours() {
-        return container::not_visible(check, dir);
+        return not_visible(check, dir);
     }
     let metadata = match fs::metadata(&path) {
         Ok(metadata) => metadata,
@@ -140,7 +148,7 @@ fn version(path: &Path) -> Result<String> {
 pub fn cni_configuration(dir: &Path) -> Finding {
     let check = "CNI configs";
     if !dir.exists() && container::is_ours() {
-        return container::not_visible(check, dir);
+        return not_visible(check, dir);
     }
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let names = entries

@@ -1,6 +1,7 @@
 //! The machine that the program runs on: network namespaces, taps, files, sockets.
 
 pub mod char_device;
+pub mod container;
 pub mod control_socket;
 pub mod devnode;
 pub mod file_id;

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 
 use crate::{
-    cli::{LinkChange, Switch},
+    cli::{self, LinkChange, Switch},
     host::{devnode, netns::Netns, stdout::print, tap},
     macvtap::{
         create::{Spec, create},
@@ -16,27 +16,27 @@ use crate::{
         lower::LowerDevice,
     },
     netlink::{Change, Link, Socket},
-    types::mode::Mode,
+    types::{errors::together, mode::Mode},
 };
 
 /// How long a MAC that is in use is waited for.
 const MAC_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Creates a macvtap on a lower device, in a mode, with a tap of this number.
-pub fn add(name: &str, on: (&str, Mode, Option<u32>), wanted: &LinkChange) -> Result<()> {
-    let (lower, mode, index) = on;
+/// Creates a macvtap on a lower device.
+pub fn add(options: &cli::Add) -> Result<()> {
+    let wanted = &options.change;
     let mut host = Socket::open()?;
     let netns = netns(wanted.netns.as_deref())?;
-    let lower = LowerDevice::find(&mut host, lower)?;
-    if let Some(number) = index {
+    let lower = LowerDevice::find(&mut host, &options.lower_device)?;
+    if let Some(number) = options.tap {
         let free = tap::devices(number)?.is_empty();
         ensure!(free, "tap {number} exists already on this machine");
     }
     let spec = Spec {
-        name,
-        index,
+        name: &options.name,
+        index: options.tap,
         lower: &lower,
-        mode,
+        mode: options.mode,
         mac: wanted.mac,
         mtu: wanted.mtu,
         group: 0,
@@ -62,10 +62,16 @@ fn report(macvtap: NewMacvtap<'_>) -> Result<()> {
     print(&format!("{}\n", path.display()))
 }
 
-/// Deletes a macvtap.
-pub fn delete(name: &str, path: Option<&Path>) -> Result<()> {
+/// Deletes macvtaps. Continues after a failure, and reports all.
+pub fn delete(names: &[String], path: Option<&Path>) -> Result<()> {
     let mut socket = socket_in(netns(path)?.as_ref())?;
-    let link = find(&mut socket, name)?;
+    let deleted = names.iter().map(|name| delete_one(&mut socket, name));
+    let failures: Vec<Error> = deleted.filter_map(Result::err).collect();
+    together(&failures)
+}
+
+fn delete_one(socket: &mut Socket, name: &str) -> Result<()> {
+    let link = find(socket, name)?;
     let deleted = socket.delete(link.index);
     deleted.with_context(|| format!("deleting macvtap {name:?}"))?;
     devnode::remove_stale(link.index)?;

@@ -2,99 +2,150 @@
 
 use anyhow::Result;
 
-use super::table::{Table, bytes, print_sentence};
-use crate::{
-    host::stdout::print,
-    macvtap::inventory::{Inventory, Macvtap},
+use super::{
+    listing::{Filter, Listing, LowerDeviceEntry, MacvtapEntry},
+    table::{Table, bytes},
+    terminal::print_sentence,
 };
+use crate::{cli, host::stdout::print, macvtap::inventory::Inventory, types::plural::count};
+
+/// The columns of macvtaps, those first that are most often looked for.
+pub const COLUMNS: [&str; 13] = [
+    "TAP",
+    "POD",
+    "INTERFACE",
+    "MAC",
+    "STATE",
+    "MODE",
+    "LOWER",
+    "NETNS",
+    "OPEN BY",
+    "OWNER",
+    "MTU",
+    "RECEIVED",
+    "SENT",
+];
+/// The columns of lower devices.
+pub const LOWER_COLUMNS: [&str; 4] = ["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE"];
+
+/// Taps that are listed by their number alone.
+const MAX_UNSEEN: usize = 10;
 
 /// Lists macvtaps and lower devices.
-pub fn list(json: bool) -> Result<()> {
+pub fn list(options: &cli::List) -> Result<()> {
     let mut inventory = Inventory::new()?;
     inventory.find_holders();
     inventory.find_pods();
-    if json {
-        return print(&format!("{:#}\n", inventory.to_json()));
+    let mut listing = Listing::from(&inventory);
+    filter(options).apply(&mut listing);
+    if options.json {
+        return print(&format!("{}\n", serde_json::to_string_pretty(&listing)?));
     }
-    macvtaps(&inventory)?;
+    macvtaps(&listing, options)?;
+    if listing.lower_devices.is_empty() {
+        return Ok(());
+    }
     print("\n")?;
-    lower_devices(&inventory)
+    let mut table = Table::new(&LOWER_COLUMNS);
+    for lower in &listing.lower_devices {
+        table.row(&lower_row(lower));
+    }
+    table.print(options.wide)
 }
 
-fn macvtaps(inventory: &Inventory) -> Result<()> {
-    let mut table = Table::new(&[
-        "TAP",
-        "INTERFACE",
-        "MAC",
-        "MODE",
-        "STATE",
-        "LOWER",
-        "NETNS",
-        "POD",
-        "OPEN BY",
-        "OWNER",
-        "MTU",
-        "RECEIVED",
-        "SENT",
-    ]);
-    for macvtap in &inventory.macvtaps {
+/// The filter that the command line gives.
+pub fn filter(options: &cli::List) -> Filter {
+    Filter {
+        names: options.names.clone(),
+        pod: options.pod.clone(),
+        lower_device: options.lower_device.clone(),
+    }
+}
+
+fn macvtaps(listing: &Listing, options: &cli::List) -> Result<()> {
+    let mut table = Table::new(&COLUMNS);
+    for macvtap in &listing.macvtaps {
         table.row(&row(macvtap));
     }
-    if table.is_empty() {
-        print_sentence("there is no macvtap")?;
-    } else {
-        table.print()?;
+    if !table.is_empty() {
+        table.print(options.wide)?;
     }
-    if !inventory.unseen.is_empty() {
-        let taps: Vec<String> = inventory.unseen.iter().map(u32::to_string).collect();
-        let taps = taps.join(", ");
-        print_sentence(&format!(
-            "in network namespaces that cannot be found: {taps}"
-        ))?;
-    }
-    if let Some((count, why)) = &inventory.closed {
-        print_sentence(&format!(
-            "{count} network namespaces were not looked into: {why}"
-        ))?;
+    for note in notes(listing) {
+        print_sentence(&note)?;
     }
     Ok(())
 }
 
-fn lower_devices(inventory: &Inventory) -> Result<()> {
-    let mut table = Table::new(&["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE"]);
-    for lower in &inventory.lower_devices {
-        let ineligible = lower.ineligible.as_ref();
-        table.row(&[
-            lower.link.name.clone(),
-            lower.macvtaps.to_string(),
-            lower.link.mtu.to_string(),
-            ineligible.map_or_else(|| "yes".to_owned(), |found| format!("no: {}", found.reason)),
-        ]);
+/// What the table does not show, and why.
+pub fn notes(listing: &Listing) -> Vec<String> {
+    let mut notes = Vec::new();
+    // The taps are those of all network namespaces.
+    if !listing.unseen_taps.is_empty() {
+        let taps = abridged(&listing.unseen_taps);
+        notes.push(format!(
+            "Taps in network namespaces that are not visible from here: {taps}"
+        ));
+    } else if listing.macvtaps.is_empty() {
+        notes.push("No macvtaps found.".to_owned());
     }
-    table.print()
+    if let Some(reason) = &listing.closed_reason {
+        let namespaces = count(listing.closed_namespaces, "network namespace");
+        notes.push(format!("{namespaces} could not be read: {reason}"));
+    }
+    if listing.in_container && !listing.macvtaps.is_empty() {
+        notes.push(
+            "This container does not see the node's container runtime, processes and /dev. To \
+             see POD, OPEN BY and OWNER, run on the node: /opt/cni/bin/macvtap link list"
+                .to_owned(),
+        );
+    }
+    notes
 }
 
-fn row(macvtap: &Macvtap) -> Vec<String> {
-    let link = &macvtap.link;
+fn abridged(taps: &[u32]) -> String {
+    let (shown, rest) = taps.split_at(taps.len().min(MAX_UNSEEN));
+    let shown: Vec<String> = shown.iter().map(u32::to_string).collect();
+    let more = match rest.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    shown.join(", ") + &more
+}
+
+/// The cells of a macvtap.
+pub fn row(macvtap: &MacvtapEntry) -> Vec<String> {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let holders = (!macvtap.holders.is_empty()).then(|| macvtap.holders.join(", "));
+    let named = |text: String| or_none(Some(text).filter(|text| !text.is_empty()));
+    let owner = macvtap
+        .owner
+        .map(|owner| format!("{}:{}", owner.user, owner.group));
     vec![
-        link.index.to_string(),
-        link.name.clone(),
-        or_none(link.mac.map(|mac| mac.to_string())),
-        macvtap.mode(),
-        if link.up { "up" } else { "down" }.to_owned(),
-        or_none(macvtap.lower.clone()),
-        or_none(Some(macvtap.netns.clone()).filter(|name| !name.is_empty())),
+        macvtap.tap.to_string(),
         or_none(macvtap.pod.clone()),
-        or_none(holders),
-        or_none(
-            macvtap
-                .owner()
-                .map(|owner| format!("{}:{}", owner.user, owner.group)),
-        ),
-        link.mtu.to_string(),
-        bytes(link.stats.received_bytes),
-        bytes(link.stats.sent_bytes),
+        macvtap.interface.clone(),
+        or_none(macvtap.mac.clone()),
+        if macvtap.up { "up" } else { "down" }.to_owned(),
+        macvtap.shown_mode(),
+        or_none(macvtap.lower_device.clone()),
+        named(macvtap.netns.clone()),
+        named(macvtap.holders.join(", ")),
+        or_none(owner),
+        macvtap.mtu.to_string(),
+        bytes(macvtap.received_bytes),
+        bytes(macvtap.sent_bytes),
+    ]
+}
+
+/// The cells of a lower device.
+pub fn lower_row(lower: &LowerDeviceEntry) -> Vec<String> {
+    let eligible = match &lower.reason {
+        None => "yes".to_owned(),
+        Some(reason) => format!("no: {reason}"),
+    };
+    vec![
+        lower.name.clone(),
+        lower.macvtaps.to_string(),
+        lower.mtu.to_string(),
+        eligible,
     ]
 }

@@ -1,9 +1,13 @@
 //! `macvtap link`: the macvtaps of this machine, for an administrator on the node.
 
 mod change;
-mod list;
-mod table;
-mod top;
+pub(crate) mod list;
+pub(crate) mod listing;
+mod screen;
+pub(crate) mod table;
+pub(crate) mod terminal;
+pub(crate) mod top;
+pub(crate) mod traffic;
 mod watch;
 
 use std::process::ExitCode;
@@ -15,18 +19,12 @@ use crate::cli;
 /// Does what the command line says.
 pub fn main(command: &cli::Link) -> Result<ExitCode> {
     let outcome = match command {
-        cli::Link::List { json } => list::list(*json),
-        cli::Link::Add {
-            name,
-            lower_device,
-            mode,
-            tap,
-            change,
-        } => change::add(name, (lower_device, *mode, *tap), change),
-        cli::Link::Delete { name, netns } => change::delete(name, netns.as_deref()),
+        cli::Link::List(options) => list::list(options),
+        cli::Link::Add(options) => change::add(options),
+        cli::Link::Delete { names, netns } => change::delete(names, netns.as_deref()),
         cli::Link::Set { name, mode, change } => change::set(name, *mode, change),
-        cli::Link::Watch => watch::watch(),
-        cli::Link::Top { interval, count } => top::top(*interval, *count),
+        cli::Link::Watch { json } => watch::watch(*json),
+        cli::Link::Top(options) => top::top(options),
     };
     outcome.map(|()| ExitCode::SUCCESS)
 }

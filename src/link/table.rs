@@ -1,10 +1,8 @@
 //! Tables for people: aligned, and no wider than the terminal.
 
-use std::io::{self, IsTerminal};
-
 use anyhow::Result;
-use terminal_size::{Width, terminal_size};
 
+use super::terminal::{heading, print_sentence, width};
 use crate::host::stdout::print;
 
 /// Spaces between columns.
@@ -13,13 +11,26 @@ const GAP: usize = 2;
 /// A table. Columns that are named first are the last to be left out.
 pub struct Table {
     rows: Vec<Vec<String>>,
+    notes: Vec<String>,
+}
+
+/// The part of a table that fits.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fitted {
+    /// The lines, the first of them with the names of the columns.
+    pub lines: Vec<String>,
+    /// The names of the columns that did not fit.
+    pub hidden: Vec<String>,
 }
 
 impl Table {
     /// A table with these columns.
     pub fn new(columns: &[&str]) -> Self {
         let head = columns.iter().map(|&name| name.to_owned()).collect();
-        Self { rows: vec![head] }
+        Self {
+            rows: vec![head],
+            notes: Vec::new(),
+        }
     }
 
     /// Adds a row.
@@ -28,101 +39,73 @@ impl Table {
         self.rows.push(cells);
     }
 
+    /// The table with sentences below it.
+    pub fn notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
+    }
+
     /// Whether it has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.len() == 1
     }
 
-    /// The lines, of up to `width` characters if there is a limit.
-    pub fn lines(&self, width: Option<usize>) -> Vec<String> {
+    /// As many columns as fit in lines of `limit` characters, but at least one, which is cut.
+    pub fn fit(&self, limit: Option<usize>) -> Fitted {
+        let limit = limit.unwrap_or(usize::MAX);
         let widths = self.widths();
-        let mut shown = 0;
-        let mut used = 0;
-        for width_of in &widths {
-            used += width_of + if shown == 0 { 0 } else { GAP };
-            if shown > 0 && width.is_some_and(|limit| used > limit) {
-                break;
-            }
-            shown += 1;
-        }
+        let ends = widths.iter().scan(0, |end, width| {
+            *end += width;
+            let here = *end;
+            *end += GAP;
+            Some(here)
+        });
+        let shown = ends.take_while(|end| *end <= limit).count().max(1);
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).take(shown);
             let cells = cells.map(|(cell, width)| format!("{cell:width$}"));
             let line = cells.collect::<Vec<_>>().join(&" ".repeat(GAP));
-            let line: String = line
-                .trim_end()
-                .chars()
-                .take(width.unwrap_or(usize::MAX))
-                .collect();
-            line
+            line.trim_end().chars().take(limit).collect()
         };
-        self.rows.iter().map(line).collect()
+        let notes = self.notes.iter().map(|note| printable(note));
+        Fitted {
+            lines: self.rows.iter().map(line).chain(notes).collect(),
+            hidden: self.rows[0].iter().skip(shown).cloned().collect(),
+        }
     }
 
     fn widths(&self) -> Vec<usize> {
-        let columns = self.rows[0].len();
-        let width = |column| {
-            let cells = self
-                .rows
-                .iter()
-                .filter_map(|row: &Vec<String>| row.get::<usize>(column));
-            cells
-                .map(|cell: &String| cell.chars().count())
-                .max()
-                .unwrap_or_default()
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        (0..columns).map(width).collect()
+        (0..self.rows[0].len()).map(width).collect()
     }
 
-    /// Prints it, with its head in bold on a terminal.
-    pub fn print(&self) -> Result<()> {
-        let width = width();
-        let lines = self.lines(width);
-        let bold = |line: &str| format!("\x1b[1m{line}\x1b[0m");
-        let lines = lines
-            .iter()
-            .enumerate()
-            .map(|(number, line)| match (number, width) {
-                (0, Some(_)) => format!("{}\n", bold(line)),
-                _ => format!("{line}\n"),
-            });
-        let text: String = lines.collect();
-        print(&text)
-    }
-}
-
-/// How many characters the terminal shows in a line; none if stdout is no terminal.
-pub fn width() -> Option<usize> {
-    if !io::stdout().is_terminal() {
-        return None;
-    }
-    terminal_size()
-        .map(|(Width(width), _)| usize::from(width))
-        .or(Some(80))
-}
-
-/// Prints a sentence, broken between words where the terminal ends.
-pub fn print_sentence(text: &str) -> Result<()> {
-    let lines = wrapped(text, width().unwrap_or(usize::MAX));
-    print(&format!("{}\n", lines.join("\n")))
-}
-
-fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        let length = word.chars().count();
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + length <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
+    /// Prints it, whole if it is `wide`, and the names of columns that do not fit.
+    pub fn print(&self, wide: bool) -> Result<()> {
+        let fitted = self.fit(width().filter(|_| !wide));
+        print(&fitted.text())?;
+        if fitted.hidden.is_empty() {
+            return Ok(());
         }
+        let hidden = fitted.hidden.join(", ");
+        print_sentence(&format!(
+            "Hidden columns: {hidden}. Use --wide to show them."
+        ))
     }
-    lines
 }
 
-/// The kernel takes nearly every byte in names; a terminal obeys some.
+impl Fitted {
+    /// The lines as one text.
+    pub fn text(&self) -> String {
+        let mut lines = self.lines.iter();
+        let head = lines.next().map(|line| heading(line));
+        let lines: Vec<String> = head.into_iter().chain(lines.cloned()).collect();
+        lines.join("\n") + "\n"
+    }
+}
+
+/// The kernel accepts nearly every byte in names; a terminal obeys some of them.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|letter| if letter.is_control() { '?' } else { letter })
@@ -153,19 +136,19 @@ mod tests {
     fn aligns_and_leaves_out_what_does_not_fit() {
         let mut table = Table::new(&["TAP", "INTERFACE", "MAC"]);
         table.row(&["1".into(), "a\x1b[2J".into(), "02:00".into()]);
+        let fitted = table.fit(None);
         assert_eq!(
-            table.lines(None),
+            fitted.lines,
             ["TAP  INTERFACE  MAC", "1    a?[2J      02:00"]
         );
-        assert_eq!(table.lines(Some(16)), ["TAP  INTERFACE", "1    a?[2J"]);
-        assert_eq!(table.lines(Some(2)), ["TA", "1"]);
-    }
-
-    #[test]
-    fn breaks_sentences_between_words() {
-        assert_eq!(wrapped("one two, three", 8), ["one two,", "three"]);
-        assert_eq!(wrapped("one two", usize::MAX), ["one two"]);
-        assert_eq!(wrapped("longer than that", 3), ["longer", "than", "that"]);
+        assert!(fitted.hidden.is_empty());
+        assert_eq!(table.fit(Some(21)), fitted);
+        let fitted = table.fit(Some(20));
+        assert_eq!(fitted.lines, ["TAP  INTERFACE", "1    a?[2J"]);
+        assert_eq!(fitted.hidden, ["MAC"]);
+        let fitted = table.fit(Some(2));
+        assert_eq!(fitted.lines, ["TA", "1"]);
+        assert_eq!(fitted.hidden, ["INTERFACE", "MAC"]);
     }
 
     #[test]

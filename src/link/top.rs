@@ -1,100 +1,106 @@
-//! `link top`: who sends and receives how much, the busiest first.
+//! `link top`: the traffic of each macvtap, the busiest first.
 
 use std::{
-    collections::BTreeMap,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
-use super::table::{Table, bytes, width};
-use crate::{
-    host::stdout::print,
-    macvtap::inventory::{Inventory, Macvtap},
-    netlink::Stats,
+use super::{
+    listing::{Listing, MacvtapEntry},
+    screen::{Screen, draw},
+    table::Table,
+    terminal::{timestamp, width},
+    traffic::{self, COLUMNS, Traffic},
 };
+use crate::{cli, host::stdout::print, macvtap::inventory::Inventory, types::plural::count};
 
-/// Shows the traffic of each `interval` seconds, `count` times or without end.
-pub fn top(interval: f64, count: Option<u32>) -> Result<()> {
-    let interval = Duration::from_secs_f64(interval);
-    let mut before = (Instant::now(), stats(&Inventory::new()?.macvtaps));
-    let mut turn = 0;
-    while count.is_none_or(|count| turn < count) {
-        sleep(interval);
-        let mut inventory = Inventory::new()?;
-        inventory.find_pods();
-        let macvtaps = inventory.macvtaps;
-        let now = (Instant::now(), stats(&macvtaps));
+/// One update, as it is printed as JSON.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Update {
+    /// When it was measured.
+    pub time: String,
+    /// The traffic of each macvtap.
+    pub macvtaps: Vec<Traffic>,
+}
+
+/// Shows the traffic of each interval, as often as the options say or until the user ends it.
+pub fn top(options: &cli::Top) -> Result<()> {
+    let display = Display::open(options.json)?;
+    let interval = Duration::from_secs_f64(options.interval);
+    let mut before = (Instant::now(), macvtaps()?);
+    let mut updates = 0;
+    while options.count.is_none_or(|count| updates < count) && display.wait(interval)? {
+        let now = (Instant::now(), macvtaps()?);
         let seconds = (now.0 - before.0).as_secs_f64();
-        show(&macvtaps, &before.1, seconds)?;
+        let update = Update {
+            time: timestamp(),
+            macvtaps: traffic::between(&before.1, &now.1, seconds),
+        };
+        display.show(&update, &table(&update), update.macvtaps.len())?;
         before = now;
-        turn += 1;
+        updates += 1;
     }
     Ok(())
 }
 
-fn stats(macvtaps: &[Macvtap]) -> BTreeMap<u32, Stats> {
-    let stats = macvtaps
-        .iter()
-        .map(|each| (each.link.index, each.link.stats));
-    stats.collect()
+fn macvtaps() -> Result<Vec<MacvtapEntry>> {
+    let mut inventory = Inventory::new()?;
+    inventory.find_pods();
+    Ok(Listing::from(&inventory).macvtaps)
 }
 
-/// Bytes and packets a second: received, sent.
-fn rates(now: Stats, before: Stats, seconds: f64) -> [u64; 4] {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_precision_loss,
-        clippy::cast_sign_loss,
-        reason = "a rate for people"
-    )]
-    let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds) as u64;
-    [
-        rate(now.received_bytes, before.received_bytes),
-        rate(now.sent_bytes, before.sent_bytes),
-        rate(now.received_frames, before.received_frames),
-        rate(now.sent_frames, before.sent_frames),
-    ]
+/// Where updates go.
+pub enum Display {
+    Screen(Screen),
+    /// One table after the other.
+    Tables,
+    /// One line for each update.
+    Json,
 }
 
-fn show(macvtaps: &[Macvtap], before: &BTreeMap<u32, Stats>, seconds: f64) -> Result<()> {
-    let rate = |macvtap: &Macvtap| {
-        let former = before.get(&macvtap.link.index).copied();
-        // A macvtap that is new has all its traffic from this interval.
-        rates(macvtap.link.stats, former.unwrap_or_default(), seconds)
-    };
-    let mut sorted: Vec<(&Macvtap, [u64; 4])> = macvtaps
-        .iter()
-        .map(|macvtap| (macvtap, rate(macvtap)))
-        .collect();
-    sorted.sort_by_key(|(macvtap, rates)| {
-        (std::cmp::Reverse(rates[0] + rates[1]), macvtap.link.index)
-    });
-    let mut table = Table::new(&[
-        "TAP",
-        "RECEIVED/s",
-        "SENT/s",
-        "PACKETS IN/s",
-        "OUT/s",
-        "INTERFACE",
-        "LOWER",
-        "POD OR NETNS",
-    ]);
-    for (macvtap, [received, sent, packets_in, packets_out]) in sorted {
-        table.row(&[
-            macvtap.link.index.to_string(),
-            bytes(received),
-            bytes(sent),
-            packets_in.to_string(),
-            packets_out.to_string(),
-            macvtap.link.name.clone(),
-            macvtap.lower.clone().unwrap_or_default(),
-            macvtap.pod.clone().unwrap_or_else(|| macvtap.netns.clone()),
-        ]);
+impl Display {
+    /// The screen if there is one, else standard output.
+    pub fn open(json: bool) -> Result<Self> {
+        if json {
+            return Ok(Self::Json);
+        }
+        let Some(screen) = Screen::open()? else {
+            return Ok(Self::Tables);
+        };
+        draw("Measuring. Press q to quit.")?;
+        Ok(Self::Screen(screen))
     }
-    if width().is_some() {
-        print("\x1b[H\x1b[2J")?; // from the top of a clear screen
+
+    /// Waits for so long; false if the user ends it meanwhile.
+    pub fn wait(&self, time: Duration) -> Result<bool> {
+        match self {
+            Self::Screen(screen) => screen.wait(time),
+            Self::Tables | Self::Json => {
+                sleep(time);
+                Ok(true)
+            }
+        }
     }
-    table.print()
+
+    /// Shows an update, which has a table of so many macvtaps.
+    pub fn show(&self, update: &impl Serialize, table: &Table, macvtaps: usize) -> Result<()> {
+        let head = format!("{}  {}", timestamp(), count(macvtaps, "macvtap"));
+        let table = table.fit(width()).text();
+        match self {
+            Self::Screen(_) => draw(&format!("{head}  (q to quit)\n\n{table}")),
+            Self::Tables => print(&format!("{head}\n{table}")),
+            Self::Json => print(&format!("{}\n", serde_json::to_string(update)?)),
+        }
+    }
+}
+
+fn table(update: &Update) -> Table {
+    let mut table = Table::new(&COLUMNS);
+    for traffic in &update.macvtaps {
+        table.row(&traffic.row());
+    }
+    table
 }

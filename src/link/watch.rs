@@ -1,72 +1,120 @@
-//! `link watch`: what changes, a line for each.
+//! `link watch`: changes of macvtaps, a line for each.
 //!
-//! The kernel reports changes of links to sockets of their own network namespace only. Pods
-//! come and go, so the machine is looked at again and again instead.
+//! The kernel reports changes of links only to sockets of their own network namespace. Pods
+//! come and go, so all namespaces are listed again and again instead.
 
 use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
 use anyhow::Result;
+use serde::Serialize;
 
-use crate::{
-    host::stdout::print,
-    macvtap::inventory::{Inventory, Macvtap},
+use super::{
+    listing::{Listing, MacvtapEntry},
+    terminal::timestamp,
 };
+use crate::{host::stdout::print, macvtap::inventory::Inventory};
 
 /// How often the machine is looked at.
-const PAUSE: Duration = Duration::from_millis(500);
+const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Reports changes, without end.
-pub fn watch() -> Result<()> {
+type Snapshot = BTreeMap<u32, MacvtapEntry>;
+
+/// What happened to a macvtap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Event {
+    /// It existed before.
+    Is,
+    New,
+    Changed,
+    Gone,
+}
+
+/// A line of output.
+#[derive(Debug, Serialize)]
+struct Change<'a> {
+    time: String,
+    event: Event,
+    macvtap: &'a MacvtapEntry,
+}
+
+/// Prints what is there, then what changes, without end.
+pub fn watch(json: bool) -> Result<()> {
     let mut before = snapshot()?;
-    for line in before.values() {
-        print(&format!("is       {line}\n"))?;
+    for macvtap in before.values() {
+        report(Event::Is, macvtap, json)?;
     }
     loop {
-        sleep(PAUSE);
+        sleep(INTERVAL);
         let now = snapshot()?;
-        for line in changes(&before, &now) {
-            print(&format!("{line}\n"))?;
+        for (event, macvtap) in changes(&before, &now) {
+            report(event, macvtap, json)?;
         }
         before = now;
     }
 }
 
-fn snapshot() -> Result<BTreeMap<u32, String>> {
+fn snapshot() -> Result<Snapshot> {
     let mut inventory = Inventory::new()?;
     inventory.find_holders();
-    Ok(inventory
-        .macvtaps
-        .iter()
-        .map(|each| (each.link.index, line(each)))
-        .collect())
+    inventory.find_pods();
+    let macvtaps = Listing::from(&inventory).macvtaps.into_iter();
+    Ok(macvtaps.map(|macvtap| (macvtap.tap, macvtap)).collect())
 }
 
-fn line(macvtap: &Macvtap) -> String {
-    let link = &macvtap.link;
-    let text = |text: Option<String>| text.unwrap_or_default();
+fn changes<'a>(before: &'a Snapshot, now: &'a Snapshot) -> Vec<(Event, &'a MacvtapEntry)> {
+    let gone = before.iter().filter(|(tap, _)| !now.contains_key(tap));
+    let gone = gone.map(|(_, macvtap)| (Event::Gone, macvtap));
+    let others = now
+        .iter()
+        .filter_map(|(tap, macvtap)| match before.get(tap) {
+            None => Some((Event::New, macvtap)),
+            Some(former) if !former.is_alike(macvtap) => Some((Event::Changed, macvtap)),
+            Some(_) => None,
+        });
+    gone.chain(others).collect()
+}
+
+fn report(event: Event, macvtap: &MacvtapEntry, json: bool) -> Result<()> {
+    let time = timestamp();
+    let line = if json {
+        serde_json::to_string(&Change {
+            time,
+            event,
+            macvtap,
+        })?
+    } else {
+        format!("{time} {:8} {}", event.name(), text(macvtap))
+    };
+    print(&format!("{line}\n"))
+}
+
+fn text(macvtap: &MacvtapEntry) -> String {
     format!(
-        "tap={} interface={:?} mac={} mode={:?} state={} mtu={} lower={} netns={:?} open_by={:?}",
-        link.index,
-        link.name,
-        text(link.mac.map(|mac| mac.to_string())),
-        macvtap.mode(),
-        if link.up { "up" } else { "down" },
-        link.mtu,
-        text(macvtap.lower.clone()),
+        "tap={} interface={:?} mac={} mode={:?} state={} mtu={} lower={} netns={:?} pod={:?} \
+         open_by={:?}",
+        macvtap.tap,
+        macvtap.interface,
+        macvtap.mac.as_deref().unwrap_or_default(),
+        macvtap.shown_mode(),
+        if macvtap.up { "up" } else { "down" },
+        macvtap.mtu,
+        macvtap.lower_device.as_deref().unwrap_or_default(),
         macvtap.netns,
+        macvtap.pod.as_deref().unwrap_or_default(),
         macvtap.holders.join(", "),
     )
 }
 
-fn changes(before: &BTreeMap<u32, String>, now: &BTreeMap<u32, String>) -> Vec<String> {
-    let gone = before.iter().filter(|(tap, _)| !now.contains_key(tap));
-    let gone = gone.map(|(_, line)| format!("gone     {line}"));
-    let others = now.iter().filter_map(|(tap, line)| match before.get(tap) {
-        None => Some(format!("new      {line}")),
-        Some(former) if former != line => Some(format!("changed  {line}")),
-        Some(_) => None,
-    });
-    gone.chain(others).collect()
+impl Event {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Is => "is",
+            Self::New => "new",
+            Self::Changed => "changed",
+            Self::Gone => "gone",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -74,16 +122,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_what_changed() {
-        let of = |list: &[(u32, &str)]| -> BTreeMap<u32, String> {
-            list.iter()
-                .map(|(tap, line)| (*tap, (*line).to_owned()))
-                .collect()
+    fn reports_what_changed_but_not_traffic() {
+        let of = |list: &[(u32, u32, u64)]| -> Snapshot {
+            let macvtaps = list.iter().map(|&(tap, mtu, received_bytes)| {
+                let macvtap = MacvtapEntry {
+                    tap,
+                    mtu,
+                    received_bytes,
+                    ..MacvtapEntry::default()
+                };
+                (tap, macvtap)
+            });
+            macvtaps.collect()
         };
-        let lines = changes(
-            &of(&[(1, "a"), (2, "b"), (3, "c")]),
-            &of(&[(1, "a"), (2, "B"), (4, "d")]),
-        );
-        assert_eq!(lines, ["gone     c", "changed  B", "new      d"]);
+        let before = of(&[(1, 1500, 0), (2, 1500, 0), (3, 1500, 0)]);
+        let now = of(&[(1, 1500, 9), (2, 1400, 0), (4, 1500, 0)]);
+        let found = changes(&before, &now);
+        let found: Vec<_> = found
+            .iter()
+            .map(|(event, macvtap)| (*event, macvtap.tap))
+            .collect();
+        let expected = [(Event::Gone, 3), (Event::Changed, 2), (Event::New, 4)];
+        assert_eq!(found, expected);
     }
 }

@@ -9,19 +9,19 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::lower::{Ineligible, LowerDevice};
 use crate::{
     host::{
         char_device::Found,
         devnode,
-        netns::{self, Netns},
+        netns::{self, Netns, NetnsError},
         tap,
     },
     learning,
     netlink::{Link, Socket},
-    types::{device_number::DeviceNumber, mode::Mode, owner::Owner},
+    types::{device_number::DeviceNumber, owner::Owner},
 };
 
 /// Where libcni keeps the results of ADD, with the pod's name (`libcni` of
@@ -80,16 +80,6 @@ impl Macvtap {
         learning::is_parked(&self.link)
     }
 
-    /// The mode that it is configured to have, and whether it is parked, in words.
-    #[must_use]
-    pub fn mode(&self) -> String {
-        match self.link.mode {
-            _ if self.is_parked() => "bridge (parked)".to_owned(),
-            Some(mode) => mode.name().to_owned(),
-            None => "unknown".to_owned(),
-        }
-    }
-
     /// Who may open its tap, if the node is in our `/dev`.
     #[must_use]
     pub fn owner(&self) -> Option<Owner> {
@@ -97,41 +87,6 @@ impl Macvtap {
             Some(Found::Device(_, owner, _)) => Some(owner),
             _ => None,
         }
-    }
-
-    fn to_json(&self) -> Value {
-        let Link {
-            index,
-            name,
-            mac,
-            mtu,
-            up,
-            stats,
-            ..
-        } = &self.link;
-        let mode = if self.is_parked() {
-            Some(Mode::Bridge)
-        } else {
-            self.link.mode
-        };
-        json!({
-            "tap": index,
-            "interface": name,
-            "mac": mac.map(|mac| mac.to_string()),
-            "mode": mode.map(Mode::name),
-            "parked": self.is_parked(),
-            "mtu": mtu,
-            "up": up,
-            "lowerDevice": self.lower,
-            "netns": self.netns,
-            "pod": self.pod,
-            "owner": self.owner().map(|owner| json!({"user": owner.user, "group": owner.group})),
-            "holders": self.holders,
-            "receivedBytes": stats.received_bytes,
-            "receivedPackets": stats.received_frames,
-            "sentBytes": stats.sent_bytes,
-            "sentPackets": stats.sent_frames,
-        })
     }
 }
 
@@ -192,35 +147,14 @@ impl Inventory {
             macvtap.pod = pods.get(&macvtap.netns).cloned();
         }
     }
-
-    /// The same for programs. The keys stay.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        let macvtaps: Vec<Value> = self.macvtaps.iter().map(Macvtap::to_json).collect();
-        let lower_devices = self.lower_devices.iter().map(|lower| {
-            json!({
-                "name": lower.link.name,
-                "mac": lower.link.mac.map(|mac| mac.to_string()),
-                "mtu": lower.link.mtu,
-                "up": lower.link.up,
-                "macvtaps": lower.macvtaps,
-                "eligible": lower.ineligible.is_none(),
-                "reason": lower.ineligible.as_ref().map(ToString::to_string),
-            })
-        });
-        let closed = self.closed.as_ref();
-        json!({
-            "macvtaps": macvtaps,
-            "lowerDevices": lower_devices.collect::<Vec<_>>(),
-            "unseenTaps": self.unseen,
-            "closedNamespaces": closed.map_or(0, |(count, _)| *count),
-        })
-    }
 }
 
 fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Result<Vec<Macvtap>> {
-    let Some(netns) = Netns::open(path)? else {
-        return Ok(Vec::new());
+    let netns = match Netns::open(path) {
+        Ok(Some(netns)) => netns,
+        // What stands there is a file, as `ip netns` leaves it after an unmount.
+        Ok(None) | Err(NetnsError::Other(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
     };
     let ours = netns.is(home)?;
     let mut socket = if ours {
@@ -366,6 +300,8 @@ pub fn locate(number: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

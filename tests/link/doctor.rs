@@ -178,7 +178,7 @@ fn finds_problems_of_links_and_taps() {
     });
     healthy.finds(
         "lower device",
-        "is unhealthy: the lower device does not exist",
+        "is unhealthy: lower device \"eth0\" does not exist",
     );
     host.ip(&format!("link set other name {LOWER}"));
     host.ip(&format!("link set {LOWER} up"));

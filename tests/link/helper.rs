@@ -1,5 +1,7 @@
 //! `link add`, `set` and `delete`.
 
+use std::process::Command;
+
 use kit::netns::{Host, LOWER, Node, tap_exists, tap_number, wait_until};
 
 use super::{Resident, alone, fail, succeed};
@@ -62,6 +64,67 @@ fn makes_changes_and_deletes_a_macvtap() {
     wait_until("it is gone", || !tap_exists(number));
 }
 
+/// A network namespace with a name, as of `ip netns add`.
+struct Named(String);
+
+impl Named {
+    fn new() -> Self {
+        let name = format!("macvtap-test-{}", std::process::id());
+        Self::ip("add", &name);
+        Self(name)
+    }
+
+    fn ip(verb: &str, name: &str) {
+        let done = Command::new("ip").args(["netns", verb, name]).status();
+        assert!(done.unwrap().success());
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        Self::ip("delete", &self.0);
+    }
+}
+
+#[test]
+fn a_netns_has_a_name_and_several_are_deleted_at_once() {
+    let _alone = alone();
+    let (node, netns) = (Node::new(), Named::new());
+    for name in ["m0", "m1"] {
+        let words = [
+            "link",
+            "add",
+            name,
+            "--lower-device",
+            LOWER,
+            "--netns",
+            &netns.0,
+        ];
+        succeed(&node.host, &words);
+    }
+    let names = || {
+        let list = succeed(&node.host, &["link", "show", "--json"]);
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        let macvtaps = list["macvtaps"].as_array().unwrap().clone();
+        let here = macvtaps
+            .iter()
+            .filter(|each| each["netns"] == netns.0.as_str());
+        here.map(|each| each["interface"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["m0", "m1"]);
+    let path = format!("/run/netns/{}", netns.0);
+    let stderr = fail(
+        &node.host,
+        &["link", "rm", "m0", "m7", "m1", "--netns", &path],
+    );
+    assert!(
+        stderr.contains("\"m7\"") && !stderr.contains("\"m0\""),
+        "{stderr}"
+    );
+    assert!(names().is_empty());
+}
+
 #[test]
 fn touches_nothing_else_and_says_why() {
     let _alone = alone();
@@ -70,7 +133,7 @@ fn touches_nothing_else_and_says_why() {
     for words in [["link", "delete", LOWER], ["link", "set", LOWER]] {
         let stderr = fail(host, &words);
         assert!(
-            stderr.contains("is a veth interface and no macvtap"),
+            stderr.contains("is a veth interface, not a macvtap"),
             "{stderr}"
         );
     }
@@ -107,7 +170,7 @@ fn touches_nothing_else_and_says_why() {
         host,
         &["link", "add", "m0", "--lower-device", LOWER, "--tap", &tap],
     );
-    assert!(stderr.contains("has a tap"), "{stderr}");
+    assert!(stderr.contains("exists already"), "{stderr}");
     // What cannot be set leaves nothing behind.
     let words = [
         "link",

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     process::{Command, Stdio, id},
     sync::atomic::{AtomicBool, Ordering},
     thread::scope,
@@ -62,7 +62,7 @@ fn finds_macvtaps_wherever_they_are() {
     let lower = list["lowerDevices"].as_array().unwrap();
     let lower = lower.iter().find(|lower| lower["name"] == LOWER).unwrap();
     assert_eq!(
-        (&lower["macvtaps"], &lower["fit"]),
+        (&lower["macvtaps"], &lower["eligible"]),
         (&json!(12), &json!(true))
     );
     let text = succeed(&node.host, &["link", "list"]);
@@ -82,7 +82,7 @@ fn finds_macvtaps_wherever_they_are() {
 }
 
 #[test]
-fn says_why_a_lower_device_is_unfit() {
+fn says_why_a_lower_device_is_ineligible() {
     let _alone = alone();
     let node = Node::new();
     node.host.ip("link add br0 type bridge");
@@ -95,13 +95,9 @@ fn says_why_a_lower_device_is_unfit() {
             .unwrap()
             .to_owned()
     };
-    assert!(
-        line("br0 ").contains("no: down; ip link set br0 up"),
-        "{text}"
-    );
+    assert!(line("br0 ").contains("no: is down"), "{text}");
     assert!(line("other ").contains("no: "), "{text}");
     assert!(line(LOWER).ends_with("yes"), "{text}");
-    assert!(text.contains("there is no macvtap"), "{text}");
 }
 
 #[test]
@@ -130,11 +126,137 @@ fn fits_a_narrow_terminal_and_obeys_no_name() {
     let output = case.node.host.output(&mut command);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("odd?[2Jx"), "{text:?}");
+    assert!(text.contains("Hidden columns: "), "{text:?}");
     for line in text.lines() {
         let shown = line.replace("\u{1b}[1m", "").replace("\u{1b}[0m", "");
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
         assert!(shown.trim_end().chars().count() <= 40, "{shown:?}");
     }
+    let on_terminal = |before: &str, options: &str| {
+        let script = format!(
+            "stty cols 40; {before} {} link list {options}",
+            binary().display()
+        );
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", &script, "/dev/null"])
+            .env("TERM", "xterm");
+        String::from_utf8(case.node.host.output(&mut command).stdout).unwrap()
+    };
+    assert!(on_terminal("", "").contains("\u{1b}[1m"));
+    for plain in ["TERM=dumb", "NO_COLOR=1"] {
+        let text = on_terminal(plain, "");
+        assert!(!text.contains('\u{1b}'), "{plain}: {text:?}");
+    }
+    let text = on_terminal("", "--wide");
+    assert!(
+        text.contains("SENT") && !text.contains("Hidden"),
+        "{text:?}"
+    );
+    let text = on_terminal("COLUMNS=60", "");
+    assert!(
+        text.lines()
+            .any(|line| line.trim_end().chars().count() > 40),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn lists_what_is_asked_for() {
+    let _alone = alone();
+    let node = Node::new();
+    let pods = [tap_number(), tap_number()].map(|number| {
+        let pod = Host::new();
+        node.allocated(&pod, number).add();
+        (Resident::new(&pod), pod, number)
+    });
+    let [first, second] = [&pods[0], &pods[1]].map(|(_, _, number)| number.to_string());
+    let lines = |words: &[&str]| {
+        let text = succeed(&node.host, &[&["link", "ls"], words].concat());
+        let taps = [&first, &second].map(|tap| text.contains(tap.as_str()));
+        (taps, text)
+    };
+    assert_eq!(lines(&[]).0, [true, true]);
+    assert_eq!(lines(&[&first]).0, [true, false]);
+    assert_eq!(lines(&[IFNAME, "--lower-device", LOWER]).0, [true, true]);
+    let (_, text) = lines(&["no-such"]);
+    assert_eq!(text, "No macvtaps found.\n");
+    for words in [
+        &["no-such"][..],
+        &["--pod", "vms/a"],
+        &["--lower-device", "eth7"],
+    ] {
+        let (taps, text) = lines(words);
+        assert_eq!(taps, [false, false], "{text}");
+        assert!(!text.starts_with("TAP "), "{text}");
+    }
+}
+
+#[test]
+fn top_leaves_the_screen_as_it_was_when_q_is_pressed() {
+    let _alone = alone();
+    let case = Case::new();
+    case.call().add();
+    let _resident = Resident::new(&case.pod);
+    let script = format!(
+        "{} link top --interval 0.1; echo status=$?",
+        binary().display()
+    );
+    let mut command = Command::new("script");
+    command
+        .args(["-qec", &script, "/dev/null"])
+        .env("TERM", "xterm");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = case.node.host.0.run(|| Ok(command.spawn()?)).unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut text = Vec::new();
+    let tap = case.number.to_string();
+    while !String::from_utf8_lossy(&text).contains(&tap) {
+        assert!(stdout.read_until(b'\n', &mut text).unwrap() > 0);
+    }
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"q").unwrap();
+    stdout.read_to_end(&mut text).unwrap();
+    child.wait().unwrap();
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.starts_with("\u{1b}[?1049h"), "{text:?}");
+    let (_, after) = text.split_once("\u{1b}[?1049l").unwrap();
+    assert_eq!(after.trim(), "status=0");
+}
+
+#[test]
+fn top_and_watch_print_json() {
+    let _alone = alone();
+    let case = Case::new();
+    case.call().add();
+    let _resident = Resident::new(&case.pod);
+    let words = ["link", "top", "--json", "--count", "2", "--interval", "0.1"];
+    let text = succeed(&case.node.host, &words);
+    assert_eq!(text.lines().count(), 2, "{text}");
+    for line in text.lines() {
+        let update: Value = serde_json::from_str(line).unwrap();
+        assert!(update["time"].is_string(), "{line}");
+        let taps = update["macvtaps"].as_array().unwrap();
+        assert!(taps.iter().any(|each| each["tap"] == case.number), "{line}");
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL"])
+        .arg(binary())
+        .args(["link", "watch", "--json"]);
+    command.stdout(Stdio::piped());
+    let mut child = case.node.host.0.run(|| Ok(command.spawn()?)).unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut of_case = || loop {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if line["macvtap"]["tap"] == case.number {
+            return line;
+        }
+    };
+    assert_eq!(of_case()["event"], "is");
+    case.call().succeed("DEL");
+    assert_eq!(of_case()["event"], "gone");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -173,18 +295,19 @@ fn without_root_it_says_what_it_could_not_see() {
     std::fs::copy(binary(), &program).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(copy.path(), mode).unwrap();
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid", "65534", "--clear-groups"])
-        .arg(&program)
-        .args(["link", "list"]);
-    let output = case.node.host.output(&mut command);
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    assert!(
-        text.contains(&format!("that cannot be found: {}", case.number)),
-        "{text}"
-    );
+    let list = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--clear-groups"]);
+        let output = case.node.host.output(command.arg(&program).args(words));
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    };
+    let text = String::from_utf8(list(&["link", "list"])).unwrap();
+    assert!(!text.contains("No macvtaps"), "{text}");
+    assert!(text.contains("not visible from here: "), "{text}");
+    let list: Value = serde_json::from_slice(&list(&["link", "list", "--json"])).unwrap();
+    let unseen = list["unseenTaps"].as_array().unwrap();
+    assert!(unseen.contains(&json!(case.number)), "{list}");
     let mut command = Command::new("setpriv");
     command
         .args(["--reuid", "65534", "--clear-groups"])
@@ -212,7 +335,7 @@ fn namespaces_that_vanish_meanwhile_are_no_error() {
             let output = run(&node.host, &["link", "list"]);
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(
-                output.status.success() && !text.contains("not looked into"),
+                output.status.success() && !text.contains("could not be read"),
                 "{output:?}"
             );
         }
@@ -221,7 +344,7 @@ fn namespaces_that_vanish_meanwhile_are_no_error() {
 }
 
 #[test]
-fn watch_tells_what_changes() {
+fn watch_prints_what_changes() {
     let _alone = alone();
     let case = Case::new();
     let mut command = Command::new("setpriv");
@@ -238,8 +361,10 @@ fn watch_tells_what_changes() {
             .find(|line| line.as_ref().unwrap().contains(&tap))
             .unwrap()
             .unwrap();
-        assert!(line.starts_with(what), "{line}, not {what}");
-        line
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.ends_with('Z') && time.contains('T'), "{line}");
+        assert!(rest.starts_with(what), "{line}, not {what}");
+        line.clone()
     };
     let _resident = Resident::new(&case.pod);
     std::thread::sleep(std::time::Duration::from_millis(400)); // it has looked once
@@ -282,10 +407,20 @@ fn top_has_the_busiest_first() {
         text
     });
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 8, "{text}");
-    assert!(
-        lines[1].starts_with(&busy.to_string()) && lines[1].contains("kB"),
-        "{text}"
-    );
+    let heads: Vec<_> = lines
+        .iter()
+        .filter(|line| line.ends_with(" macvtaps"))
+        .collect();
+    assert_eq!(heads.len(), 2, "{text}");
+    let of = |number: u32| {
+        let tap = number.to_string();
+        lines
+            .iter()
+            .position(|line| line.starts_with(&tap))
+            .unwrap()
+    };
+    assert!(lines[of(busy)].contains("kB"), "{text}");
+    let idle = pods.iter().filter(|pod| pod.2 != busy);
+    assert!(idle.clone().all(|pod| of(pod.2) > of(busy)), "{text}");
     assert!(!text.contains('\u{1b}'), "{text}");
 }

@@ -4,6 +4,7 @@
 
 mod doctor;
 mod helper;
+mod kubectl;
 mod list;
 
 use std::{

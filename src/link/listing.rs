@@ -1,0 +1,271 @@
+//! What `link list` prints as JSON, and `kubectl macvtap` reads. Keys are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::container,
+    macvtap::inventory::{Inventory, LowerUse, Macvtap},
+    types::mode::Mode,
+};
+
+/// The macvtaps and lower devices of a machine.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listing {
+    /// The macvtaps, by the number of their tap.
+    pub macvtaps: Vec<MacvtapEntry>,
+    /// The lower devices, by their name.
+    pub lower_devices: Vec<LowerDeviceEntry>,
+    /// Numbers of taps whose network namespace could not be found.
+    pub unseen_taps: Vec<u32>,
+    /// The number of network namespaces that could not be entered.
+    pub closed_namespaces: usize,
+    /// Why the first of them could not be entered.
+    #[serde(default)]
+    pub closed_reason: Option<String>,
+    /// Whether it is seen from the device plugin's container, which has neither the node's
+    /// processes nor its `/dev` nor the results of its container runtime.
+    #[serde(default)]
+    pub in_container: bool,
+}
+
+/// A macvtap.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MacvtapEntry {
+    /// The number of its tap, which is its interface index.
+    pub tap: u32,
+    /// Its name.
+    pub interface: String,
+    /// Its MAC address.
+    pub mac: Option<String>,
+    /// The mode that it is configured to have.
+    pub mode: Option<String>,
+    /// Whether it is parked by learning.
+    pub parked: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its lower device, if that is in this network namespace.
+    pub lower_device: Option<String>,
+    /// Its network namespace: a name, or a process in it; empty for this one.
+    pub netns: String,
+    /// The pod's namespace and name.
+    pub pod: Option<String>,
+    /// The owner of its tap.
+    pub owner: Option<Owner>,
+    /// The processes that have its tap open.
+    pub holders: Vec<String>,
+    /// Bytes that it received.
+    pub received_bytes: u64,
+    /// Frames that it received.
+    pub received_packets: u64,
+    /// Bytes that it sent.
+    pub sent_bytes: u64,
+    /// Frames that it sent.
+    pub sent_packets: u64,
+}
+
+/// The owner of a tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Owner {
+    /// The user's number.
+    pub user: u32,
+    /// The group's number.
+    pub group: u32,
+}
+
+/// A lower device.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct LowerDeviceEntry {
+    /// Its name.
+    pub name: String,
+    /// Its MAC address.
+    pub mac: Option<String>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// The number of macvtaps on it.
+    pub macvtaps: usize,
+    /// Whether macvtaps can be created on it now.
+    pub eligible: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+impl From<&Inventory> for Listing {
+    fn from(inventory: &Inventory) -> Self {
+        let closed = inventory.closed.as_ref();
+        Self {
+            macvtaps: inventory.macvtaps.iter().map(MacvtapEntry::from).collect(),
+            lower_devices: inventory
+                .lower_devices
+                .iter()
+                .map(LowerDeviceEntry::from)
+                .collect(),
+            unseen_taps: inventory.unseen.clone(),
+            closed_namespaces: closed.map_or(0, |(count, _)| *count),
+            closed_reason: closed.map(|(_, reason)| reason.clone()),
+            in_container: container::is_ours(),
+        }
+    }
+}
+
+impl From<&Macvtap> for MacvtapEntry {
+    fn from(macvtap: &Macvtap) -> Self {
+        let link = &macvtap.link;
+        let parked = macvtap.is_parked();
+        let mode = if parked {
+            Some(Mode::Bridge)
+        } else {
+            link.mode
+        };
+        Self {
+            tap: link.index,
+            interface: link.name.clone(),
+            mac: link.mac.map(|mac| mac.to_string()),
+            mode: mode.map(|mode| mode.to_string()),
+            parked,
+            mtu: link.mtu,
+            up: link.up,
+            lower_device: macvtap.lower.clone(),
+            netns: macvtap.netns.clone(),
+            pod: macvtap.pod.clone(),
+            owner: macvtap.owner().map(|owner| Owner {
+                user: owner.user,
+                group: owner.group,
+            }),
+            holders: macvtap.holders.clone(),
+            received_bytes: link.stats.received_bytes,
+            received_packets: link.stats.received_frames,
+            sent_bytes: link.stats.sent_bytes,
+            sent_packets: link.stats.sent_frames,
+        }
+    }
+}
+
+impl MacvtapEntry {
+    /// Whether both are the same but for their traffic.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        let other = Self {
+            received_bytes: self.received_bytes,
+            received_packets: self.received_packets,
+            sent_bytes: self.sent_bytes,
+            sent_packets: self.sent_packets,
+            ..other.clone()
+        };
+        *self == other
+    }
+
+    /// The mode that it is configured to have, and whether it is parked, in words.
+    pub fn shown_mode(&self) -> String {
+        match &self.mode {
+            Some(mode) if self.parked => format!("{mode} (parked)"),
+            Some(mode) => mode.clone(),
+            None => "unknown".to_owned(),
+        }
+    }
+}
+
+impl From<&LowerUse> for LowerDeviceEntry {
+    fn from(lower: &LowerUse) -> Self {
+        Self {
+            name: lower.link.name.clone(),
+            mac: lower.link.mac.map(|mac| mac.to_string()),
+            mtu: lower.link.mtu,
+            up: lower.link.up,
+            macvtaps: lower.macvtaps,
+            eligible: lower.ineligible.is_none(),
+            reason: lower
+                .ineligible
+                .as_ref()
+                .map(|found| found.reason.to_string()),
+        }
+    }
+}
+
+/// Which macvtaps are listed: those for which everything that is given holds.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Names of interfaces or numbers of taps, one of which it has.
+    pub names: Vec<String>,
+    /// A pod's name, or its namespace and name with a slash between.
+    pub pod: Option<String>,
+    /// A lower device.
+    pub lower_device: Option<String>,
+}
+
+impl Filter {
+    /// Whether a macvtap is listed.
+    pub fn accepts(&self, macvtap: &MacvtapEntry) -> bool {
+        let named = |name: &String| *name == macvtap.interface || *name == macvtap.tap.to_string();
+        let in_pod = |wanted: &String| macvtap.pod.as_ref().is_some_and(|pod| is_pod(pod, wanted));
+        (self.names.is_empty() || self.names.iter().any(named))
+            && self.pod.as_ref().is_none_or(in_pod)
+            && (self.lower_device.is_none() || self.lower_device == macvtap.lower_device)
+    }
+
+    /// Leaves what is accepted in a listing. Of taps that are not seen only the number is known:
+    /// they may be on the lower device.
+    pub fn apply(&self, listing: &mut Listing) {
+        listing.macvtaps.retain(|macvtap| self.accepts(macvtap));
+        if let Some(name) = &self.lower_device {
+            listing.lower_devices.retain(|lower| lower.name == *name);
+        } else if !self.names.is_empty() || self.pod.is_some() {
+            listing.lower_devices.clear();
+        }
+        let named = |tap: &u32| self.names.is_empty() || self.names.contains(&tap.to_string());
+        listing
+            .unseen_taps
+            .retain(|tap| self.pod.is_none() && named(tap));
+    }
+}
+
+fn is_pod(pod: &str, wanted: &str) -> bool {
+    let name = pod.rsplit_once('/').map(|(_, name)| name);
+    pod == wanted || name == Some(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn macvtap(tap: u32, pod: Option<&str>, lower: &str) -> MacvtapEntry {
+        MacvtapEntry {
+            tap,
+            interface: "net1".to_owned(),
+            lower_device: Some(lower.to_owned()),
+            pod: pod.map(str::to_owned),
+            ..MacvtapEntry::default()
+        }
+    }
+
+    #[test]
+    fn filters_by_name_pod_and_lower_device() {
+        let all = [
+            macvtap(1, Some("vms/a"), "eth0"),
+            macvtap(2, Some("other/a"), "eth1"),
+            macvtap(3, None, "eth1"),
+        ];
+        let taps = |names: &[&str], pod: Option<&str>, lower: Option<&str>| -> Vec<u32> {
+            let filter = Filter {
+                names: names.iter().map(|&name| name.to_owned()).collect(),
+                pod: pod.map(str::to_owned),
+                lower_device: lower.map(str::to_owned),
+            };
+            let accepted = all.iter().filter(|macvtap| filter.accepts(macvtap));
+            accepted.map(|macvtap| macvtap.tap).collect()
+        };
+        assert_eq!(taps(&[], None, None), [1, 2, 3]);
+        assert_eq!(taps(&["net1"], None, None), [1, 2, 3]);
+        assert_eq!(taps(&["1", "3"], None, None), [1, 3]);
+        assert_eq!(taps(&["net2"], None, None), [0; 0]);
+        assert_eq!(taps(&[], Some("a"), None), [1, 2]);
+        assert_eq!(taps(&[], Some("vms/a"), None), [1]);
+        assert_eq!(taps(&[], Some("s/a"), None), [0; 0]);
+        assert_eq!(taps(&[], None, Some("eth1")), [2, 3]);
+        assert_eq!(taps(&["2"], Some("a"), Some("eth1")), [2]);
+    }
+}
