@@ -2,12 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     sync::{Arc, Mutex},
-    thread,
 };
 
+use kit::http::{self, Request, Response};
 use serde_json::{Value, json};
 
 /// The kinds that there are: group, version, plural, kind, and whether it is in namespaces.
@@ -45,15 +44,20 @@ pub type Objects = BTreeMap<String, Value>;
 
 /// Serves these objects until the test's process ends; where.
 pub fn start(objects: Arc<Mutex<Objects>>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let objects = Arc::clone(&objects);
-            thread::spawn(move || serve(stream.unwrap(), &objects));
+    http::serve(move |request| {
+        let (status, answer) = answer(&request, &mut objects.lock().unwrap());
+        // A watch has nothing to report, and ends at once.
+        let watch = request.query.contains("watch=true");
+        Response {
+            status,
+            headers: vec![("Content-Type", "application/json".to_owned())],
+            body: if watch {
+                Vec::new()
+            } else {
+                answer.to_string().into()
+            },
         }
-    });
-    address
+    })
 }
 
 /// Where an object is.
@@ -82,51 +86,18 @@ fn collection(kind: (&str, &str, &str, &str, bool), namespace: &str) -> String {
     format!("{root}/{version}/{within}{plural}")
 }
 
-/// One request and its answer.
-fn serve(stream: TcpStream, objects: &Mutex<Objects>) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let (mut line, mut length) = (String::new(), 0);
-    reader.read_line(&mut line).unwrap();
-    loop {
-        let mut header = String::new();
-        reader.read_line(&mut header).unwrap();
-        if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        if header.trim().is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
-    let mut words = line.split_whitespace();
-    let (Some(method), Some(target)) = (words.next(), words.next()) else {
-        return;
-    };
-    let (status, answer) = answer(method, target, &body, &mut objects.lock().unwrap());
-    let watch = target.contains("watch=true");
-    let answer = if watch {
-        String::new()
-    } else {
-        answer.to_string()
-    };
-    let head = format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n",
-        answer.len()
-    );
-    let mut stream = stream;
-    // A client that does not wait for it is no failure.
-    let _ = stream.write_all((head + &answer).as_bytes());
-}
-
-fn answer(method: &str, target: &str, body: &[u8], objects: &mut Objects) -> (u16, Value) {
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+fn answer(request: &Request, objects: &mut Objects) -> (u16, Value) {
+    let Request {
+        method,
+        path,
+        query,
+        body,
+    } = request;
     if let Some(document) = discovery(path) {
         return (200, document);
     }
-    let found = objects.get(path).cloned();
-    match (method, found) {
+    let found = objects.get(path.as_str()).cloned();
+    match (method.as_str(), found) {
         ("GET", Some(object)) => (200, object),
         ("GET", None) if is_collection(path) => (200, listed(path, query, objects)),
         ("POST", _) => {

@@ -10,6 +10,7 @@
 )]
 
 pub mod guest;
+pub mod http;
 pub mod kubelet;
 pub mod netns;
 pub mod source;

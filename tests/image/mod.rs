@@ -1,5 +1,8 @@
 //! The image, and containerd running it.
 
+mod registry;
+mod script;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -13,7 +16,7 @@ use macvtap::selftest::kubelet::Kubelet;
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
-const IMAGE: &str = "localhost/macvtap:latest";
+const IMAGE: &str = concat!("localhost/macvtap:v", env!("CARGO_PKG_VERSION"));
 
 fn root() -> &'static Path {
     kit::root()
