@@ -234,6 +234,7 @@ fn keys_in(sources: &[&str]) -> BTreeSet<String> {
         ".object(",
         ".integer(",
         ".list(",
+        "(id(",
         " id(",
     ];
     let mut keys = BTreeSet::new();
