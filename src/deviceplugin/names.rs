@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use crate::types::device_id::short_hash;
+use crate::types::device_id::{NAMESPACE, short_hash};
 
-/// The namespace of the resources' names.
-pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
 /// The kubelet's socket in the device-plugins directory (`KubeletSocket` of Kubernetes'
 /// `deviceplugin/v1beta1`).
 pub const KUBELET_SOCKET: &str = "kubelet.sock";

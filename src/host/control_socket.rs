@@ -190,7 +190,9 @@ fn remove_unserved(dir: &Path) -> Result<()> {
     for entry in entries.flatten() {
         let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
         let path = entry.path();
-        if is_socket && matches!(try_connect(&path), Err(Errno::ECONNREFUSED)) {
+        // A socket of another type refuses the connection, but only where one is served.
+        let served = try_connect(&path, SockType::Datagram);
+        if is_socket && matches!(served, Err(Errno::ECONNREFUSED)) {
             files::remove(&path)?;
         }
     }
@@ -205,7 +207,7 @@ impl Connection {
     pub fn open(dir: &Path, name: &str) -> Result<Self> {
         check_trusted(dir)?;
         let path = dir.join(name);
-        let stream = try_connect(&path);
+        let stream = try_connect(&path, SockType::Stream);
         Self::with_root(stream.with_context(|| format!("connecting to {}", path.display()))?)
     }
 
@@ -279,9 +281,9 @@ fn check_trusted(dir: &Path) -> Result<()> {
 }
 
 /// Not by std, whose connect waits while the other end's backlog is full.
-fn try_connect(path: &Path) -> nix::Result<UnixStream> {
+fn try_connect(path: &Path, kind: SockType) -> nix::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let socket = socket(AddressFamily::Unix, kind, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(socket.into())
 }

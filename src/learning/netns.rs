@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::{
     host::netns::Netns,
-    netlink::{Change, Link, Socket},
+    netlink::{Change, Link, NetlinkError, Socket},
     types::mode::Mode,
 };
 
@@ -54,10 +54,30 @@ impl PodNetns {
             mode: Some(mode),
             ..Change::default()
         };
-        match socket.change(index, &change) {
-            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
+        match exists(socket.change(index, &change)) {
+            Ok(true) => Ok(socket.link_with_stats(index)?),
+            Ok(false) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("setting {mode} mode")),
-            Ok(()) => Ok(socket.link_with_stats(index)?),
         }
+    }
+
+    /// Sets the group of the link with this index in it. False if link or netns is gone.
+    pub fn set_group(&self, index: u32, group: u32) -> Result<bool> {
+        let Some(mut socket) = self.socket()? else {
+            return Ok(false);
+        };
+        let change = Change {
+            group: Some(group),
+            ..Change::default()
+        };
+        exists(socket.change(index, &change)).context("setting the link group")
+    }
+}
+
+/// False where the kernel says that there is no such link.
+fn exists(outcome: Result<(), NetlinkError>) -> Result<bool, NetlinkError> {
+    match outcome {
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
+        other => other.map(|()| true),
     }
 }

@@ -150,12 +150,15 @@ impl Listener {
         }
     }
 
-    /// The next query, if there is one. It is waited for, but not long: ADD sends it at once.
-    pub fn next(&self) -> Result<Option<Request>> {
-        for (_, server) in &self.servers {
-            let accepted = server.as_ref().map(Server::accept).transpose()?;
-            if let Some(connection) = accepted.flatten() {
-                return Request::receive(connection).map(Some);
+    /// The next connection, if there is one.
+    pub fn accept(&self) -> Result<Option<Connection>> {
+        let servers = self
+            .servers
+            .iter()
+            .filter_map(|(_, server)| server.as_ref());
+        for server in servers {
+            if let Some(connection) = server.accept()? {
+                return Ok(Some(connection));
             }
         }
         Ok(None)
@@ -172,7 +175,8 @@ impl Listener {
 }
 
 impl Request {
-    fn receive(mut connection: Connection) -> Result<Self> {
+    /// Receives a query. It is waited for, but not long: ADD sends it at once.
+    pub fn receive(mut connection: Connection) -> Result<Self> {
         let message: QueryMessage = connection.receive(Instant::now() + ANSWER_TIMEOUT)?;
         ensure!(
             message.version == VERSION,

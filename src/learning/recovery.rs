@@ -1,15 +1,17 @@
-//! The ports that are there when learning starts, found by the marker that ADD gave them.
+//! The ports that exist already: found by the marker that ADD gave them, or, if
+//! kubevirt/macvtap-cni made them, by the kubelet's checkpoint.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::ErrorKind,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use anyhow::{Context, Result};
-use log::debug;
+use log::{debug, warn};
 
 use super::{
     group::GROUP,
@@ -18,11 +20,11 @@ use super::{
     table::{Entry, Existence},
 };
 use crate::{
-    host::{netns::Netns, tap},
+    host::netns::Netns,
     netlink::Link,
     types::{
-        device_id::{STANDALONE_TAPS, TAPS},
-        device_number::DeviceNumber,
+        checkpoint,
+        device_id::{NAMESPACE, STANDALONE_TAPS, TAPS},
         mac::MacAddr,
         mode::Mode,
     },
@@ -61,26 +63,31 @@ pub fn port_of(link: &Link) -> Option<PortLink> {
     })
 }
 
-/// Where network namespaces of pods are looked for.
-pub struct Places(Vec<PathBuf>);
+/// Where ports are looked for.
+pub struct Places {
+    /// The directories that list network namespaces.
+    dirs: [PathBuf; 2],
+    checkpoint: PathBuf,
+}
 
 impl Places {
-    /// The directory that lists them, and others that are known.
+    /// The directory that lists the network namespaces, and the kubelet's.
     #[must_use]
-    pub fn new(netns_dir: &Path) -> Self {
-        Self(vec![netns_dir.into(), DOCKER_DIR.into()])
+    pub fn new(netns_dir: &Path, kubelet_dir: &Path) -> Self {
+        Self {
+            dirs: [netns_dir.into(), DOCKER_DIR.into()],
+            checkpoint: kubelet_dir.join(checkpoint::FILE),
+        }
     }
 
     /// Finds the netns of a pod where a later device plugin will find it too. A port that it
     /// did not find would stay parked.
     pub fn locate(&self, netns: &PodNetns) -> Result<PodNetns> {
-        let listed = self.lists(&netns.path) && netns.open()?.is_some();
-        if listed {
+        if self.lists(&netns.path) && netns.open()?.is_some() {
             return Ok(netns.clone());
         }
-        let found = self
-            .paths()
-            .find(|(_, identity)| *identity == netns.identity);
+        let mut paths = self.paths();
+        let found = paths.find(|(_, identity)| *identity == netns.identity);
         let (path, identity) = found.with_context(|| {
             let path = netns.path.display();
             format!("{path} is not a network namespace that is found here; is /run/netns mounted?")
@@ -90,12 +97,12 @@ impl Places {
 
     fn lists(&self, path: &Path) -> bool {
         let parent = path.parent();
-        parent.is_some_and(|parent| self.0.iter().any(|dir| dir == parent))
+        parent.is_some_and(|parent| self.dirs.iter().any(|dir| dir == parent))
     }
 
     /// The network namespaces, each once.
     fn paths(&self) -> impl Iterator<Item = (PathBuf, (u64, u64))> {
-        let listed = self.0.iter().flat_map(|dir| entries(dir));
+        let listed = self.dirs.iter().flat_map(|dir| entries(dir));
         let of_crio = entries(Path::new(CRIO_DIR)).map(|pod| pod.join("net"));
         let of_processes = entries(Path::new("/proc")).map(|process| process.join("ns/net"));
         let mut seen = BTreeSet::new();
@@ -110,20 +117,46 @@ impl Places {
     /// Finds the ports that there are. What is wrong with one network namespace does not
     /// concern the others.
     pub fn find_ports(&self, now: Instant) -> Result<Vec<(u32, Entry)>> {
-        let (host, taps) = (Netns::current()?, tap::by_number()?);
+        let allocated = self.allocated();
+        let host = Netns::current()?;
         let own = host.identity()?;
-        let mut ports = Vec::new();
+        let mut found: BTreeMap<u32, Vec<(PodNetns, Link)>> = BTreeMap::new();
         for (path, identity) in self.paths().filter(|(_, identity)| *identity != own) {
-            let netns = PodNetns { path, identity };
-            match ports_in(&netns, &host, &taps, now) {
-                Ok(found) => ports.extend(found),
-                Err(error) => {
-                    let path = netns.path.display();
-                    debug!(netns:% = path, error = format!("{error:#}"); "no ports looked for");
-                }
+            let pod = PodNetns { path, identity };
+            let links = candidates(&pod, &host).unwrap_or_else(|error| {
+                let path = pod.path.display();
+                debug!(netns:% = path, error = format!("{error:#}"); "no ports looked for");
+                Vec::new()
+            });
+            for link in links.into_iter().filter(|link| is_ours(link, &allocated)) {
+                found
+                    .entry(link.index)
+                    .or_default()
+                    .push((pod.clone(), link));
             }
         }
-        Ok(ports)
+        // A tap has its name once on the machine: of two that claim it at most one is ours.
+        let single = found.into_values().filter(|claims| claims.len() == 1);
+        let ports = single
+            .flatten()
+            .filter_map(|(pod, link)| entry(pod, link, now));
+        Ok(ports.collect())
+    }
+
+    /// The taps that the kubelet has allocated.
+    fn allocated(&self) -> BTreeSet<u32> {
+        let allocated = match fs::read(&self.checkpoint) {
+            Ok(bytes) => checkpoint::allocations(&bytes, NAMESPACE),
+            Err(error) if error.kind() == ErrorKind::NotFound => return BTreeSet::new(),
+            Err(error) => Err(error.into()),
+        };
+        let allocated = allocated.unwrap_or_else(|error| {
+            let path = self.checkpoint.display();
+            warn!(path:% = path, error = format!("{error:#}"); "checkpoint not read");
+            Vec::new()
+        });
+        let taps = allocated.into_iter().flat_map(|allocation| allocation.taps);
+        taps.collect()
     }
 }
 
@@ -132,55 +165,58 @@ fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path())
 }
 
-/// The ports of a pod. Its owner may have made links that look like some.
-fn ports_in(
-    pod: &PodNetns,
-    host: &Netns,
-    taps: &BTreeMap<u32, Vec<DeviceNumber>>,
-    now: Instant,
-) -> Result<Vec<(u32, Entry)>> {
+/// The macvtaps of a pod on lower devices of the host. The pod's owner may have made others.
+fn candidates(pod: &PodNetns, host: &Netns) -> Result<Vec<Link>> {
     let Some(mut socket) = pod.socket()? else {
         return Ok(Vec::new());
     };
-    let mut ports: Vec<(Link, PortLink)> = Vec::new();
-    for link in socket.links()? {
-        ports.extend(port_of(&link).map(|port| (link, port)));
+    let mut links = socket.links()?;
+    links.retain(Link::is_macvtap);
+    if links.is_empty() {
+        return Ok(links);
     }
-    if ports.is_empty() {
-        return Ok(Vec::new());
-    }
-    // The list above made the kernel give the netns of each lower device its number here.
-    let host_nsid = socket.nsid(host.as_fd())?;
-    ports.retain(|(link, _)| {
-        let ours = host_nsid.is_some() && link.lower_nsid == host_nsid && is_own_tap(link, taps);
-        if !ours {
-            let (path, name) = (pod.path.display(), &link.name);
-            debug!(netns:% = path, interface:% = name; "not a port of ours");
-        }
-        ours
-    });
-    let ports = ports.into_iter().map(|(link, port)| {
-        let entry = Entry {
-            port: Port::found(port.kernel, now),
-            mac: port.mac,
-            lower: port.lower,
-            ifname: link.name,
-            netns: pod.clone(),
-            first_frame: Vec::new(),
-            existence: Existence::Seen,
-        };
-        (link.index, entry)
-    });
-    Ok(ports.collect())
+    // The list made the kernel number the netns of each lower device.
+    let host = socket.nsid(host.as_fd())?;
+    links.retain(|link| host.is_some() && link.lower_nsid == host);
+    Ok(links)
 }
 
-/// Whether the link's index is one that ADD gives, and the machine has that tap once.
-fn is_own_tap(link: &Link, taps: &BTreeMap<u32, Vec<DeviceNumber>>) -> bool {
+/// Whether ADD made the link, or kubevirt/macvtap-cni did, which marks none and takes the indexes
+/// that the kernel gives.
+fn is_ours(link: &Link, allocated: &BTreeSet<u32>) -> bool {
     let in_range = TAPS.contains(&link.index) || STANDALONE_TAPS.contains(&link.index);
-    in_range
-        && taps
-            .get(&link.index)
-            .is_some_and(|devices| devices.len() == 1)
+    let is_marked = port_of(link).is_some();
+    let is_allocated = allocated.contains(&link.index);
+    (is_marked && in_range) || (is_allocated && (is_marked || is_unmarked(link)))
+}
+
+fn is_unmarked(link: &Link) -> bool {
+    link.group == 0 && link.mode == Some(Mode::Bridge)
+}
+
+/// The port that a link is. One without the marker gets it, or could not be found again.
+fn entry(pod: PodNetns, mut link: Link, now: Instant) -> Option<(u32, Entry)> {
+    if is_unmarked(&link) {
+        match pod.set_group(link.index, GROUP) {
+            Ok(true) => link.group = GROUP,
+            Ok(false) => return None,
+            Err(error) => {
+                warn!(tap = link.index, error = format!("{error:#}"); "port not taken over");
+                return None;
+            }
+        }
+    }
+    let port = port_of(&link)?;
+    let entry = Entry {
+        port: Port::found(port.kernel, now),
+        mac: port.mac,
+        lower: port.lower,
+        ifname: link.name,
+        netns: pod,
+        first_frame: Vec::new(),
+        existence: Existence::Seen,
+    };
+    Some((link.index, entry))
 }
 
 /// The path under which a container has what the runtime calls `/var/run/...`.

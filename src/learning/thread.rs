@@ -1,7 +1,7 @@
 //! The thread that learns: it receives frames, asks the ports what follows, and does it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -23,19 +23,29 @@ use super::{
     frame::Frame,
     netns::PodNetns,
     port::{Action, Event, Port},
-    query::{Listener, Query},
+    query::{Listener, Query, Request},
     recovery::{Places, path_in_container, port_of},
     sockets::Sockets,
     table::{Entry, Existence, MAX_PORTS, Table},
     worker::{Job, Worker},
 };
 use crate::{
-    host::{control_socket, netns::Netns, packet::MAX_FRAME_BYTES},
+    host::{
+        control_socket::{self, Connection},
+        netns::Netns,
+        packet::MAX_FRAME_BYTES,
+        tap,
+    },
     types::{errors::io_error, mode::Mode, status::LearningStatus},
 };
 
 /// How often sockets are made again that were removed, or could not be made.
 const SOCKETS_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is looked whether there are taps of which ADD did not query: its query may have
+/// been lost.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the port of such a tap is looked for. Most are none of ours.
+const MAX_SEARCHES: u32 = 3;
 /// Frames that are taken from one socket before others have their turn.
 const MAX_FRAMES_PER_TURN: usize = 256;
 /// Queries that are answered before frames have their turn.
@@ -63,7 +73,9 @@ impl Learning {
             table: Table::default(),
             sockets,
             worker: Worker::start()?,
-            places: Places::new(netns_dir),
+            places: Places::new(netns_dir, kubelet_dir),
+            unknown: BTreeMap::new(),
+            search_at: Instant::now() + SEARCH_INTERVAL,
             listener,
             accept_at: Instant::now(),
             unwatched: BTreeSet::new(),
@@ -115,6 +127,10 @@ struct Learner {
     sockets: Sockets,
     worker: Worker,
     places: Places,
+    /// Taps that are no known port, and how often ports were looked for since they came.
+    unknown: BTreeMap<u32, u32>,
+    /// When ports are looked for again.
+    search_at: Instant,
     listener: Listener,
     /// When connections are accepted again.
     accept_at: Instant,
@@ -132,6 +148,7 @@ struct Learner {
 impl Learner {
     fn run(&mut self, woken: &OwnedFd) {
         self.find_ports();
+        self.log_ports();
         let mut buffer = vec![0; MAX_FRAME_BYTES];
         loop {
             self.sync_filters();
@@ -156,7 +173,7 @@ impl Learner {
         let now = Instant::now();
         let accepts = now >= self.accept_at;
         let deadline = self.table.deadline().into_iter();
-        let deadline = deadline.chain([self.sockets_at]);
+        let deadline = deadline.chain([self.sockets_at, self.search_at]);
         let deadline = deadline.chain((!accepts).then_some(self.accept_at)).min();
         let pause = deadline.unwrap_or(now).saturating_duration_since(now);
         let queries = accepts.then(|| self.listener.descriptors());
@@ -225,6 +242,10 @@ impl Learner {
         let now = Instant::now();
         for tap in self.table.due(now) {
             self.handle(tap, Event::Deadline);
+        }
+        if now >= self.search_at {
+            self.search_at = now + SEARCH_INTERVAL;
+            self.search_unknown();
         }
         if now >= self.sockets_at {
             self.sockets_at = now + SOCKETS_INTERVAL;
@@ -367,39 +388,80 @@ impl Learner {
         let now = Instant::now();
         match self.places.find_ports(now) {
             Ok(found) => {
-                for (tap, entry) in found.into_iter().take(MAX_PORTS) {
+                let unknown = found
+                    .into_iter()
+                    .filter(|(tap, _)| self.table.get(*tap).is_none());
+                let room = MAX_PORTS.saturating_sub(self.table.len());
+                let unknown: Vec<_> = unknown.take(room).collect();
+                for (tap, entry) in unknown {
                     self.table.insert(tap, entry, now);
                 }
             }
             Err(error) => self.warn(format!("ports that exist are not learned: {error:#}")),
         }
+    }
+
+    fn log_ports(&self) {
         let (ports, parked) = (self.table.len(), self.table.parked());
         info!(ports, parked; "learning");
     }
 
-    /// Answers ADD. The frames of the new port are received before it is set up.
+    /// Looks for ports if there are taps that are none yet.
+    fn search_unknown(&mut self) {
+        let taps = match tap::numbers() {
+            Ok(taps) => taps,
+            Err(error) => return self.warn(format!("listing taps: {error:#}")),
+        };
+        self.unknown.retain(|tap, _| taps.contains(tap));
+        let mut found = false;
+        for tap in taps
+            .into_iter()
+            .filter(|tap| self.table.get(*tap).is_none())
+        {
+            let searches = self.unknown.entry(tap).or_default();
+            found |= *searches < MAX_SEARCHES;
+            *searches += 1;
+        }
+        let known = self.table.len();
+        if found {
+            self.find_ports();
+        }
+        if self.table.len() > known {
+            self.log_ports();
+        }
+    }
+
     fn answer_queries(&mut self) {
+        if Instant::now() < self.accept_at {
+            return;
+        }
         for _ in 0..MAX_QUERIES_PER_TURN {
-            let request = match self.listener.next() {
-                Ok(Some(request)) => request,
+            match self.listener.accept() {
+                Ok(Some(connection)) => self.answer(connection),
                 Ok(None) => return,
                 Err(error) => {
-                    let exhausted = io_error(&error).and_then(std::io::Error::raw_os_error);
-                    if exhausted == Some(Errno::EMFILE as i32) {
-                        self.accept_at = Instant::now() + ACCEPT_PAUSE;
-                    }
-                    return self.warn(format!("a query was not answered: {error:#}"));
+                    // Too many descriptors are open: the connection would only be reported again.
+                    self.accept_at = Instant::now() + ACCEPT_PAUSE;
+                    return self.warn(format!("{error:#}"));
                 }
-            };
-            let adopted = self.adopt(&request.query);
-            if let Err(error) = &adopted {
-                let tap = request.query.tap;
-                self.warn(format!("tap {tap} is not parked: {error:#}"));
             }
-            if let Err(error) = request.answer(adopted.is_ok()) {
-                // ADD did not wait, and makes the macvtap in bridge mode.
-                debug!(error = format!("{error:#}"); "answer not sent");
-            }
+        }
+    }
+
+    /// Answers ADD. The frames of the new port are received before it is set up.
+    fn answer(&mut self, connection: Connection) {
+        let request = match Request::receive(connection) {
+            Ok(request) => request,
+            Err(error) => return self.warn(format!("a query was not answered: {error:#}")),
+        };
+        let adopted = self.adopt(&request.query);
+        if let Err(error) = &adopted {
+            let tap = request.query.tap;
+            self.warn(format!("tap {tap} is not parked: {error:#}"));
+        }
+        if let Err(error) = request.answer(adopted.is_ok()) {
+            // ADD did not wait, and makes the macvtap in bridge mode.
+            debug!(error = format!("{error:#}"); "answer not sent");
         }
     }
 

@@ -95,6 +95,8 @@ pub struct Change<'a> {
     pub mtu: Option<u32>,
     /// The mode, of a macvtap.
     pub mode: Option<Mode>,
+    /// The group.
+    pub group: Option<u32>,
     /// Set up, or down.
     pub up: Option<bool>,
     /// Ask for frames to every address, or no longer.
@@ -170,6 +172,9 @@ impl Socket {
         let mut attributes = common(change.netns, change.mac, change.mtu)?;
         if let Some(name) = change.name {
             attributes.push(attribute(Ifla::Ifname, name)?);
+        }
+        if let Some(group) = change.group {
+            attributes.push(attribute(Ifla::Group, group)?);
         }
         if let Some(mode) = change.mode {
             let mode = attribute(IflaMacvlan::Mode, mode.raw())?;

@@ -18,7 +18,10 @@ use super::{
     kubelet::{Kubelet, Resource},
     wire::{self, Wire},
 };
-use crate::{deviceplugin::names::NAMESPACE, host::tap, types::device_id::DeviceId};
+use crate::{
+    host::tap,
+    types::device_id::{DeviceId, NAMESPACE},
+};
 
 const CAPACITY: usize = 8;
 /// How long the device plugin may take to register, and to exit.

@@ -15,6 +15,9 @@ use twox_hash::XxHash64;
 
 use super::{link_name::LinkName, mode::Mode};
 
+/// The namespace of the resources' names.
+pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
+
 /// The tap numbers of device IDs. They are far above the interface
 /// indexes that the kernel hands out by itself, hence free in every pod.
 pub const TAPS: Range<u32> = 1 << 24..1 << 25;

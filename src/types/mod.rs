@@ -1,5 +1,6 @@
 //! What the program speaks of: plain values, pure.
 
+pub mod checkpoint;
 pub mod device_id;
 pub mod device_number;
 pub mod errors;

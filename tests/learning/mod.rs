@@ -1,3 +1,4 @@
 //! Learning where VMs live, and migrations by it.
 
 mod ports;
+mod truth;

@@ -166,7 +166,7 @@ pub struct Port<'a> {
     pub pod: Host,
     pub number: u32,
     pub cni: Cni<'a>,
-    tap: File,
+    pub tap: File,
 }
 
 impl Port<'_> {

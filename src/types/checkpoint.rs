@@ -1,0 +1,168 @@
+//! The kubelet's checkpoint of device plugins: which devices it has allocated to the containers
+//! of the node's pods, and what the device plugin answered.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use prost::Message;
+use serde::Deserialize;
+
+/// The name of the file in the device-plugins directory.
+pub const FILE: &str = "kubelet_internal_checkpoint";
+
+/// The devices of one resource that one container has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The name of the resource, with its namespace.
+    pub resource: String,
+    /// The IDs of the devices.
+    pub devices: BTreeSet<String>,
+    /// The numbers of the taps among the device nodes that the container has for them.
+    pub taps: BTreeSet<u32>,
+}
+
+// The format of pkg/kubelet/cm/devicemanager/checkpoint in Kubernetes.
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Checkpoint {
+    data: Data,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Data {
+    // Go writes an empty list as null.
+    pod_device_entries: Option<Vec<PodDevicesEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct PodDevicesEntry {
+    resource_name: String,
+    #[serde(rename = "DeviceIDs")]
+    device_ids: Option<DeviceIds>,
+    alloc_resp: Option<String>,
+}
+
+/// By NUMA node since Kubernetes 1.20, a list before.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum DeviceIds {
+    ByNode(BTreeMap<String, Vec<String>>),
+    List(Vec<String>),
+}
+
+/// `ContainerAllocateResponse` of the device plugin API, as far as it is of interest.
+#[derive(Clone, PartialEq, Message)]
+struct ContainerAllocateResponse {
+    #[prost(message, repeated, tag = "3")]
+    devices: Vec<DeviceSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DeviceSpec {
+    #[prost(string, tag = "2")]
+    host_path: String,
+}
+
+/// Reads a checkpoint: the allocations of the resources in `namespace`.
+pub fn allocations(bytes: &[u8], namespace: &str) -> Result<Vec<Allocation>> {
+    let checkpoint: Checkpoint =
+        serde_json::from_slice(bytes).context("decoding the kubelet's checkpoint")?;
+    let entries = checkpoint.data.pod_device_entries.unwrap_or_default();
+    let ours = entries.into_iter().filter(|entry| {
+        let prefix = entry
+            .resource_name
+            .split_once('/')
+            .map(|(prefix, _)| prefix);
+        prefix == Some(namespace)
+    });
+    ours.map(Allocation::read).collect()
+}
+
+impl Allocation {
+    fn read(entry: PodDevicesEntry) -> Result<Self> {
+        let resource = entry.resource_name;
+        let taps = taps(&entry.alloc_resp.unwrap_or_default());
+        let taps = taps.with_context(|| format!("decoding an allocation of {resource}"))?;
+        let devices = match entry.device_ids {
+            Some(DeviceIds::ByNode(nodes)) => nodes.into_values().flatten().collect(),
+            Some(DeviceIds::List(list)) => list.into_iter().collect(),
+            None => BTreeSet::new(),
+        };
+        Ok(Self {
+            resource,
+            devices,
+            taps,
+        })
+    }
+}
+
+fn taps(response: &str) -> Result<BTreeSet<u32>> {
+    let bytes = STANDARD.decode(response)?;
+    let response = ContainerAllocateResponse::decode(&bytes[..])?;
+    let numbers = response.devices.iter().filter_map(|device| {
+        let number = device.host_path.strip_prefix("/dev/tap")?;
+        number.parse().ok()
+    });
+    Ok(numbers.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const NAMESPACE: &str = "macvtap.network.kubevirt.io";
+
+    fn checkpoint(entries: &Value) -> Vec<u8> {
+        let data = json!({"PodDeviceEntries": entries, "RegisteredDevices": {}});
+        json!({"Data": data, "Checksum": 1})
+            .to_string()
+            .into_bytes()
+    }
+
+    fn response(path: &str) -> String {
+        let device = DeviceSpec {
+            host_path: path.to_owned(),
+        };
+        let response = ContainerAllocateResponse {
+            devices: vec![device],
+        };
+        STANDARD.encode(response.encode_to_vec())
+    }
+
+    #[test]
+    fn reads_our_allocations() {
+        let bytes = checkpoint(&json!([
+            {"PodUID": "1", "ContainerName": "compute", "ResourceName": format!("{NAMESPACE}/a"),
+             "DeviceIDs": {"-1": ["aMvp0"]}, "AllocResp": response("/dev/tap42")},
+            {"PodUID": "1", "ContainerName": "compute", "ResourceName": "example.com/b",
+             "DeviceIDs": {"-1": ["b"]}, "AllocResp": response("/dev/tap43")},
+            {"PodUID": "2", "ContainerName": "compute", "ResourceName": format!("{NAMESPACE}/c"),
+             "DeviceIDs": ["cMvp1"], "AllocResp": response("/dev/net/tun")},
+        ]));
+        let found = allocations(&bytes, NAMESPACE).unwrap();
+        let expected = [("a", "aMvp0", Some(42)), ("c", "cMvp1", None)];
+        let expected = expected.map(|(resource, device, tap)| Allocation {
+            resource: format!("{NAMESPACE}/{resource}"),
+            devices: [device.to_owned()].into(),
+            taps: tap.into_iter().collect(),
+        });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn an_empty_checkpoint_has_none_and_a_broken_one_is_an_error() {
+        let empty = checkpoint(&Value::Null);
+        assert!(allocations(&empty, NAMESPACE).unwrap().is_empty());
+        for broken in ["", "{}", "[]", r#"{"Data": 1}"#] {
+            assert!(allocations(broken.as_bytes(), NAMESPACE).is_err());
+        }
+        let entry = json!([{"ResourceName": format!("{NAMESPACE}/a"), "AllocResp": "?"}]);
+        assert!(allocations(&checkpoint(&entry), NAMESPACE).is_err());
+    }
+}
