@@ -228,8 +228,11 @@ impl Connection {
         let mut rest = &line[..];
         while !rest.is_empty() {
             self.0.set_write_timeout(Some(remaining(deadline)?))?;
-            let written = self.0.write(rest).context("sending a message")?;
-            rest = &rest[written..];
+            match self.0.write(rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("sending a message"),
+            }
         }
         Ok(())
     }
@@ -240,9 +243,11 @@ impl Connection {
         let mut buffer = [0; 4096];
         while !line.ends_with(b"\n") {
             self.0.set_read_timeout(Some(remaining(deadline)?))?;
-            match self.0.read(&mut buffer).context("receiving a message")? {
-                0 => bail!("the peer closed the connection after {} bytes", line.len()),
-                length => line.extend_from_slice(&buffer[..length]),
+            match self.0.read(&mut buffer) {
+                Ok(0) => bail!("the peer closed the connection after {} bytes", line.len()),
+                Ok(length) => line.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("receiving a message"),
             }
             ensure!(
                 line.len() <= MAX_MESSAGE_BYTES,

@@ -58,10 +58,12 @@ impl PacketSocket {
     }
 
     /// Receives frames that come in or go out by the interface with this index, if `program`
-    /// lets them pass.
+    /// lets them pass. All of them if it is empty.
     pub fn of_interface(index: u32, program: &[SockFilter]) -> Result<Self> {
         let socket = open(None)?;
-        attach(&socket, program)?;
+        if !program.is_empty() {
+            attach(&socket, program)?;
+        }
         let bound = bind(index, &socket)?;
         Ok(Self {
             socket,
@@ -99,13 +101,13 @@ impl AsFd for PacketSocket {
     }
 }
 
-/// Sends a frame by the interface with this index of the calling thread's netns.
-pub fn send(index: u32, frame: &[u8]) -> Result<()> {
-    let socket = open(None)?;
-    let _bound = bind(index, &socket)?;
-    let sent = send_frame(socket.as_raw_fd(), frame, MsgFlags::empty());
+/// Sends a frame by the interface with this index of the calling thread's netns. Returns the
+/// socket, because closing it takes the kernel up to 20 ms (`synchronize_net`).
+pub fn send(index: u32, frame: &[u8]) -> Result<PacketSocket> {
+    let socket = PacketSocket::of_interface(index, &[])?;
+    let sent = send_frame(socket.socket.as_raw_fd(), frame, MsgFlags::empty());
     sent.context("sending a frame")?;
-    Ok(())
+    Ok(socket)
 }
 
 fn open(protocol: Option<Protocol>) -> Result<Socket> {

@@ -10,6 +10,7 @@
 //! `port` decides, `table` knows the ports, `sockets` receives frames, `thread` connects them
 //! with the kernel. `query` is between ADD and the device plugin.
 
+mod closer;
 pub mod filter;
 pub mod frame;
 mod group;
@@ -20,7 +21,6 @@ mod recovery;
 mod sockets;
 mod table;
 mod thread;
-mod worker;
 
 pub use group::{GROUP, group, is_parked};
 pub use thread::Learning;

@@ -6,8 +6,11 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use crate::{
-    host::netns::Netns,
-    netlink::{Change, Link, NetlinkError, Socket},
+    host::{
+        netns::{Netns, NetnsError},
+        packet::{self, PacketSocket},
+    },
+    netlink::{Change, Link, Socket},
     types::mode::Mode,
 };
 
@@ -24,8 +27,11 @@ pub struct PodNetns {
 impl PodNetns {
     /// Opens it; none if it is gone, or another one is at the path.
     pub fn open(&self) -> Result<Option<Netns>> {
-        let Some(netns) = Netns::open(&self.path)? else {
-            return Ok(None);
+        let netns = match Netns::open(&self.path) {
+            Ok(Some(netns)) => netns,
+            // Another file is what remains of a bind mount that is taken away.
+            Ok(None) | Err(NetnsError::Other(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         let same = netns.identity()? == self.identity;
         Ok(Some(netns).filter(|_| same))
@@ -44,40 +50,42 @@ impl PodNetns {
         Ok(link.transpose()?.flatten())
     }
 
-    /// Sets the mode of the macvtap with this index in it. The link as it is then; none if link
-    /// or netns is gone.
-    pub fn set_mode(&self, index: u32, mode: Mode) -> Result<Option<Link>> {
-        let Some(mut socket) = self.socket()? else {
-            return Ok(None);
-        };
+    /// Sets the mode of the macvtap with this index in it. False if link or netns is gone.
+    pub fn set_mode(&self, index: u32, mode: Mode) -> Result<bool> {
         let change = Change {
             mode: Some(mode),
             ..Change::default()
         };
-        match exists(socket.change(index, &change)) {
-            Ok(true) => Ok(socket.link_with_stats(index)?),
-            Ok(false) => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("setting {mode} mode")),
-        }
+        let outcome = self.change(index, &change);
+        outcome.with_context(|| format!("setting {mode} mode"))
     }
 
     /// Sets the group of the link with this index in it. False if link or netns is gone.
     pub fn set_group(&self, index: u32, group: u32) -> Result<bool> {
-        let Some(mut socket) = self.socket()? else {
-            return Ok(false);
-        };
         let change = Change {
             group: Some(group),
             ..Change::default()
         };
-        exists(socket.change(index, &change)).context("setting the link group")
+        self.change(index, &change)
+            .context("setting the link group")
     }
-}
 
-/// False where the kernel says that there is no such link.
-fn exists(outcome: Result<(), NetlinkError>) -> Result<bool, NetlinkError> {
-    match outcome {
-        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
-        other => other.map(|()| true),
+    fn change(&self, index: u32, change: &Change<'_>) -> Result<bool> {
+        let Some(mut socket) = self.socket()? else {
+            return Ok(false);
+        };
+        match socket.change(index, change) {
+            Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
+            other => Ok(other.map(|()| true)?),
+        }
+    }
+
+    /// Sends a frame from the interface with this index in it. Returns the socket, which is to be
+    /// closed elsewhere; none if the netns is gone.
+    pub fn send(&self, index: u32, frame: &[u8]) -> Result<Option<PacketSocket>> {
+        let netns = self.open()?;
+        netns
+            .map(|netns| netns.run(|| packet::send(index, frame)))
+            .transpose()
     }
 }

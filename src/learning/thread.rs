@@ -20,14 +20,14 @@ use nix::{
 };
 
 use super::{
-    frame::Frame,
+    closer::Closer,
+    frame::{self, Frame},
     netns::PodNetns,
     port::{Action, Event, Port},
     query::{Listener, Query, Request},
     recovery::{Places, path_in_container, port_of},
     sockets::Sockets,
     table::{Entry, Existence, MAX_PORTS, Table},
-    worker::{Job, Worker},
 };
 use crate::{
     host::{
@@ -72,7 +72,7 @@ impl Learning {
         let mut learner = Learner {
             table: Table::default(),
             sockets,
-            worker: Worker::start()?,
+            closer: Closer::start()?,
             places: Places::new(netns_dir, kubelet_dir),
             unknown: BTreeMap::new(),
             search_at: Instant::now() + SEARCH_INTERVAL,
@@ -125,7 +125,7 @@ impl Drop for Learning {
 struct Learner {
     table: Table,
     sockets: Sockets,
-    worker: Worker,
+    closer: Closer,
     places: Places,
     /// Taps that are no known port, and how often ports were looked for since they came.
     unknown: BTreeMap<u32, u32>,
@@ -148,6 +148,7 @@ struct Learner {
 impl Learner {
     fn run(&mut self, woken: &OwnedFd) {
         self.find_ports();
+        self.publish();
         self.log_ports();
         let mut buffer = vec![0; MAX_FRAME_BYTES];
         loop {
@@ -308,34 +309,56 @@ impl Learner {
     }
 
     fn park(&mut self, tap: u32) -> Result<Option<Action>> {
-        let done = self.set_mode(tap, Mode::Vepa)?;
-        if done.is_some() {
-            self.status.parks += 1;
-            self.log(tap, "parked: its MAC is announced elsewhere");
+        if !self.set_mode(tap, Mode::Vepa)? {
+            return Ok(None);
         }
-        Ok(done)
+        self.status.parks += 1;
+        self.log(tap, "parked: its MAC is announced elsewhere");
+        self.changed(tap)
     }
 
-    fn unpark(&mut self, tap: u32, replay: bool) -> Result<Option<Action>> {
-        let frame = self.table.get(tap).map(|entry| entry.first_frame.clone());
-        let done = self.set_mode(tap, Mode::Bridge)?;
-        if let (Some(_), Some(entry)) = (done, self.table.get(tap)) {
-            self.status.unparks += 1;
-            if let Some(frame) = frame.filter(|_| replay) {
+    fn unpark(&mut self, tap: u32, replays: bool) -> Result<Option<Action>> {
+        if !self.set_mode(tap, Mode::Bridge)? {
+            return Ok(None);
+        }
+        self.status.unparks += 1;
+        if replays {
+            self.replay(tap);
+        }
+        self.log(tap, "active");
+        self.changed(tap)
+    }
+
+    /// Sends a port's first frame again from the port. Before its counter is read: the port is
+    /// not to be taken for one whose VM has sent another frame.
+    fn replay(&mut self, tap: u32) {
+        let Some(entry) = self.table.get(tap) else {
+            return;
+        };
+        let mut frame = entry.first_frame.clone();
+        frame::complete_checksum(&mut frame);
+        match entry.netns.send(tap, &frame) {
+            Ok(socket) => {
                 self.status.replays += 1;
-                let netns = entry.netns.clone();
-                self.worker.give(Job::Replay { netns, tap, frame });
+                if let Some(socket) = socket {
+                    self.closer.close(socket);
+                }
             }
-            self.log(tap, "active");
+            Err(error) => debug!(tap, error = format!("{error:#}"); "first frame not replayed"),
         }
-        Ok(done)
     }
 
-    /// Sets a port's mode, and takes note of what the kernel says then.
-    fn set_mode(&mut self, tap: u32, mode: Mode) -> Result<Option<Action>> {
-        let netns = self.table.get(tap).map(|entry| entry.netns.clone());
-        let link = netns.map(|netns| netns.set_mode(tap, mode)).transpose()?;
-        let Some(port) = link.flatten().as_ref().and_then(port_of) else {
+    /// Sets a port's mode. False if its macvtap does not exist.
+    fn set_mode(&self, tap: u32, mode: Mode) -> Result<bool> {
+        let entry = self.table.get(tap);
+        entry.map_or(Ok(false), |entry| entry.netns.set_mode(tap, mode))
+    }
+
+    /// Takes note of a change that the kernel accepted.
+    fn changed(&mut self, tap: u32) -> Result<Option<Action>> {
+        let link = self.table.get(tap).map(|entry| entry.netns.link(tap));
+        let link = link.transpose()?.flatten();
+        let Some(port) = link.as_ref().and_then(port_of) else {
             return Ok(None);
         };
         let now = Instant::now();
@@ -515,7 +538,7 @@ impl Learner {
                 Ok(unused) => {
                     self.unwatched.remove(&lower);
                     if let Some(socket) = unused {
-                        self.worker.give(Job::Close(socket));
+                        self.closer.close(socket);
                     }
                 }
                 Err(error) => {
@@ -556,8 +579,8 @@ impl Learner {
         let parked: Vec<u32> = parked.map(|(tap, _)| tap).collect();
         for tap in parked {
             match self.set_mode(tap, Mode::Bridge) {
-                Ok(Some(_)) => self.log(tap, "active: learning stops"),
-                Ok(None) => {}
+                Ok(true) => self.log(tap, "active: learning stops"),
+                Ok(false) => {}
                 Err(error) => self.warn(format!("tap {tap} stays parked: {error:#}")),
             }
         }

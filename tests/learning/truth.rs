@@ -20,6 +20,7 @@ use macvtap::{
     host::{control_socket::Connection, packet},
     types::{mac::MacAddr, status::PortStatus},
 };
+use serde_json::json;
 
 const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xbb]);
 
@@ -44,7 +45,7 @@ fn index(host: &Host, name: &str) -> u32 {
 /// Sends a frame from an interface, whatever its source address.
 fn send_from(host: &Host, name: &str, frame: &[u8]) {
     let index = index(host, name);
-    host.0.run(|| packet::send(index, frame)).unwrap();
+    drop(host.0.run(|| packet::send(index, frame)).unwrap());
 }
 
 /// The frame with a VLAN tag.
@@ -129,11 +130,9 @@ fn another_mac_is_learned() {
     });
     port.send(&broadcast(OTHER));
     port.becomes("bridge");
-    assert_eq!(
-        learner.stats().replays,
-        1,
-        "so it was seen, not only counted"
-    );
+    wait_until("it was seen, not only counted", || {
+        learner.stats().replays == 1
+    });
     let far = far_tap(&learner.node);
     send(&far, &rarp(VM));
     port.stays("bridge");
@@ -325,32 +324,16 @@ fn ports_that_the_original_made_are_taken_over() {
             "link add made index {number} address {mac} link {LOWER} type macvtap mode bridge"
         ));
         host.ip(&format!("link set made name {IFNAME} netns {}", pod.path()));
+        // What the pod's kernel sends would be taken for the VM's.
+        pod.ip(&format!("link set {IFNAME} addrgenmode none"));
         pod.ip(&format!("link set {IFNAME} up"));
         pods.push((pod, number));
     }
     let [(pod, number), (foreign, other)] = &pods[..] else {
         panic!("two pods");
     };
-    // DeviceSpec of ContainerAllocateResponse, by protobuf: container path, host path, rights.
-    let path = format!("/dev/tap{number}");
-    let length = u8::try_from(path.len()).unwrap();
-    let spec = [
-        &[10, length][..],
-        path.as_bytes(),
-        &[18, length],
-        path.as_bytes(),
-    ]
-    .concat();
-    let response = [&[26, u8::try_from(spec.len()).unwrap()][..], &spec].concat();
-    let entry = serde_json::json!({
-        "PodUID": "1", "ContainerName": "compute",
-        "ResourceName": "macvtap.network.kubevirt.io/dataplane",
-        "DeviceIDs": {"-1": ["dataplaneMvp7"]}, "AllocResp": base64(&response),
-    });
-    let data = serde_json::json!({"PodDeviceEntries": [entry], "RegisteredDevices": {}});
-    let checkpoint = serde_json::json!({"Data": data, "Checksum": 1}).to_string();
     let file = learner.kubelet_dir().join("kubelet_internal_checkpoint");
-    fs::write(file, checkpoint).unwrap();
+    fs::write(file, checkpoint(*number)).unwrap();
     learner.start();
     assert!(belief(&learner, *number).is_some_and(|port| !port.parked));
     assert!(
@@ -367,6 +350,23 @@ fn ports_that_the_original_made_are_taken_over() {
     learner.start();
     assert!(belief(&learner, *number).is_some_and(|port| port.parked));
     assert_eq!(foreign.mode(), "bridge");
+}
+
+/// The kubelet's checkpoint after it allocated a tap.
+fn checkpoint(number: u32) -> String {
+    // DeviceSpec of ContainerAllocateResponse, by protobuf: container path and host path.
+    let path = format!("/dev/tap{number}");
+    let length = u8::try_from(path.len()).unwrap();
+    let paths = [[10, length], [18, length]];
+    let spec = paths.map(|head| [&head, path.as_bytes()].concat()).concat();
+    let response = [&[26, u8::try_from(spec.len()).unwrap()][..], &spec].concat();
+    let entry = json!({
+        "PodUID": "1", "ContainerName": "compute",
+        "ResourceName": "macvtap.network.kubevirt.io/dataplane",
+        "DeviceIDs": {"-1": ["dataplaneMvp7"]}, "AllocResp": base64(&response),
+    });
+    let data = json!({"PodDeviceEntries": [entry], "RegisteredDevices": {}});
+    json!({"Data": data, "Checksum": 1}).to_string()
 }
 
 fn base64(bytes: &[u8]) -> String {

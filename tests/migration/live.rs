@@ -244,8 +244,8 @@ fn migrate(plan: Plan) -> Outcome {
                 at.duration_since(resume).as_secs_f64() * 1000.0
             };
             [
-                milliseconds(&a, "parked, its MAC"),
-                milliseconds(&b, " live\n"),
+                milliseconds(&a, "parked: its MAC"),
+                milliseconds(&b, "msg=active "),
             ]
         });
         let reflections = if plan.learning {
