@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
-    path::PathBuf,
+    fs::{self, File},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
@@ -11,12 +12,14 @@ use std::{
 };
 
 use kit::{
-    kubelet::{PATIENCE, Plugin},
-    netns::{FAR_END, LOWER, Node, tap, tap_of, taps::far_tap, wait_until},
+    kubelet::{self, PATIENCE, Plugin},
+    netns::{FAR_END, Host, LOWER, Node, tap, tap_of, taps::far_tap, wait_until},
 };
 use macvtap::{
+    deviceplugin::status,
     host::tap as taps,
     selftest::kubelet::{Kubelet, Resource},
+    types::status::PortStatus,
 };
 use tempfile::TempDir;
 
@@ -24,6 +27,10 @@ use crate::foreign::{Foreign, Seen};
 
 /// Beside the lower device, for link events that concern nobody.
 pub const BYSTANDER: &str = "bystander";
+
+/// In the kubelet's directory: the configuration, and where pods are listed.
+const CONFIG: &str = "config.json";
+const NETNS_DIR: &str = "netns";
 
 /// What a device plugin held when it was first counted.
 #[derive(Clone, Copy)]
@@ -65,10 +72,11 @@ impl SoakNode {
             "link add {BYSTANDER} type veth peer name {BYSTANDER}1"
         ));
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.json");
+        let config = dir.path().join(CONFIG);
         configure(&config, name, 100);
         let kubelet = Kubelet::start(dir.path()).unwrap();
-        let plugin = Plugin::with_file(&node.host, dir.path(), &config);
+        fs::create_dir(dir.path().join(NETNS_DIR)).unwrap();
+        let plugin = start(&node, dir.path());
         let listed = |resource: &Resource| resource.healthy().len() == 100;
         let ids = kubelet
             .wait_for(&kubelet_name(name), PATIENCE, listed)
@@ -122,6 +130,23 @@ impl SoakNode {
         *lock(&self.seen) = self.foreign.look(&self.node);
     }
 
+    /// A pod that is listed as a runtime's are.
+    pub fn pod(&self) -> Host {
+        let pod = Host::new();
+        let name = pod.path().replace('/', "-");
+        let path = self.dir.path().join(NETNS_DIR).join(name);
+        let _ = fs::remove_file(&path); // of a pod whose descriptor had the number before
+        symlink(pod.path(), path).unwrap();
+        pod
+    }
+
+    /// What learning believes of the port with this tap, if it knows it.
+    pub fn believed(&self, number: u32) -> Option<PortStatus> {
+        let query = || status::query(self.dir.path());
+        let status = self.node.host.0.run(query).ok()?;
+        status.learning?.ports.get(&number).cloned()
+    }
+
     pub fn take_id(&self, place: u64) -> String {
         let mut ids = lock(&self.ids);
         let place = usize::try_from(place).unwrap() % ids.len();
@@ -145,7 +170,7 @@ impl SoakNode {
         let mut plugin = lock(&self.plugin);
         plugin.signal("KILL");
         plugin.end();
-        *plugin = Plugin::with_file(&self.node.host, self.dir.path(), &self.config);
+        *plugin = start(&self.node, self.dir.path());
     }
 
     /// Does something with the kubelet, which restarts at no such time.
@@ -209,6 +234,14 @@ impl SoakNode {
 
 fn kubelet_name(name: &str) -> String {
     format!("macvtap.network.kubevirt.io/{name}")
+}
+
+fn start(node: &Node, dir: &Path) -> Plugin {
+    let mut command = kubelet::command(&[], dir);
+    command.arg("--config").arg(dir.join(CONFIG));
+    command.arg("--netns-dir").arg(dir.join(NETNS_DIR));
+    command.env_remove("DP_MACVTAP_CONF");
+    Plugin::spawn(&node.host, command)
 }
 
 fn configure(path: &std::path::Path, name: &str, capacity: usize) {

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::netns::{Answer, Cni, Host, tap, tap_of, taps::send, wait_until};
+use kit::{
+    netns::{Answer, Cni, Host, IFNAME, tap, tap_of, taps::send, wait_until},
+    switch::rarp,
+};
 use macvtap::{
     host::{
         devnode,
@@ -20,7 +23,7 @@ use macvtap::{
     },
 };
 use nix::sys::stat::{major, minor};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{count::Count, dice::Dice, node::SoakNode};
 
@@ -34,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Lives until it is told that it is over.
 pub fn live(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> bool) {
-    let mut pod = Host::new();
+    let mut pod = node.pod();
     while going() {
         let _work = node.work();
         let id = node.take_id(dice.number());
@@ -48,7 +51,7 @@ pub fn live(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> 
         let gone = cycle.run(&id, &mut dice);
         if gone {
             // Its namespace goes without DEL. Another pod may have the ID at once.
-            pod = Host::new();
+            pod = node.pod();
             count.one("netns destroyed without DEL");
         }
         node.give_id_back(id);
@@ -91,10 +94,11 @@ impl Cycle<'_> {
             self.failed(&answer);
             return false;
         }
-        let result: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+        let result: Value = serde_json::from_str(&answer.stdout).unwrap();
         let call = call.with("prevResult", result);
         self.check_node();
         self.use_tap(mac, dice);
+        self.agree();
         for _ in 0..dice.roll(8) {
             self.check(&call);
         }
@@ -209,6 +213,9 @@ impl Cycle<'_> {
             self.out(&file, &out);
             self.arrive(&file, mac, token);
         }
+        if dice.roll(4) == 0 && !self.node.killed {
+            self.migrate(&file, mac, token);
+        }
     }
 
     fn out(&self, file: &File, frame: &[u8]) {
@@ -256,6 +263,50 @@ impl Cycle<'_> {
             }
         }
         false
+    }
+
+    /// The mode that the kernel has the port in, if the pod has one.
+    fn mode(&self) -> Option<Value> {
+        let link = self.pod.link(IFNAME)?;
+        Some(link["linkinfo"]["info_data"]["mode"].clone())
+    }
+
+    /// What learning believes of the port is what the kernel says. A device plugin that was
+    /// killed may not know it yet.
+    fn agree(&self) {
+        wait_until("learning and the kernel agree on the port", || {
+            let (believed, mode) = (self.node.believed(self.number), self.mode());
+            let parked = mode.is_some_and(|mode| mode == "vepa");
+            let agree = believed.map_or(self.node.killed, |port| port.parked == parked);
+            agree || !self.calm()
+        });
+        self.count.one("learning and the kernel agree");
+    }
+
+    /// The VM is announced elsewhere, which parks its port, and is here again with a frame.
+    /// Announcements and frames come again each second, as those of QEMU and of guests do.
+    fn migrate(&self, file: &File, mac: MacAddr, token: u64) {
+        self.becomes("vepa", || {
+            let far = self.node.far.read().unwrap_or_else(PoisonError::into_inner);
+            far.iter().for_each(|far| send(far, &rarp(mac)));
+        });
+        self.agree();
+        self.becomes("bridge", || {
+            self.out(file, &frame([0xff; 6], mac.0, FROM, token));
+        });
+        self.count.one("migration there and back");
+    }
+
+    /// Does something each second until the kernel has the port in a mode.
+    fn becomes(&self, mode: &str, act: impl Fn()) {
+        let mut acted: Option<Instant> = None;
+        wait_until(&format!("the port is in mode {mode}"), || {
+            if acted.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+                act();
+                acted = Some(Instant::now());
+            }
+            self.mode().is_some_and(|now| now == mode) || !self.calm()
+        });
     }
 
     fn check(&self, call: &Cni<'_>) {
