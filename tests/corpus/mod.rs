@@ -10,7 +10,10 @@ use std::{
 
 use kit::{
     kubelet::{PATIENCE, Plugin},
-    netns::{Host, IFNAME, LOWER, Node, device_id, owner, tap, tap_exists, tap_number},
+    netns::{
+        Host, IFNAME, LOWER, Node, device_id, foreign_tap_number, owner, tap, tap_exists,
+        tap_number,
+    },
 };
 use macvtap::selftest::kubelet::{Kubelet, Resource};
 use serde::Deserialize;
@@ -107,7 +110,11 @@ fn allocate(node: &Node, allocated: Allocated, number: u32) -> String {
 }
 
 fn attach_and_detach(sample: &Sample, allocated: Allocated) {
-    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let (node, pod) = (Node::new(), Host::new());
+    let number = match allocated {
+        Allocated::Here => tap_number(),
+        Allocated::ByTheOriginal => foreign_tap_number(),
+    };
     let id = allocate(&node, allocated, number);
     let call = node.cni(&pod, json!({}));
     let mut call = call.stdin(configuration(&sample.manifest, &id));
@@ -147,7 +154,6 @@ fn each(samples: &[Sample], run: impl Fn(&Sample)) {
 }
 
 #[test]
-#[ignore = "some samples do not hold yet"]
 fn networks_attach_as_with_the_original() {
     let samples = corpus("networks");
     assert!(samples.len() > 30);

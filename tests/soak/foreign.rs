@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kit::netns::{Host, LOWER, Node, tap, tap_number};
+use kit::netns::{Host, LOWER, Node, foreign_tap_number, tap};
 use serde_json::{Value, json};
 
 use crate::node::BYSTANDER;
@@ -44,10 +44,10 @@ impl Foreign {
         let dir = dir.join("example.com");
         fs::create_dir(&dir).unwrap();
         let socket = dir.join("socket");
-        // Beyond the indices of ours, which are given to no one else: taps have machine-wide names.
-        let index = || format!("index {}", 1 << 26 | tap_number() & 0xff_ffff);
         let link = |elsewhere, name, lower, words: &str| {
-            let words = format!("{} link {lower} name {name} {words}", index());
+            // Taps have machine-wide names.
+            let index = foreign_tap_number();
+            let words = format!("index {index} link {lower} name {name} {words}");
             Link {
                 elsewhere,
                 name,

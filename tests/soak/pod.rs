@@ -9,7 +9,7 @@ use std::{
 };
 
 use kit::{
-    netns::{Answer, Cni, Host, IFNAME, tap, tap_of, taps::send, wait_until},
+    netns::{Answer, Cni, Host, IFNAME, happens, tap, tap_of, taps::send, wait_until},
     switch::rarp,
 };
 use macvtap::{
@@ -25,7 +25,11 @@ use macvtap::{
 use nix::sys::stat::{major, minor};
 use serde_json::{Value, json};
 
-use crate::{count::Count, dice::Dice, node::SoakNode};
+use crate::{
+    count::Count,
+    dice::Dice,
+    node::{SoakNode, lock},
+};
 
 /// An ethertype for experiments (IEEE 802, table of local ones).
 const KIND: [u8; 2] = [0x88, 0xb5];
@@ -274,12 +278,15 @@ impl Cycle<'_> {
     /// What learning believes of the port is what the kernel says. A device plugin that was
     /// killed may not know it yet.
     fn agree(&self) {
-        wait_until("learning and the kernel agree on the port", || {
-            let (believed, mode) = (self.node.believed(self.number), self.mode());
-            let parked = mode.is_some_and(|mode| mode == "vepa");
-            let agree = believed.map_or(self.node.killed, |port| port.parked == parked);
-            agree || !self.calm()
+        let mut last = (None, None);
+        let agree = happens(|| {
+            last = (self.node.believed(self.number), self.mode());
+            let parked = last.1.as_ref().is_some_and(|mode| mode == "vepa");
+            let believed = last.0.as_ref();
+            believed.map_or(self.node.killed, |port| port.parked == parked) || !self.calm()
         });
+        let log = || lock(&self.node.plugin).log();
+        assert!(agree, "tap {}: {last:?}: {}", self.number, log());
         self.count.one("learning and the kernel agree");
     }
 

@@ -60,6 +60,11 @@ pub fn tap_number() -> u32 {
     1 << 24 | BLOCK.get_or_init(block).0 << 12 | counter
 }
 
+/// The same of numbers that no device plugin of ours gives to a tap.
+pub fn foreign_tap_number() -> u32 {
+    1 << 26 | tap_number() & 0xff_ffff
+}
+
 /// A block of tap numbers that is this process's while it lives: a socket says so.
 fn block() -> (u32, UnixListener) {
     let mut blocks = (0..1 << 12).map(|offset| (id() + offset) & 0xfff);
@@ -417,13 +422,18 @@ pub fn owner(path: &Path) -> (u32, u32, u32) {
 }
 
 /// Waits until `done`: as long as a busy machine may take.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    assert!(happens(done), "not in {WAIT_TIMEOUT:?}: {what}");
+}
+
+/// Whether it is `done` as soon as a busy machine may take.
+pub fn happens(mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !done() {
-        assert!(
-            start.elapsed() < WAIT_TIMEOUT,
-            "not in {WAIT_TIMEOUT:?}: {what}"
-        );
+        if start.elapsed() > WAIT_TIMEOUT {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
+    true
 }
