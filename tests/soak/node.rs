@@ -19,7 +19,7 @@ use macvtap::{
     deviceplugin::status,
     host::tap as taps,
     selftest::kubelet::{Kubelet, Resource},
-    types::status::PortStatus,
+    types::status::{LearningStatus, PortStatus},
 };
 use tempfile::TempDir;
 
@@ -142,9 +142,13 @@ impl SoakNode {
 
     /// What learning believes of the port with this tap, if it knows it.
     pub fn believed(&self, number: u32) -> Option<PortStatus> {
+        self.learning()?.ports.get(&number).cloned()
+    }
+
+    /// The status of learning, if the device plugin answers.
+    pub fn learning(&self) -> Option<LearningStatus> {
         let query = || status::query(self.dir.path());
-        let status = self.node.host.0.run(query).ok()?;
-        status.learning?.ports.get(&number).cloned()
+        self.node.host.0.run(query).ok()?.learning
     }
 
     pub fn take_id(&self, place: u64) -> String {

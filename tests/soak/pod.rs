@@ -278,16 +278,27 @@ impl Cycle<'_> {
     /// What learning believes of the port is what the kernel says. A device plugin that was
     /// killed may not know it yet.
     fn agree(&self) {
-        let mut last = (None, None);
-        let agree = happens(|| {
-            last = (self.node.believed(self.number), self.mode());
-            let parked = last.1.as_ref().is_some_and(|mode| mode == "vepa");
-            let believed = last.0.as_ref();
-            believed.map_or(self.node.killed, |port| port.parked == parked) || !self.calm()
+        self.learns("what the kernel says", || {
+            let (believed, mode) = (self.node.believed(self.number), self.mode());
+            let parked = mode.is_some_and(|mode| mode == "vepa");
+            believed.map_or(self.node.killed, |port| port.parked == parked)
         });
-        let log = || lock(&self.node.plugin).log();
-        assert!(agree, "tap {}: {last:?}: {}", self.number, log());
         self.count.one("learning and the kernel agree");
+    }
+
+    /// Waits until `done`, unless the lower device is in trouble.
+    fn learns(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let learned = happens(|| done() || !self.calm());
+        let state = || {
+            let (number, mode) = (self.number, self.mode());
+            let learning = self.node.learning();
+            let plugin = lock(&self.node.plugin);
+            format!(
+                "tap {number}, mode {mode:?}: {learning:#?}: {}",
+                plugin.log()
+            )
+        };
+        assert!(learned, "not learned: {what}: {}", state());
     }
 
     /// The VM is announced elsewhere, which parks its port, and is here again with a frame.
@@ -307,12 +318,12 @@ impl Cycle<'_> {
     /// Does something each second until the kernel has the port in a mode.
     fn becomes(&self, mode: &str, act: impl Fn()) {
         let mut acted: Option<Instant> = None;
-        wait_until(&format!("the port is in mode {mode}"), || {
+        self.learns(mode, || {
             if acted.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
                 act();
                 acted = Some(Instant::now());
             }
-            self.mode().is_some_and(|now| now == mode) || !self.calm()
+            self.mode().is_some_and(|now| now == mode)
         });
     }
 
