@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET};
+use kit::kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT};
 use kit::netns::{LOWER, Node};
 use macvtap::{
     deviceplugin::grpc::{
@@ -47,11 +47,11 @@ fn start_to_list() {
     let times = (0..ROUNDS).map(|_| {
         let start = Instant::now();
         let plugin = Plugin::start(&node.host, dir.path());
-        kubelet.wait_for(RESOURCE, PATIENCE, whole).unwrap();
+        kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
         let took = start.elapsed();
         drop(plugin);
         let gone = |resource: &Resource| !resource.connected;
-        kubelet.wait_for(RESOURCE, PATIENCE, gone).unwrap();
+        kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, gone).unwrap();
         took
     });
     println!("| start to first list | {} |", median(times.collect()));
@@ -61,7 +61,7 @@ fn restarts() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let plugin = Plugin::start(&node.host, dir.path());
     let mut kubelet = Kubelet::start(dir.path()).unwrap();
-    let resource = kubelet.wait_for(RESOURCE, PATIENCE, whole).unwrap();
+    let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
     let before = plugin.descriptors();
     let ids = resource.healthy();
     let times = allocations(dir.path().join(SOCKET), &ids);
@@ -72,7 +72,7 @@ fn restarts() {
         drop(kubelet);
         let start = Instant::now();
         kubelet = Kubelet::start(dir.path()).unwrap();
-        kubelet.wait_for(RESOURCE, PATIENCE, whole).unwrap();
+        kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
         times.push(start.elapsed());
     }
     println!("| kubelet restart to list | {} |", median(times));
@@ -116,7 +116,7 @@ fn many_devices() {
     for number in 0..64 {
         let name = format!("macvtap.network.kubevirt.io/r{number}");
         let all = |resource: &Resource| resource.healthy().len() == 1000;
-        kubelet.wait_for(&name, PATIENCE, all).unwrap();
+        kubelet.wait_for(&name, WAIT_TIMEOUT, all).unwrap();
     }
     let took = start.elapsed().as_secs_f64() * 1e3;
     let memory = plugin.memory();
@@ -127,7 +127,7 @@ fn link_events() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let plugin = Plugin::start(&node.host, dir.path());
-    kubelet.wait_for(RESOURCE, PATIENCE, whole).unwrap();
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
     node.host.ip("link add flap type bridge");
     let batch = dir.path().join("batch");
     std::fs::write(

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kit::{
-    kubelet::{PATIENCE, Plugin},
+    kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{
         Host, IFNAME, LOWER, Node, device_id, foreign_tap_number, owner, tap, tap_exists,
         tap_number,
@@ -169,7 +169,7 @@ fn offered(kubelet: &Kubelet, expected: &Value) -> BTreeMap<String, usize> {
     let healthy = |name: &String| {
         let full = format!("macvtap.network.kubevirt.io/{name}");
         let listed = |resource: &Resource| resource.lists > 0;
-        let resource = kubelet.wait_for(&full, PATIENCE, listed).unwrap();
+        let resource = kubelet.wait_for(&full, WAIT_TIMEOUT, listed).unwrap();
         (name.clone(), resource.healthy().len())
     };
     names.map(healthy).collect()

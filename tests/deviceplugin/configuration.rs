@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process:
 
 use kit::{
     binary,
-    kubelet::{PATIENCE, Plugin},
+    kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{Host, LOWER, Node, skipped},
 };
 use macvtap::{host::netns::Netns, selftest::kubelet::Kubelet};
@@ -24,7 +24,9 @@ fn expect(kubelet: &Kubelet, name: &str, count: usize) {
     let wanted = |resource: &macvtap::selftest::kubelet::Resource| {
         resource.connected && resource.healthy().len() == count
     };
-    kubelet.wait_for(&resource(name), PATIENCE, wanted).unwrap();
+    kubelet
+        .wait_for(&resource(name), WAIT_TIMEOUT, wanted)
+        .unwrap();
 }
 
 fn run(configuration: Option<&str>) -> (Option<i32>, String) {
@@ -106,7 +108,7 @@ fn discovery_offers_what_ip_says_is_a_nic() {
         let wanted = |resource: &macvtap::selftest::kubelet::Resource| {
             resource.connected && resource.healthy().len() == 100
         };
-        kubelet.wait_for(name, PATIENCE, wanted).unwrap();
+        kubelet.wait_for(name, WAIT_TIMEOUT, wanted).unwrap();
     }
     plugin.wait_for_log("link=lo reason=\"is not an Ethernet device\"");
     let found: BTreeSet<String> = kubelet.resources().into_iter().collect();
@@ -166,7 +168,9 @@ fn a_file_is_read_again_when_it_changes() {
     write(format!("[{}, {}]", entry("stays", 5), entry("comes", 7)));
     expect(&kubelet, "comes", 7);
     kubelet
-        .wait_for(&resource("goes"), PATIENCE, |resource| !resource.connected)
+        .wait_for(&resource("goes"), WAIT_TIMEOUT, |resource| {
+            !resource.connected
+        })
         .unwrap();
     assert!(!dir.path().join("macvtap.network.kubevirt.io_goes").exists());
     write(format!("[{}, {}]", entry("stays", 5), entry("comes", 9)));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use kit::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, configuration},
+    kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, configuration},
     netns::{Host, IFNAME, LOWER, Node, tap_exists, wait_until},
 };
 use macvtap::{
@@ -45,7 +45,10 @@ impl Case {
         let wanted = |resource: &macvtap::selftest::kubelet::Resource| {
             resource.connected && resource.healthy().len() == count
         };
-        let resource = self.kubelet.wait_for(RESOURCE, PATIENCE, wanted).unwrap();
+        let resource = self
+            .kubelet
+            .wait_for(RESOURCE, WAIT_TIMEOUT, wanted)
+            .unwrap();
         assert_eq!(resource.devices.len(), 100, "devices are never absent");
         resource.healthy()
     }
@@ -83,7 +86,7 @@ fn start_unhealthy_without_the_lower_device() {
     node.host.ip(&format!("link delete {LOWER}"));
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let _plugin = Plugin::start(&node.host, dir.path());
-    let resource = kubelet.wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0);
+    let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, |resource| resource.lists > 0);
     let resource = resource.unwrap();
     assert_eq!((resource.devices.len(), resource.healthy().len()), (100, 0));
 }
@@ -266,7 +269,7 @@ fn passthru_offers_one() {
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let text = configuration().replace("bridge", "passthru");
     let _plugin = Plugin::configured(&node.host, dir.path(), &text);
-    let resource = kubelet.wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0);
+    let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, |resource| resource.lists > 0);
     assert_eq!(resource.unwrap().healthy().len(), 1);
 }
 

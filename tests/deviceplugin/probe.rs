@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use kit::{
     binary,
-    kubelet::{PATIENCE, Plugin, RESOURCE, connected},
+    kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, connected},
     netns::{Host, LOWER, Node, wait_until},
 };
 use macvtap::selftest::kubelet::Kubelet;
@@ -41,7 +41,7 @@ fn is_content_while_registered_and_says_what_is_not_well() {
     );
     node.host.ip(&format!("link delete {LOWER}"));
     let gone = |resource: &macvtap::selftest::kubelet::Resource| resource.healthy().is_empty();
-    kubelet.wait_for(RESOURCE, PATIENCE, gone).unwrap();
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, gone).unwrap();
     let (well, text) = probe(&node.host, dir.path());
     assert!(well && text.contains("does not exist"), "{text}");
     drop(kubelet);

@@ -9,7 +9,7 @@ use std::{
 
 use kit::{
     binary,
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, command, configuration, connected},
+    kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, command, configuration, connected},
     netns::{Node, wait_until},
 };
 use macvtap::selftest::kubelet::Kubelet;
@@ -21,7 +21,7 @@ fn the_first_list_comes_at_once() {
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let plugin = Plugin::start(&node.host, dir.path());
     let resource = kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| resource.lists > 0)
+        .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| resource.lists > 0)
         .unwrap();
     assert_eq!(resource.endpoint, SOCKET);
     assert_eq!(resource.healthy().len(), 100);
@@ -43,12 +43,14 @@ fn a_killed_plugin_comes_back_with_the_same_devices() {
         let registered = |resource: &macvtap::selftest::kubelet::Resource| {
             resource.connected && resource.registrations == round + 1
         };
-        let resource = kubelet.wait_for(RESOURCE, PATIENCE, registered).unwrap();
+        let resource = kubelet
+            .wait_for(RESOURCE, WAIT_TIMEOUT, registered)
+            .unwrap();
         lists.push(resource.healthy());
         drop(plugin); // SIGKILL: its socket stays
         assert!(dir.path().join(SOCKET).exists());
         kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| !resource.connected)
+            .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| !resource.connected)
             .unwrap();
     }
     assert!(
@@ -66,7 +68,7 @@ fn fifty_restarts_of_the_kubelet() {
     for _ in 0..50 {
         let kubelet = Kubelet::start(dir.path()).unwrap();
         kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| {
+            .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| {
                 resource.healthy().len() == 100
             })
             .unwrap();
@@ -108,7 +110,9 @@ fn a_removed_socket_is_made_again() {
         let registered = |resource: &macvtap::selftest::kubelet::Resource| {
             resource.connected && resource.registrations == round
         };
-        kubelet.wait_for(RESOURCE, PATIENCE, registered).unwrap();
+        kubelet
+            .wait_for(RESOURCE, WAIT_TIMEOUT, registered)
+            .unwrap();
         fs::remove_file(dir.path().join(SOCKET)).unwrap();
     }
     wait_until("the socket is there again", || {
@@ -126,7 +130,7 @@ fn the_directory_may_be_missing_and_be_replaced() {
         fs::create_dir(&dir).unwrap();
         let kubelet = Kubelet::start(&dir).unwrap();
         kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| {
+            .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| {
                 resource.healthy().len() == 100
             })
             .unwrap();
@@ -205,7 +209,7 @@ fn a_name_that_is_too_long_for_a_socket_is_hashed() {
     let text = configuration().replace("dataplane", &name);
     let _plugin = Plugin::configured(&node.host, &dir, &text);
     let resource = format!("macvtap.network.kubevirt.io/{name}");
-    let resource = kubelet.wait_for(&resource, PATIENCE, |resource| resource.connected);
+    let resource = kubelet.wait_for(&resource, WAIT_TIMEOUT, |resource| resource.connected);
     let endpoint = resource.unwrap().endpoint;
     assert!(
         endpoint.starts_with("macvtap.network.kubevirt.io_"),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kit::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, SOCKET, connected},
+    kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, connected},
     netns::Node,
 };
 use macvtap::selftest::kubelet::Kubelet;
@@ -22,7 +22,7 @@ fn each_ends_it_cleanly_within_a_second() {
         assert!(took < Duration::from_secs(1), "{signal}: {took:?}");
         assert!(!dir.path().join(SOCKET).exists(), "{signal}");
         kubelet
-            .wait_for(RESOURCE, PATIENCE, |resource| !resource.connected)
+            .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| !resource.connected)
             .unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, io::Write, os::unix::net::UnixListener, time::Duration};
 
 use kit::{
-    kubelet::{Fault, Faulty, PATIENCE, Plugin, RESOURCE, SOCKET, connected},
+    kubelet::{Fault, Faulty, Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, connected},
     netns::{Node, wait_until},
 };
 use macvtap::selftest::kubelet::Kubelet;
@@ -133,7 +133,7 @@ fn a_second_device_plugin_leaves_the_first_alone_and_takes_over_from_it() {
     first.signal("TERM");
     assert_eq!(first.end().0, Some(0));
     kubelet
-        .wait_for(RESOURCE, PATIENCE, |resource| {
+        .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| {
             resource.connected && resource.registrations == 2
         })
         .unwrap();

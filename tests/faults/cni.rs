@@ -16,8 +16,8 @@ use super::injection::{Fault, alone, each, faults};
 /// The ways of ADD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// The tap was promised by the device plugin.
-    Promised,
+    /// The tap was allocated by the device plugin.
+    Allocated,
     /// So it was, and that one learns: ADD asks it.
     Learning,
     /// So it was, on a node whose /dev is a tmpfs.
@@ -25,7 +25,7 @@ enum Way {
     /// The macvtap waits on the host.
     Existing,
     /// There is no device plugin.
-    Unpromised,
+    Standalone,
     /// The tap was promised, and what the guest sends and receives is limited.
     Limited,
 }
@@ -74,7 +74,7 @@ impl World {
 
     fn call(&self, by: &[String]) -> Cni<'_> {
         let config = match self.way {
-            Way::Promised | Way::Learning | Way::Tmpfs => {
+            Way::Allocated | Way::Learning | Way::Tmpfs => {
                 return self.by(self.node.allocated(&self.pod, self.number), by);
             }
             Way::Limited => {
@@ -87,10 +87,10 @@ impl World {
                 return self.by(call, by);
             }
             Way::Existing => json!({"deviceID": WAITING}),
-            Way::Unpromised => json!({"lowerDevice": LOWER, "mode": "bridge"}),
+            Way::Standalone => json!({"lowerDevice": LOWER, "mode": "bridge"}),
         };
         let call = self.node.cni(&self.pod, config);
-        // The tap of one that nobody promised is drawn by the container's ID.
+        // The tap of a standalone one is drawn by the container's ID.
         self.by(
             call.env("CNI_CONTAINERID", &format!("c{}", self.number)),
             by,
@@ -222,8 +222,8 @@ fn del(way: Way) {
 }
 
 #[test]
-fn add_of_a_promised_tap() {
-    add(Way::Promised);
+fn add_of_an_allocated_tap() {
+    add(Way::Allocated);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn add_of_a_macvtap_that_waits() {
 
 #[test]
 fn add_without_a_device_plugin() {
-    add(Way::Unpromised);
+    add(Way::Standalone);
 }
 
 #[test]
@@ -257,8 +257,8 @@ fn del_with_limits() {
 }
 
 #[test]
-fn del_of_a_promised_tap() {
-    del(Way::Promised);
+fn del_of_an_allocated_tap() {
+    del(Way::Allocated);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use kit::{
-    kubelet::{PATIENCE, Plugin, RESOURCE, command},
+    kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
     netns::Node,
 };
 use macvtap::selftest::kubelet::{Kubelet, Resource};
@@ -41,7 +41,7 @@ impl World {
 
     /// Takes a device as a pod would.
     fn allocate(&self) -> Result<()> {
-        let resource = self.kubelet.wait_for(RESOURCE, PATIENCE, is_listed)?;
+        let resource = self.kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, is_listed)?;
         let ids = [resource.healthy()[0].clone()];
         self.kubelet.allocate(RESOURCE, &ids)?;
         Ok(())
@@ -68,15 +68,19 @@ impl Traced {
 
     /// Ends it. Once more where a fault hit the very signal.
     fn finish(&mut self, fault: Option<&Fault>) -> Option<i32> {
-        let (start, mut told) = (Instant::now(), None);
+        let (start, mut signalled) = (Instant::now(), None);
         let again = Duration::from_millis(if fault.is_some() { 300 } else { 2000 });
         while self.0.is_alive() {
-            if told.is_none_or(|told: Instant| told.elapsed() > again) {
+            if signalled.is_none_or(|signalled: Instant| signalled.elapsed() > again) {
                 self.signal("TERM");
-                told = Some(Instant::now());
+                signalled = Some(Instant::now());
             }
             std::thread::sleep(Duration::from_millis(2));
-            assert!(start.elapsed() < PATIENCE, "{fault:?}: {}", self.0.log());
+            assert!(
+                start.elapsed() < WAIT_TIMEOUT,
+                "{fault:?}: {}",
+                self.0.log()
+            );
         }
         self.0.end().0
     }

@@ -131,7 +131,7 @@ fn calls(log: &Path) -> BTreeMap<String, u32> {
 }
 
 /// Tries each of the faults, side by side in worlds of their own, and says how many there were.
-/// `suffer` panics if something is wrong, and tells whether the fault stopped the program.
+/// `suffer` panics if something is wrong, and returns whether the fault stopped the program.
 pub fn each<W>(
     what: &str,
     faults: &[Fault],

@@ -1,4 +1,4 @@
-//! The installer. Whoever executes the plugin finds the former one or the new one, whole.
+//! The installer. A runtime that executes the plugin finds the former one or the new one, whole.
 
 use std::{
     fs,

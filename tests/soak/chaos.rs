@@ -20,7 +20,7 @@ use crate::{
 const EVENTS: u64 = 1000;
 
 /// One thing after the other.
-pub fn reign(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> bool) {
+pub fn disturb(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> bool) {
     while going() {
         std::thread::sleep(Duration::from_millis(100) + dice.pause(700));
         let _work = node.work();
@@ -54,7 +54,7 @@ pub fn reign(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() ->
                 count.one("event: SIGHUP");
             }
             _ => {
-                tell_links(node);
+                send_link_events(node);
                 count.add("event: link event", EVENTS);
             }
         }
@@ -96,10 +96,10 @@ fn make_again(node: &SoakNode) {
     node.node.wire.ip(&format!("link set {FAR_END} up"));
     *far = Some(far_tap(&node.node));
     wait_for_wire(&node.node);
-    node.stand_foreign();
+    node.create_foreign();
 }
 
-fn tell_links(node: &SoakNode) {
+fn send_link_events(node: &SoakNode) {
     let lines = (0..EVENTS).map(|number| format!("link set {BYSTANDER} alias a{number}\n"));
     let lines: String = lines.collect();
     let mut command = Command::new("ip");

@@ -23,7 +23,7 @@ impl Count {
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Events are what operations have to bear, not operations.
+        // Events disturb operations; they are none.
         let operations: u64 = count
             .iter()
             .filter(|(what, _)| !what.starts_with("event"))

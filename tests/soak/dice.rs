@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-/// A seed for who was given none.
+/// A random seed.
 pub fn seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }

@@ -18,9 +18,9 @@ use crate::node::BYSTANDER;
 /// The link group that ports of ours have: a foreign link may have it as well.
 const GROUP: u32 = 0x6d76_7470;
 
-/// A link of somebody else.
+/// A foreign link.
 struct Link {
-    /// Whether it is in the pod of somebody else, or in the node's own netns.
+    /// Whether it is in a foreign pod, or in the node's own netns.
     elsewhere: bool,
     name: &'static str,
     words: String,
@@ -33,7 +33,7 @@ pub struct Foreign {
     _listener: UnixListener,
 }
 
-/// What nobody may change of it.
+/// What must not change.
 #[derive(Debug, PartialEq)]
 pub struct Seen(Value);
 
@@ -72,7 +72,7 @@ impl Foreign {
     }
 
     /// Creates the links, those that there are not: with a lower device they vanish.
-    pub fn stand(&self, node: &Node) {
+    pub fn create(&self, node: &Node) {
         for link in &self.links {
             if self.host(node, link).link(link.name).is_none() {
                 let pod = if link.elsewhere {

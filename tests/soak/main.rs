@@ -54,7 +54,7 @@ fn nothing_is_lost_and_nothing_is_left() {
             let dice = Dice::new(seed ^ (which << 32 | PODS));
             scope.spawn(move || {
                 let _end = End(over);
-                chaos::reign(node, dice, count, &going);
+                chaos::disturb(node, dice, count, &going);
             });
         }
         while Instant::now() < until && going() {
@@ -70,7 +70,7 @@ fn nothing_is_lost_and_nothing_is_left() {
     println!("{count}");
 }
 
-/// Whoever ends, in whatever way, ends all.
+/// A thread that ends, in whatever way, ends all.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use kit::{
-    kubelet::{self, PATIENCE, Plugin},
+    kubelet::{self, Plugin, WAIT_TIMEOUT},
     netns::{FAR_END, Host, LOWER, Node, tap, tap_of, taps::far_tap, wait_until},
 };
 use macvtap::{
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 
 use crate::foreign::{Foreign, Seen};
 
-/// Beside the lower device, for link events that concern nobody.
+/// Beside the lower device, for link events that are of no concern.
 pub const BYSTANDER: &str = "bystander";
 
 /// In the kubelet's directory: the configuration, and where pods are listed.
@@ -59,9 +59,9 @@ pub struct SoakNode {
     /// What is not ours, and how it was when it was last created.
     foreign: Foreign,
     seen: Mutex<Seen>,
-    /// Odd while the lower device is being maltreated.
+    /// Odd while the lower device is being disturbed.
     generation: AtomicU64,
-    /// Held for reading by whoever works, for writing to make all stand still.
+    /// Held for reading during work, for writing to make all stand still.
     still: RwLock<()>,
 }
 
@@ -79,14 +79,14 @@ impl SoakNode {
         let plugin = start(&node, dir.path());
         let listed = |resource: &Resource| resource.healthy().len() == 100;
         let ids = kubelet
-            .wait_for(&kubelet_name(name), PATIENCE, listed)
+            .wait_for(&kubelet_name(name), WAIT_TIMEOUT, listed)
             .unwrap()
             .healthy();
         let far = far_tap(&node);
         wait_for_wire(&node);
         let numbers = ids.iter().map(|id| tap_of(id)).collect();
         let foreign = Foreign::new(dir.path());
-        foreign.stand(&node);
+        foreign.create(&node);
         let seen = Mutex::new(foreign.look(&node));
         Self {
             node,
@@ -107,17 +107,17 @@ impl SoakNode {
         }
     }
 
-    /// Whoever works holds this.
+    /// Held during work.
     pub fn work(&self) -> RwLockReadGuard<'_, ()> {
         self.still.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// By this it is known afterwards whether the lower device was left in peace.
+    /// By this it is known afterwards whether the lower device was undisturbed.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// Maltreats the lower device.
+    /// Disturbs the lower device.
     pub fn disturb(&self, work: impl FnOnce(&Self)) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         work(self);
@@ -125,8 +125,8 @@ impl SoakNode {
     }
 
     /// Those that are not ours come back after the lower device was made again.
-    pub fn stand_foreign(&self) {
-        self.foreign.stand(&self.node);
+    pub fn create_foreign(&self) {
+        self.foreign.create(&self.node);
         *lock(&self.seen) = self.foreign.look(&self.node);
     }
 
@@ -209,7 +209,7 @@ impl SoakNode {
         assert_eq!(self.foreign.look(&self.node), *lock(&self.seen));
         let offered = |resource: &Resource| resource.connected && resource.healthy().len() >= 100;
         let resource =
-            self.with_kubelet(|kubelet| kubelet.wait_for(&self.resource(), PATIENCE, offered));
+            self.with_kubelet(|kubelet| kubelet.wait_for(&self.resource(), WAIT_TIMEOUT, offered));
         let mut plugin = lock(&self.plugin);
         resource.unwrap_or_else(|error| panic!("{error:#}: {}", plugin.log()));
         assert!(plugin.is_alive(), "{}", plugin.log());

@@ -9,7 +9,9 @@ use std::{
 };
 
 use kit::{
-    netns::{Answer, Cni, Host, IFNAME, happens, tap, tap_of, taps::send, wait_until},
+    netns::{
+        Answer, Cni, Host, IFNAME, WAIT_TIMEOUT, happens, tap, tap_of, taps::send, wait_until,
+    },
     switch::rarp,
 };
 use macvtap::{
@@ -36,10 +38,8 @@ const KIND: [u8; 2] = [0x88, 0xb5];
 /// Frames of pods, and frames to them.
 const FROM: u8 = 1;
 const TO: u8 = 2;
-/// Longer than frames take on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Lives until it is told that it is over.
+/// Attaches and detaches pods until the soak ends.
 pub fn live(node: &SoakNode, mut dice: Dice, count: &Count, going: &dyn Fn() -> bool) {
     let mut pod = node.pod();
     while going() {
@@ -71,12 +71,12 @@ struct Cycle<'a> {
 }
 
 impl Cycle<'_> {
-    /// Whether the lower device was left in peace since the cycle began.
+    /// Whether the lower device was undisturbed since the cycle began.
     fn calm(&self) -> bool {
         self.generation.is_multiple_of(2) && self.node.generation() == self.generation
     }
 
-    /// Fails unless the lower device was in trouble.
+    /// Fails unless the lower device was disturbed.
     fn excuse(&self, what: &str) {
         assert!(!self.calm(), "tap {}: {what}", self.number);
         self.count.one("event: excused by the lower device");
@@ -133,8 +133,8 @@ impl Cycle<'_> {
             .node
             .with_kubelet(|kubelet| kubelet.allocate(&resource, &ids));
         if let Ok(answer) = answer {
-            let promised = &answer.container_responses[0].devices[0].host_path;
-            assert_eq!(*promised, tap(self.number).to_string_lossy());
+            let path = &answer.container_responses[0].devices[0].host_path;
+            assert_eq!(*path, tap(self.number).to_string_lossy());
             self.count.one("Allocate");
         }
     }
@@ -174,7 +174,7 @@ impl Cycle<'_> {
         self.assert_nothing_left();
     }
 
-    /// The promise: the tap's node is the tap's own, the guest's, and the only one.
+    /// The tap's node is the tap's own, the guest's, and the only one.
     fn check_node(&self) {
         let devices = taps::devices(self.number).unwrap();
         if devices.is_empty() {
@@ -191,7 +191,7 @@ impl Cycle<'_> {
         if let Err(error) = devnode::verify(self.number, devices[0], access) {
             return self.excuse(&format!("{error:#}"));
         }
-        self.count.one("promise kept");
+        self.count.one("node verified");
     }
 
     /// Frames out and in, as a guest's. What comes to the tap is the pod's own.
@@ -235,7 +235,7 @@ impl Cycle<'_> {
     /// lost the kernel may have queues that take frames and drop them (`net/core/link_watch.c`).
     fn arrive(&self, file: &File, mac: MacAddr, token: u64) {
         let start = Instant::now();
-        while self.calm() && start.elapsed() < PATIENCE {
+        while self.calm() && start.elapsed() < WAIT_TIMEOUT {
             let far = self.node.far.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(far) = far.as_ref() {
                 send(far, &frame(mac.0, [2, 0, 0, 0, 0, 0xfe], TO, token));
@@ -286,7 +286,7 @@ impl Cycle<'_> {
         self.count.one("learning and the kernel agree");
     }
 
-    /// Waits until `done`, unless the lower device is in trouble.
+    /// Waits until `done`, unless the lower device is disturbed.
     fn learns(&self, what: &str, mut done: impl FnMut() -> bool) {
         let learned = happens(|| done() || !self.calm());
         let state = || {

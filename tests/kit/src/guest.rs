@@ -24,7 +24,7 @@ pub const QEMU: u32 = 107;
 const BOOT: Duration = Duration::from_mins(2);
 /// How long a command in a guest may take.
 const COMMAND: Duration = Duration::from_mins(1);
-/// What the guest's kernel is told: its log goes to the first serial port. The clock is the
+/// The guest's kernel command line: its log goes to the first serial port. The clock is the
 /// one that an emulated processor and a migration do not confuse.
 pub const APPEND: &str = "console=ttyS0 quiet panic=-1 clocksource=acpi_pm random.trust_cpu=on";
 
@@ -120,7 +120,7 @@ impl Shell {
         self.output(&command).0 == 0
     }
 
-    fn read_until(&mut self, end: &str, patience: Duration) -> String {
+    fn read_until(&mut self, end: &str, timeout: Duration) -> String {
         let start = Instant::now();
         loop {
             let text = String::from_utf8_lossy(&self.unread).into_owned();
@@ -128,7 +128,7 @@ impl Shell {
                 self.unread = text.as_bytes()[at + end.len()..].to_vec();
                 return text[..at].to_owned();
             }
-            let left = patience.saturating_sub(start.elapsed());
+            let left = timeout.saturating_sub(start.elapsed());
             assert!(!left.is_zero(), "the guest does not say {end:?}: {text}");
             self.stream.set_read_timeout(Some(left)).unwrap();
             let mut buffer = [0; 4096];

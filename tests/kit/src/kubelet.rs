@@ -24,15 +24,15 @@ use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{
     binary,
-    netns::{Host, LOWER, WAIT_TIMEOUT, wait_until},
+    netns::{Host, LOWER, wait_until},
 };
+
+pub use crate::netns::WAIT_TIMEOUT;
 
 /// The resource that [`configuration`] lists, as the kubelet knows it.
 pub const RESOURCE: &str = "macvtap.network.kubevirt.io/dataplane";
 /// The name of its socket.
 pub const SOCKET: &str = "macvtap.network.kubevirt.io_dataplane";
-/// How long tests wait for a kubelet or a device plugin.
-pub const PATIENCE: Duration = WAIT_TIMEOUT;
 
 /// A configuration that lists one resource on [`LOWER`].
 pub fn configuration() -> String {
@@ -53,7 +53,7 @@ pub fn command(by: &[&str], kubelet_dir: &Path) -> Command {
 /// Waits until the kubelet has a stream of [`RESOURCE`].
 pub fn connected(kubelet: &Kubelet) -> Resource {
     let connected = |resource: &Resource| resource.connected;
-    kubelet.wait_for(RESOURCE, PATIENCE, connected).unwrap()
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, connected).unwrap()
 }
 
 /// A device plugin that runs; killed at the end unless it ended before.
@@ -124,7 +124,7 @@ impl Plugin {
         let start = Instant::now();
         while !self.log().contains(text) {
             let log = self.log();
-            assert!(start.elapsed() < PATIENCE, "{text:?} is not in {log}");
+            assert!(start.elapsed() < WAIT_TIMEOUT, "{text:?} is not in {log}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -143,7 +143,7 @@ impl Plugin {
                 return (status.code(), start.elapsed());
             }
             assert!(
-                start.elapsed() < PATIENCE,
+                start.elapsed() < WAIT_TIMEOUT,
                 "it does not end: {}",
                 self.log()
             );

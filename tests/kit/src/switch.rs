@@ -133,7 +133,7 @@ impl Learner {
         panic!("no port begins parked");
     }
 
-    /// Attaches a pod, and leaves its tap to somebody else.
+    /// Attaches a pod, without opening its tap.
     pub fn attach_pod(&self, mac: MacAddr) -> (Host, u32, Cni<'_>) {
         let (pod, number) = (self.pod(), tap_number());
         let cni = self.node.allocated(&pod, number);

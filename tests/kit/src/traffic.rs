@@ -1,5 +1,5 @@
-//! Packets with a sequence number at a steady pace, and who notes when they arrive. Used by
-//! the tests on the nodes, and by the program that runs in the guest.
+//! Packets with a sequence number at a steady pace, and a receiver that notes when they arrive. Used
+//! by the tests on the nodes, and by the program that runs in the guest.
 
 use std::{
     collections::BTreeMap,

@@ -115,7 +115,7 @@ impl Host {
         Self(netns, None)
     }
 
-    /// A fresh one with a name, for who may not look into the descriptors of the test.
+    /// A fresh one with a name, for processes that cannot open the descriptors of the test.
     pub fn named() -> Self {
         let name = Name(format!("macvtap-test-{}", tap_number()));
         let mut command = Command::new("ip");
@@ -125,7 +125,7 @@ impl Host {
         Self(netns.unwrap().unwrap(), Some(name))
     }
 
-    /// A path to it, for whoever is to open it.
+    /// A path to open it by.
     pub fn path(&self) -> String {
         match &self.1 {
             Some(Name(name)) => format!("/run/netns/{name}"),
@@ -222,13 +222,13 @@ impl Node {
         }
     }
 
-    /// A call for `pod`, which was promised the tap `number`.
+    /// A call for `pod`, with the allocated tap `number`.
     pub fn allocated(&self, pod: &Host, number: u32) -> Cni<'_> {
         self.cni(pod, json!({"deviceID": device_id(number)}))
     }
 }
 
-/// A node, a pod, and a tap that the pod was promised.
+/// A node, a pod, and a tap that is allocated to the pod.
 pub struct Case {
     pub node: Node,
     pub pod: Host,
@@ -312,7 +312,7 @@ impl Cni<'_> {
         self
     }
 
-    /// The command, for who runs it himself; its standard input has to be [`Self::input`].
+    /// The command alone; its standard input has to be [`Self::input`].
     pub fn command(&self, verb: &str) -> Command {
         let mut words = self.wrapper.iter().map(PathBuf::from).chain([binary()]);
         let mut command = Command::new(words.next().unwrap());

@@ -30,11 +30,11 @@ pub fn send(mut tap: &File, frame: &[u8]) {
     assert_eq!(tap.write(&bytes).unwrap(), bytes.len());
 }
 
-/// Whether `frame` can be read from the tap within `patience`.
-pub fn arrives(mut tap: &File, frame: &[u8], patience: Duration) -> bool {
+/// Whether `frame` can be read from the tap within `timeout`.
+pub fn arrives(mut tap: &File, frame: &[u8], timeout: Duration) -> bool {
     let start = Instant::now();
     let mut buffer = [0; 4096];
-    while start.elapsed() < patience {
+    while start.elapsed() < timeout {
         match tap.read(&mut buffer) {
             Ok(length) if buffer[VNET_HEADER..length] == *frame => return true,
             Ok(_) => {}
