@@ -3,19 +3,30 @@
 use std::{
     io,
     net::Ipv4Addr,
+    ops::RangeInclusive,
     path::{Path, PathBuf, absolute},
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 
-use crate::types::{listen_address::ListenAddress, mac::MacAddr, mode::Mode};
+use crate::types::{
+    link_name::{LinkName, MAX_NAME},
+    listen_address::ListenAddress,
+    mac::MacAddr,
+    mode::Mode,
+};
 
 /// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
 /// `deviceplugin/v1beta1`).
 const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
 /// Where iproute2 and container runtimes keep network namespaces by name.
 const NETNS_DIR: &str = "/run/netns";
+
+/// `ETH_MIN_MTU` and `ETH_MAX_MTU` of `linux/if_ether.h`.
+const MTUS: RangeInclusive<i64> = 68..=65535;
+/// Interface indexes are positive C integers.
+const TAPS: RangeInclusive<i64> = 1..=0x7fff_ffff;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -168,6 +179,10 @@ pub enum Link {
         netns: Option<PathBuf>,
     },
     /// Change a macvtap (needs `CAP_NET_ADMIN`)
+    #[command(group = ArgGroup::new("changes")
+        .args(["mode", "mac", "mtu", "promisc_mode", "all_multicast", "up"])
+        .multiple(true)
+        .required(true))]
     Set {
         /// Name of the interface
         name: String,
@@ -212,6 +227,7 @@ pub struct List {
 #[derive(Args, Clone, Debug)]
 pub struct Add {
     /// Name of the interface
+    #[arg(value_parser = new_name)]
     pub name: String,
     /// Lower device
     #[arg(long, value_name = "NAME")]
@@ -220,7 +236,7 @@ pub struct Add {
     #[arg(long, value_enum, default_value_t)]
     pub mode: Mode,
     /// Number of the tap, which is also the interface index
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(TAPS))]
     pub tap: Option<u32>,
     /// Its other attributes.
     #[command(flatten)]
@@ -248,10 +264,10 @@ pub struct LinkChange {
     #[arg(long, value_name = "NETNS", value_parser = netns)]
     pub netns: Option<PathBuf>,
     /// MAC address
-    #[arg(long)]
+    #[arg(long, value_parser = interface_mac)]
     pub mac: Option<MacAddr>,
     /// MTU in bytes
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(u32).range(MTUS))]
     pub mtu: Option<u32>,
     /// Promiscuous mode
     #[arg(long, value_name = "WHEN")]
@@ -275,6 +291,24 @@ fn netns(text: &str) -> Result<PathBuf, &'static str> {
         "" | "." | ".." => Err("must be the name or the path of a network namespace"),
         path if path.contains('/') => Ok(path.into()),
         name => Ok(Path::new(NETNS_DIR).join(name)),
+    }
+}
+
+/// The name of an interface that is to be created.
+fn new_name(text: &str) -> Result<String, String> {
+    match LinkName::flaw(text) {
+        Some(flaw) => Err(format!("the name {flaw}")),
+        None if text.len() > MAX_NAME => Err(format!("the name is longer than {MAX_NAME} bytes")),
+        None => Ok(text.to_owned()),
+    }
+}
+
+fn interface_mac(text: &str) -> Result<MacAddr, String> {
+    let mac: MacAddr = text.parse().map_err(|error| format!("{error:#}"))?;
+    if mac.is_assignable() {
+        Ok(mac)
+    } else {
+        Err("no interface can have it: it is a group address or zero".to_owned())
     }
 }
 

@@ -2,9 +2,10 @@
 //! to a file.
 
 use std::{
-    fs::{File, OpenOptions},
+    ffi::OsStr,
+    fs::File,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Component, Path},
     time::SystemTime,
 };
@@ -14,7 +15,10 @@ use log::{
     Level, LevelFilter, Log, Metadata, Record,
     kv::{self, Key, Value, VisitSource},
 };
-use nix::fcntl::OFlag;
+use nix::{
+    fcntl::{OFlag, openat},
+    sys::stat::Mode,
+};
 
 /// Keys and values that every line of a process has, such as the attachment it is about.
 pub type Context = Vec<(&'static str, String)>;
@@ -151,13 +155,34 @@ fn open(path: &Path) -> io::Result<File> {
         let why = "it is neither below /var/log nor does its name end in .log";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(flags.bits())
-        .open(path)
+    let file = open_without_links(path)?;
+    let found = file.metadata()?;
+    if found.is_file() && found.nlink() == 1 {
+        return Ok(file);
+    }
+    let why = "it is no regular file, or has several names";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+/// Opens a file to append to, by one component of its absolute path after the other: whoever can
+/// write to one of the directories must not lead root elsewhere by a symbolic link.
+fn open_without_links(path: &Path) -> io::Result<File> {
+    let mut names: Vec<&OsStr> = path
+        .components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    let file = names.pop().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut dir = OwnedFd::from(File::open("/")?);
+    for name in names {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        dir = openat(&dir, name, flags, Mode::empty())?;
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT;
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    Ok(openat(&dir, file, flags, Mode::from_bits_truncate(0o640))?.into())
 }
 
 #[cfg(test)]

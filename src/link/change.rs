@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use nix::errno::Errno;
 
 use crate::{
     cli::{self, LinkChange, Switch},
@@ -13,9 +14,9 @@ use crate::{
     macvtap::{
         create::{Spec, create},
         guard::{NewMacvtap, Settings},
-        lower::LowerDevice,
+        lower::{LowerDevice, Reason},
     },
-    netlink::{Change, Link, Socket},
+    netlink::{Change, Link, NetlinkError, Socket},
     types::{errors::together, mode::Mode},
 };
 
@@ -28,6 +29,9 @@ pub fn add(options: &cli::Add) -> Result<()> {
     let mut host = Socket::open()?;
     let netns = netns(wanted.netns.as_deref())?;
     let lower = LowerDevice::find(&mut host, &options.lower_device)?;
+    if let Some(reason @ Reason::NotEthernet) = lower.ineligible() {
+        bail!("lower device {:?} {reason}", options.lower_device);
+    }
     if let Some(number) = options.tap {
         let free = tap::devices(number)?.is_empty();
         ensure!(free, "tap {number} exists already on this machine");
@@ -82,6 +86,13 @@ fn delete_one(socket: &mut Socket, name: &str) -> Result<()> {
 pub fn set(name: &str, mode: Option<Mode>, wanted: &LinkChange) -> Result<()> {
     let mut socket = socket_in(netns(wanted.netns.as_deref())?.as_ref())?;
     let link = find(&mut socket, name)?;
+    // macvlan_changelink of drivers/net/macvlan.c.
+    let alone = link.mode.is_some_and(Mode::is_alone);
+    ensure!(
+        mode.is_none_or(|mode| mode.is_alone() == alone),
+        "changing macvtap {name:?}: passthru mode cannot be entered or left; delete the macvtap \
+         and create it again"
+    );
     let on = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
     let change = Change {
         mac: wanted.mac,
@@ -93,7 +104,28 @@ pub fn set(name: &str, mode: Option<Mode>, wanted: &LinkChange) -> Result<()> {
         ..Change::default()
     };
     let changed = socket.change(link.index, &change);
-    changed.with_context(|| format!("changing macvtap {name:?}"))
+    changed.map_err(|error| explain(error, name, wanted))
+}
+
+/// Says what the kernel's refusal means.
+fn explain(error: NetlinkError, name: &str, wanted: &LinkChange) -> Error {
+    let reason = match (error.errno(), wanted.mtu) {
+        (Some(Errno::EINVAL), Some(mtu)) if error.text().is_none() => {
+            Some(format!("MTU {mtu} is larger than that of the lower device"))
+        }
+        (Some(Errno::EADDRINUSE | Errno::EBUSY), _) => Some(
+            "the MAC is in use on the lower device, by the device itself or by another macvtap \
+             or macvlan on it"
+                .to_owned(),
+        ),
+        _ => None,
+    };
+    let error = Error::new(error);
+    let error = match reason {
+        Some(reason) => error.context(reason),
+        None => error,
+    };
+    error.context(format!("changing macvtap {name:?}"))
 }
 
 fn is_on(switch: Option<Switch>) -> bool {

@@ -106,7 +106,8 @@ fn explain(
             Err(taken) if taken.kind == Kind::NameTaken => return taken,
             _ => Some(index_taken(spec, there)),
         },
-        Some(Errno::EINVAL) => Some(format!(
+        // With a text it is about something else, such as the MTU.
+        Some(Errno::EINVAL) if error.text().is_none() => Some(format!(
             "{} mode may not be possible: a passthru macvtap must be the only macvtap or macvlan \
              of its lower device",
             spec.mode

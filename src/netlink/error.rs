@@ -28,6 +28,15 @@ impl NetlinkError {
             Self::Unanswered(_) => None,
         }
     }
+
+    /// The text of the kernel's extended acknowledgement, if it refused with one.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Refused { text, .. } => text.as_deref(),
+            Self::Unanswered(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for NetlinkError {

@@ -1,10 +1,13 @@
 //! `logFile` and `logLevel`.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+};
 
 use serde_json::json;
 
-use kit::netns::{Host, Node, device_id, tap_number};
+use kit::netns::{Host, Node, device_id, names, tap_number};
 
 #[test]
 fn a_line_names_the_attachment() {
@@ -76,6 +79,32 @@ fn the_level_decides_and_a_wrong_one_costs_no_pod_its_network() {
         call.succeed("DEL");
         assert!(pod.links().is_empty());
     }
+}
+
+/// Who can write to a directory on the way must not lead root elsewhere.
+#[test]
+fn a_log_file_is_not_reached_by_links() {
+    let (node, pod) = (Node::new(), Host::new());
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::create_dir(path("victim")).unwrap();
+    symlink(path("victim"), path("planted")).unwrap();
+    symlink(path("victim/other.log"), path("link.log")).unwrap();
+    fs::write(path("victim/hard.log"), "").unwrap();
+    fs::hard_link(path("victim/hard.log"), path("hard.log")).unwrap();
+    let call = node.allocated(&pod, tap_number());
+    for name in ["planted/x.log", "link.log", "hard.log"] {
+        let call = call.clone().with("logFile", path(name).to_str());
+        let answer = call.call("ADD");
+        assert_eq!(answer.status, 0, "{name}: {answer:?}");
+        assert!(
+            answer.stderr.contains("opening logFile"),
+            "{name}: {answer:?}"
+        );
+        call.succeed("DEL");
+    }
+    assert_eq!(names(&path("victim")), ["hard.log"]);
+    assert_eq!(fs::read_to_string(path("victim/hard.log")).unwrap(), "");
 }
 
 /// Who writes a configuration may be no administrator of the node.

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use kit::netns::{Host, LOWER, Node, tap_exists, tap_number, wait_until};
 
-use super::{Resident, alone, fail, succeed};
+use super::{Resident, alone, fail, run, succeed};
 
 #[test]
 fn makes_changes_and_deletes_a_macvtap() {
@@ -62,6 +62,68 @@ fn makes_changes_and_deletes_a_macvtap() {
     assert!(link["flags"].to_string().contains("ALLMULTI"), "{link}");
     succeed(&node.host, &["link", "delete", "m0", "--netns", &netns]);
     wait_until("it is gone", || !tap_exists(number));
+}
+
+/// Where the kernel would only answer with a number.
+#[test]
+fn says_in_words_what_cannot_be() {
+    let _alone = alone();
+    let node = Node::new();
+    let host = &node.host;
+    let usage = |words: &[&str]| {
+        let output = run(host, words);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let add = |name: &str, more: &[&str]| {
+        let words = ["link", "add", name, "--lower-device", LOWER];
+        usage(&[&words[..], more].concat())
+    };
+    assert!(add("averyveryverylongname", &[]).contains("longer than 15 bytes"));
+    assert!(add("a b", &[]).contains("white space"));
+    assert!(add("net%d", &[]).contains("pattern"));
+    assert!(add("m0", &["--mtu", "20"]).contains("68..=65535"));
+    assert!(add("m0", &["--tap", "0"]).contains("1..=2147483647"));
+    for mac in ["01:00:5e:00:00:01", "00:00:00:00:00:00"] {
+        assert!(add("m0", &["--mac", mac]).contains("group address or zero"));
+    }
+    assert!(usage(&["link", "set", "m0"]).contains("required"));
+    let mac = "02:00:00:00:00:07";
+    for (name, more) in [
+        ("m0", &["--mac", mac, "--up", "on"][..]),
+        ("m1", &["--mtu", "1400"]),
+    ] {
+        let words = ["link", "add", name, "--lower-device", LOWER];
+        succeed(host, &[&words[..], more].concat());
+    }
+    for (words, expected) in [
+        (
+            &["link", "add", "m1", "--lower-device", LOWER][..],
+            "\"m1\" already exists",
+        ),
+        (
+            &["link", "add", "m2", "--lower-device", "lo"],
+            "is not an Ethernet device",
+        ),
+        (
+            &["link", "set", "m1", "--mtu", "9000"],
+            "larger than that of the lower device",
+        ),
+        (
+            &["link", "set", "m1", "--mode", "passthru"],
+            "cannot be entered or left",
+        ),
+        (
+            &["link", "set", "m1", "--mac", mac, "--up", "on"],
+            "the MAC is in use",
+        ),
+    ] {
+        let stderr = fail(host, words);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+    let mut names = host.links();
+    names.sort();
+    assert_eq!(names, [LOWER, "m0", "m1"]);
 }
 
 /// A network namespace with a name, as of `ip netns add`.
@@ -130,8 +192,11 @@ fn touches_nothing_else_and_says_why() {
     let _alone = alone();
     let node = Node::new();
     let host = &node.host;
-    for words in [["link", "delete", LOWER], ["link", "set", LOWER]] {
-        let stderr = fail(host, &words);
+    for words in [
+        &["link", "delete", LOWER][..],
+        &["link", "set", LOWER, "--mtu", "1400"],
+    ] {
+        let stderr = fail(host, words);
         assert!(
             stderr.contains("is a veth interface, not a macvtap"),
             "{stderr}"
