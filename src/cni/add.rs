@@ -168,7 +168,10 @@ impl<'a> Work<'a> {
         let Some(learner) = learner else {
             return Ok((self.request.config.mac, None));
         };
-        let mac = self.request.config.mac.unwrap_or_else(MacAddr::random);
+        let mac = match self.request.config.mac {
+            Some(mac) => mac,
+            None => MacAddr::random()?,
+        };
         let reply = learner.ask(&Query {
             netns: self.request.environment.netns.clone(),
             identity: self.request.netns.identity()?,

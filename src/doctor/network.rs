@@ -37,7 +37,7 @@ pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
     let lower = LowerDevice::eligible(&mut host, lower)?;
     let netns = Netns::create()?;
     let number = tap::free_number(&format!("doctor-{}", std::process::id()))?;
-    let mac = MacAddr::random();
+    let mac = MacAddr::random()?;
     let spec = Spec {
         name: "doctor",
         index: Some(number),

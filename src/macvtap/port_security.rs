@@ -152,7 +152,7 @@ pub fn probe() -> Result<Mechanism> {
     };
     let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let security = Security::strict(any.map(Prefix::host).to_vec());
-    interface.secure(&security, MacAddr::random())
+    interface.secure(&security, MacAddr::random()?)
 }
 
 fn table_name(interface: &str) -> String {

@@ -1,12 +1,8 @@
 //! An Ethernet hardware address.
 
-use std::{
-    fmt,
-    hash::{BuildHasher, Hasher, RandomState},
-    str::FromStr,
-};
+use std::{fmt, str::FromStr};
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 /// A 48-bit Ethernet address.
@@ -25,13 +21,13 @@ impl MacAddr {
 
 impl MacAddr {
     /// A random one that an interface can hold, locally administered, as the kernel itself
-    /// makes them (`eth_random_addr`). std seeds its hash tables with the kernel's randomness,
-    /// which needs no /dev.
-    #[must_use]
-    pub fn random() -> Self {
-        let [mut octets @ .., _, _] = RandomState::new().build_hasher().finish().to_ne_bytes();
+    /// makes them (`eth_random_addr`).
+    pub fn random() -> Result<Self> {
+        let mut octets = [0; 6];
+        getrandom::fill(&mut octets)
+            .map_err(|error| anyhow!("asking for random bytes: {error}"))?;
         octets[0] = octets[0] & 0xfc | 2;
-        Self(octets)
+        Ok(Self(octets))
     }
 }
 
@@ -90,7 +86,7 @@ mod tests {
     #[test]
     fn random_ones_differ_and_are_assignable() {
         let all: std::collections::BTreeSet<MacAddr> =
-            (0..100).map(|_| MacAddr::random()).collect();
+            (0..100).map(|_| MacAddr::random().unwrap()).collect();
         assert_eq!(all.len(), 100);
         assert!(
             all.iter()

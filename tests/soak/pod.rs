@@ -85,7 +85,7 @@ impl Cycle<'_> {
     /// True if the pod's namespace is to be destroyed.
     fn run(&self, id: &str, dice: &mut Dice) -> bool {
         self.allocate(id);
-        let mac = MacAddr::random();
+        let mac = MacAddr::random().unwrap();
         let config = json!({"deviceID": id, "mac": mac.to_string()});
         let call = self.node.node.cni(self.pod, config);
         let call = call.env("CNI_CONTAINERID", &format!("soak-{}", dice.number()));
