@@ -1,16 +1,28 @@
 //! The netlink layer against the kernel, with `ip` as the second opinion.
 
 use std::{
-    os::fd::AsFd,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use kit::netns::{FAR_END, Host, LOWER, Node, tap_number};
 use macvtap::{
-    netlink::{Change, Create, Link, NetlinkError},
+    netlink::{Change, Create, Link, NetlinkError, Uevents},
     types::{mac::MacAddr, mode::Mode},
 };
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, sendto,
+            socket,
+        },
+        stat,
+    },
+};
 
 fn names(links: &[Link]) -> Vec<&str> {
     links.iter().map(|link| link.name.as_str()).collect()
@@ -158,4 +170,91 @@ fn knows_whether_the_kernel_has_macvtap_without_making_one() {
     let node = Node::new();
     node.host.0.socket().unwrap().probe_macvtap().unwrap();
     assert_eq!(node.host.links(), [LOWER]);
+}
+
+/// A socket that sends uevents, as a process in the netns can.
+fn forger(netns: &Host) -> OwnedFd {
+    netns
+        .0
+        .run(|| {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let protocol = SockProtocol::NetlinkKObjectUEvent;
+            let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+            bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+            Ok(socket)
+        })
+        .unwrap()
+}
+
+/// A macvtap with this index on a veth in the netns itself.
+fn add_tap(netns: &Host, name: &str, number: u32) {
+    netns.ip(&format!(
+        "link add {name} index {number} link {LOWER} type macvtap"
+    ));
+}
+
+fn device(number: u32) -> (u64, u64) {
+    let rdev = std::fs::metadata(kit::netns::tap(number)).unwrap().rdev();
+    (stat::major(rdev), stat::minor(rdev))
+}
+
+fn announced(uevents: &Uevents, number: u32) -> Option<(u64, u64)> {
+    let device = uevents.tap_added(number);
+    device.map(|device| (device.major, device.minor))
+}
+
+#[test]
+fn the_kernel_announces_taps_in_their_own_netns_only() {
+    let (node, other) = (Node::new(), Node::new());
+    let [one, two, three] = [tap_number(), tap_number(), tap_number()];
+    let uevents = node.host.0.run(Uevents::open).unwrap();
+    add_tap(&other.host, "net1", two);
+    add_tap(&node.host, "net1", one);
+    add_tap(&node.host, "net2", three);
+    assert_eq!(announced(&uevents, one), Some(device(one)));
+    let uevents = node.host.0.run(Uevents::open).unwrap();
+    node.host.ip("link delete net2");
+    add_tap(&node.host, "net2", three);
+    assert_eq!(announced(&uevents, two), None);
+    assert_eq!(announced(&uevents, three), None, "each is read once");
+}
+
+#[test]
+fn a_forged_announcement_is_not_believed() {
+    let (node, number) = (Node::new(), tap_number());
+    let uevents = node.host.0.run(Uevents::open).unwrap();
+    let path = format!("/devices/virtual/net/net1/macvtap/tap{number}");
+    let event = format!("add@{path}\0ACTION=add\0MAJOR=1\0MINOR=3\0");
+    let forger = forger(&node.host);
+    // To who listens, and to the kernel, which hands on what it is sent.
+    for (port, groups) in [(0, 1), (0, 0)] {
+        let to = NetlinkAddr::new(port, groups);
+        let sent = sendto(forger.as_raw_fd(), event.as_bytes(), &to, MsgFlags::empty());
+        assert_eq!(sent, Ok(event.len()));
+    }
+    add_tap(&node.host, "net1", number);
+    for (port, groups) in [(0, 1), (0, 0)] {
+        let to = NetlinkAddr::new(port, groups);
+        sendto(forger.as_raw_fd(), event.as_bytes(), &to, MsgFlags::empty()).unwrap();
+    }
+    assert_eq!(announced(&uevents, number), Some(device(number)));
+}
+
+#[test]
+fn an_announcement_that_is_lost_among_others_is_none() {
+    let (node, number) = (Node::new(), tap_number());
+    let uevents = node.host.0.run(Uevents::open).unwrap();
+    for number in 0..200 {
+        node.host.ip(&format!("link add b{number} type bridge"));
+    }
+    add_tap(&node.host, "net1", number);
+    let found = announced(&uevents, number);
+    assert!(
+        found.is_none_or(|found| found == device(number)),
+        "{found:?} is another device"
+    );
+    let buffer = std::fs::read_to_string("/proc/sys/net/core/rmem_default").unwrap();
+    if buffer.trim() == "212992" {
+        assert_eq!(found, None, "the buffer of the socket holds less");
+    }
 }

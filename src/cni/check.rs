@@ -12,7 +12,12 @@ use super::{
     result,
 };
 use crate::{
-    host::{devnode, netns::Netns, tap, userns},
+    host::{
+        devnode,
+        netns::Netns,
+        tap::{self, Tap},
+        userns,
+    },
     learning,
     macvtap::{lower::LowerDevice, port_security::Interface, shaping},
     netlink::{Link, Socket},
@@ -29,14 +34,13 @@ pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error
     let reported = result::find(prev, ifname, sandbox).with_context(|| {
         format!("prevResult has no interface {ifname:?} with sandbox {sandbox:?}")
     })?;
-    let link = netns
-        .socket()?
+    let (mut pod, root) = netns.run(|| Ok((Socket::open()?, userns::root())))?;
+    let link = pod
         .link_by_name(ifname)?
         .with_context(|| format!("interface {ifname:?} does not exist in netns {sandbox}"))?;
     check_link(&link, reported)?;
     check_lower(&link, config)?;
     check_limits(&link, config, netns)?;
-    let root = netns.run(|| Ok(userns::root()))?;
     let access = userns::map(config.access, root, Path::new(sandbox))?;
     Ok(check_tap(&link, access)?)
 }
@@ -119,17 +123,9 @@ fn check_lower(link: &Link, config: &Config) -> Result<()> {
 }
 
 fn check_tap(link: &Link, access: Access) -> Result<()> {
-    let number = link.index;
-    match *tap::devices(number)? {
-        [device] => devnode::verify(number, device, access),
-        [] => bail!(
-            "the kernel has no tap {number} for interface {:?}",
-            link.name
-        ),
-        _ => bail!(
-            "more than one macvtap of this machine has interface index {number}; \
-             which one {} opens is left to chance",
-            tap::path(number).display()
-        ),
-    }
+    let tap = Tap {
+        number: link.index,
+        interface: link.name.clone(),
+    };
+    devnode::verify_of(&tap, access)
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag},
@@ -18,7 +18,11 @@ use nix::{
     unistd::{Gid, Uid, fchownat},
 };
 
-use super::{char_device::Found, files, tap};
+use super::{
+    char_device::Found,
+    files,
+    tap::{self, Tap},
+};
 use crate::types::{device_number::DeviceNumber, owner::Access};
 
 /// How often a node is made that a DEL at the same time removes.
@@ -37,8 +41,9 @@ pub fn claim(number: u32, device: DeviceNumber, access: Access) -> Result<bool> 
     if chown_checked(&tap::path(number), device, access)? {
         return Ok(true);
     }
-    // Where a machine runs several nodes, each with a /dev of its own, another one's tap may have
-    // the number.
+    // No kernel decides there between two that claim one path at a time, so what it says of all
+    // taps does: with two of the number alive neither gets the node. The search is what that
+    // takes, and it grows with the number of taps; a /dev that is no devtmpfs is a container's.
     if dev_is_devtmpfs()? || tap::devices(number)? != [device] {
         return Ok(false);
     }
@@ -63,23 +68,62 @@ pub fn open(number: u32) -> Result<File> {
 
 /// Fails if the node of tap `number` is not as [`claim`] leaves it.
 pub fn verify(number: u32, device: DeviceNumber, access: Access) -> Result<()> {
+    verify_as(number, access, |found| {
+        let path = tap::path(number);
+        let path = path.display();
+        ensure!(
+            found == device,
+            "{path} is device {found}, the macvtap's tap is {device}"
+        );
+        Ok(())
+    })
+}
+
+/// The same for who knows `tap`, but not its device number.
+///
+/// Two network namespaces may have a tap of one number and interface name. [`claim`] gave the
+/// node away after the kernel had told whose it is, and it stays that tap's while that exists: a
+/// devtmpfs keeps it, and elsewhere [`claim`] and [`remove_stale`] touch no living tap's node. The
+/// node of any other tap is root's.
+pub fn verify_of(tap: &Tap, access: Access) -> Result<()> {
+    verify_as(tap.number, access, |found| {
+        let path = tap::path(tap.number);
+        let (path, interface) = (path.display(), &tap.interface);
+        ensure!(
+            tap::of(found)?.as_ref() == Some(tap),
+            "{path} is device {found}, which is not the tap of interface {interface:?}"
+        );
+        Ok(())
+    })
+}
+
+/// Fails if the node of tap `number` is missing, not the device that `is_right` accepts, or open
+/// to others than `access` says.
+fn verify_as(
+    number: u32,
+    access: Access,
+    is_right: impl FnOnce(DeviceNumber) -> Result<()>,
+) -> Result<()> {
+    let found = find(number)?;
     let path = tap::path(number);
-    let found = Found::at(&path)?;
     let path = path.display();
-    match found {
+    let (device, owner, mode) = match found {
         Found::Nothing => bail!("{path} does not exist"),
         Found::Foreign => bail!("{path} is not a character device"),
-        Found::Device(found, ..) if found != device => {
-            bail!("{path} is device {found}, the macvtap's tap is {device}")
-        }
-        Found::Device(_, found, _) if found != access.owner => {
-            bail!("{path} belongs to {found}, not to {}", access.owner)
-        }
-        Found::Device(.., mode) if mode != access.mode() => {
-            bail!("{path} has mode {mode:04o}, not {:04o}", access.mode())
-        }
-        Found::Device(..) => Ok(()),
-    }
+        Found::Device(device, owner, mode) => (device, owner, mode),
+    };
+    is_right(device)?;
+    let expected = access.owner;
+    ensure!(
+        owner == expected,
+        "{path} belongs to {owner}, not to {expected}"
+    );
+    let expected = access.mode();
+    ensure!(
+        mode == expected,
+        "{path} has mode {mode:04o}, not {expected:04o}"
+    );
+    Ok(())
 }
 
 /// Removes the node of tap `number` if it is ours to remove: on a /dev that is no

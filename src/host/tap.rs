@@ -8,13 +8,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::char_device::Found;
 use crate::types::{device_id, device_number::DeviceNumber};
+
+/// The character devices of all network namespaces, by their numbers. The directories that its
+/// links point to are visible in one's own namespace only.
+const CHAR_DEVICES: &str = "/sys/dev/char";
 
 /// Bytes of `struct virtio_net_hdr`, which a tap has before each frame unless it is told
 /// otherwise (`IFF_VNET_HDR` is a macvtap's default).
@@ -26,16 +30,48 @@ pub fn path(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/tap{number}"))
 }
 
-/// The number of the tap that this device is, if it is one.
-pub fn number_of(device: DeviceNumber) -> Result<Option<u32>> {
-    let target = match fs::read_link(format!("/sys/dev/char/{device}")) {
+/// A tap and the macvtap interface that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// The number of the tap, which is the interface's index.
+    pub number: u32,
+    /// The name of the interface.
+    pub interface: String,
+}
+
+/// The tap that this device is, if it is one.
+///
+/// sysfs has the device in whatever network namespace it is, as a link to
+/// `../../devices/virtual/net/net1/macvtap/tap16777301`.
+pub fn of(device: DeviceNumber) -> Result<Option<Tap>> {
+    let target = match fs::read_link(Path::new(CHAR_DEVICES).join(device.to_string())) {
         Ok(target) => target,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None), // gone
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            // The device is gone, unless nothing can be seen.
+            let mounted = Path::new(CHAR_DEVICES).exists();
+            ensure!(
+                mounted,
+                "{CHAR_DEVICES} does not exist; mount sysfs on /sys"
+            );
+            return Ok(None);
+        }
         Err(error) => return Err(error).context("reading a link in /sys/dev/char"),
     };
-    let text = target.to_string_lossy();
-    let number = text.rsplit_once("/macvtap/tap").map(|(_, digits)| digits);
-    Ok(number.and_then(|digits| digits.parse().ok()))
+    Ok(tap_in(&target.to_string_lossy()))
+}
+
+fn tap_in(target: &str) -> Option<Tap> {
+    let (before, digits) = target.rsplit_once("/macvtap/tap")?;
+    let (_, interface) = before.rsplit_once('/')?;
+    Some(Tap {
+        number: digits.parse().ok()?,
+        interface: interface.to_owned(),
+    })
+}
+
+/// The number of the tap that this device is, if it is one.
+pub fn number_of(device: DeviceNumber) -> Result<Option<u32>> {
+    Ok(of(device)?.map(|tap| tap.number))
 }
 
 /// The devices that are called tap `number`, in all network namespaces of the machine. More
@@ -93,16 +129,13 @@ fn major_by_node(number: u32) -> Result<Option<u64>> {
 }
 
 /// Every tap of the machine with its number; `major` is macvtap's.
-///
-/// `/sys/dev/char` shows the devices of all network namespaces, whereas the
-/// directories that its links point to are visible in one's own only.
 fn all(major: Option<u64>) -> Result<Vec<(DeviceNumber, u32)>> {
     let mut taps = Vec::new();
     let Some(major) = major else {
         return Ok(taps);
     };
     let prefix = format!("{major}:");
-    for entry in fs::read_dir("/sys/dev/char").context("listing /sys/dev/char")? {
+    for entry in fs::read_dir(CHAR_DEVICES).context("listing /sys/dev/char")? {
         let entry = entry.context("listing /sys/dev/char")?;
         let name = entry.file_name();
         let minor = name.to_str().and_then(|name| name.strip_prefix(&prefix));
@@ -113,4 +146,27 @@ fn all(major: Option<u64>) -> Result<Vec<(DeviceNumber, u32)>> {
         taps.extend(number_of(device)?.map(|number| (device, number)));
     }
     Ok(taps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_target_of_a_link() {
+        let tap = tap_in("../../devices/virtual/net/net1/macvtap/tap16777301");
+        let net1 = Tap {
+            number: 16_777_301,
+            interface: "net1".into(),
+        };
+        assert_eq!(tap, Some(net1));
+        for other in [
+            "../../devices/virtual/mem/null",
+            "/macvtap/tap",
+            "../net/net1/macvtap/tapestry",
+            "",
+        ] {
+            assert_eq!(tap_in(other), None, "{other:?}");
+        }
+    }
 }

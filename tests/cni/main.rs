@@ -12,6 +12,7 @@ mod forged;
 mod frames;
 mod hand_over;
 mod logging;
+mod proof;
 mod protocol;
 mod races;
 mod security;
