@@ -146,6 +146,10 @@ pub struct Deviceplugin {
     /// Directory of the pods' network namespaces
     #[arg(long, value_name = "DIR", default_value = NETNS_DIR)]
     pub netns_dir: PathBuf,
+    /// The node's name, which keeps its taps apart from those of other nodes on the same kernel
+    /// [default: `$NODE_NAME`, or else a random seed kept in the kubelet's directory]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
     /// Serve /healthz, /readyz and /metrics on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub status_address: Option<ListenAddress>,

@@ -169,7 +169,7 @@ fn blocks_are_those_of_the_manifests_and_commands_exist() {
                 // An example of what to add, in the one README.
                 "yaml" if readme.dir().ends_with("injection") => drop(parse(text)),
                 "yaml" => assert!(known.contains(&parse(text)), "not in manifests/: {text}"),
-                "json" => assert!(config::parse(text).unwrap().1.is_empty(), "{text}"),
+                "json" => assert!(config::parse(text, &[]).unwrap().1.is_empty(), "{text}"),
                 "sh" => check_shell(text),
                 "text" => {}
                 other => panic!("{}: a block of kind {other:?}", readme.path.display()),

@@ -1,7 +1,5 @@
 //! `DP_MACVTAP_CONF`: the resources that a node offers. Pure.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use jsonc_parser::{ParseOptions, parse_to_serde_value};
 use serde_json::Value;
@@ -13,6 +11,9 @@ pub const DEFAULT_CAPACITY: usize = 100;
 /// The maximum number of devices of a resource. The kubelet accepts lists of up to 4 MiB, where
 /// a device takes about 100 bytes, and writes each list into its checkpoint.
 pub const MAX_CAPACITY: usize = 16_384;
+
+/// The keys of an entry.
+const KEYS: [&str; 5] = ["name", "lowerDevice", "master", "mode", "capacity"];
 
 /// A configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,13 +37,15 @@ pub struct ResourceConfig {
     pub capacity: usize,
 }
 
-/// Parses a configuration. Returns it with warnings about entries, of which wrong ones are left
-/// out.
+/// Parses a configuration. Returns it with warnings about its entries.
 ///
-/// JSON, tolerant of comments and trailing commas: the original's own guide has one. An error
-/// names line and column.
-pub fn parse(text: &str) -> Result<(Configuration, Vec<String>)> {
-    let json = parse_json(text)?;
+/// A wrong entry keeps its definition in `former`, the configuration before; it is left out if
+/// there is none. Of two entries with one name the last counts, as in the original.
+///
+/// JSON, tolerant of a byte order mark, comments and trailing commas: the original's own guide
+/// has one. An error names line and column.
+pub fn parse(text: &str, former: &[ResourceConfig]) -> Result<(Configuration, Vec<String>)> {
+    let json = parse_json(text.strip_prefix('\u{feff}').unwrap_or(text))?;
     let entries = match &json {
         Value::Null => return Ok((Configuration::Discover, Vec::new())),
         Value::Array(entries) if entries.is_empty() => {
@@ -51,23 +54,45 @@ pub fn parse(text: &str) -> Result<(Configuration, Vec<String>)> {
         Value::Array(entries) => entries,
         _ => bail!("line 1, column 1: it is not a list of resources, such as [] for every NIC"),
     };
-    let (mut resources, mut warnings) = (Vec::new(), Vec::new());
-    let mut names = BTreeSet::new();
+    let mut resources: Vec<ResourceConfig> = Vec::new();
+    let mut warnings = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
-        let resource = resource(entry, &mut warnings).and_then(|resource| {
-            let new = names.insert(resource.name.clone());
-            ensure!(new, "the name {:?} is used before", resource.name);
-            Ok(resource)
+        let mut warn = |text: String| warnings.push(format!("entry {}: {text}", index + 1));
+        let resource = resource(entry, &mut warn).or_else(|error| {
+            let kept = former_definition(entry, former);
+            let action = if kept.is_some() {
+                "keeps its former definition"
+            } else {
+                "is left out"
+            };
+            warn(format!("{error:#}; it {action} (it is {entry})"));
+            kept.ok_or(())
         });
-        match resource {
-            Ok(resource) => resources.push(resource),
-            Err(error) => warnings.push(format!(
-                "entry {} is left out: {error:#} (it is {entry})",
-                index + 1
-            )),
+        let Ok(resource) = resource else {
+            continue;
+        };
+        let earlier = resources
+            .iter()
+            .position(|other| other.name == resource.name);
+        if let Some(earlier) = earlier {
+            resources.remove(earlier);
+            warn(format!(
+                "it replaces an earlier entry with the name {:?}",
+                resource.name
+            ));
         }
+        resources.push(resource);
     }
     Ok((Configuration::Listed(resources), warnings))
+}
+
+/// What a wrong entry was before.
+fn former_definition(entry: &Value, former: &[ResourceConfig]) -> Option<ResourceConfig> {
+    let name = Fields::of(entry)?.text("name").ok()??;
+    former
+        .iter()
+        .find(|resource| resource.name == name)
+        .cloned()
 }
 
 fn parse_json(text: &str) -> Result<Value> {
@@ -93,7 +118,7 @@ fn parse_json(text: &str) -> Result<Value> {
     })
 }
 
-fn resource(entry: &Value, warnings: &mut Vec<String>) -> Result<ResourceConfig> {
+fn resource(entry: &Value, warn: &mut impl FnMut(String)) -> Result<ResourceConfig> {
     let fields = Fields::of(entry).context("it is not an object")?;
     let name = fields.text("name")?.context("it has no name")?;
     resource_name::check(name)?;
@@ -105,27 +130,45 @@ fn resource(entry: &Value, warnings: &mut Vec<String>) -> Result<ResourceConfig>
         Some(word) => word.parse()?,
         None => Mode::default(),
     };
-    let asked = fields.integer("capacity")?;
-    let capacity = match asked {
-        None | Some(..=0) => DEFAULT_CAPACITY,
-        Some(capacity) => usize::try_from(capacity)?,
-    };
-    ensure!(
-        capacity <= MAX_CAPACITY,
-        "capacity {capacity} is above {MAX_CAPACITY}"
-    );
-    if mode == Mode::Passthru && asked.is_some_and(|asked| asked > 1) {
-        warnings.push(format!(
-            "resource {name:?}: capacity is 1, not {capacity}: \
-             a passthru macvtap has its lower device to itself"
-        ));
+    for key in unknown_keys(entry) {
+        warn(format!("unknown key {key:?} is ignored"));
     }
     Ok(ResourceConfig {
         name: name.to_owned(),
         lower: lower.parse().context("lowerDevice")?,
         mode,
-        capacity: if mode == Mode::Passthru { 1 } else { capacity },
+        capacity: capacity(fields.integer("capacity")?, mode, warn),
     })
+}
+
+/// The number of devices, where `asked` is in the configuration.
+fn capacity(asked: Option<i64>, mode: Mode, warn: &mut impl FnMut(String)) -> usize {
+    let positive = asked.filter(|asked| *asked > 0);
+    if mode == Mode::Passthru {
+        if let Some(asked) = positive.filter(|asked| *asked > 1) {
+            warn(format!(
+                "capacity is 1, not {asked}: a passthru macvtap has its lower device to itself"
+            ));
+        }
+        return 1;
+    }
+    let Some(asked) = positive else {
+        return DEFAULT_CAPACITY;
+    };
+    let capacity = usize::try_from(asked).unwrap_or(usize::MAX);
+    if capacity > MAX_CAPACITY {
+        warn(format!(
+            "capacity is {MAX_CAPACITY}, the maximum, not {asked}"
+        ));
+    }
+    capacity.min(MAX_CAPACITY)
+}
+
+/// The keys of an entry that mean nothing, such as misspelt ones.
+fn unknown_keys(entry: &Value) -> impl Iterator<Item = &str> {
+    let keys = entry.as_object().into_iter().flat_map(|entry| entry.keys());
+    let known = |key: &&String| KEYS.iter().any(|known| key.eq_ignore_ascii_case(known));
+    keys.filter(move |key| !known(key)).map(String::as_str)
 }
 
 #[cfg(test)]
@@ -133,7 +176,7 @@ mod tests {
     use super::*;
 
     fn listed(text: &str) -> (Vec<ResourceConfig>, Vec<String>) {
-        match parse(text).unwrap() {
+        match parse(text, &[]).unwrap() {
             (Configuration::Listed(resources), warnings) => (resources, warnings),
             (Configuration::Discover, _) => panic!("{text} means discovery"),
         }
@@ -148,9 +191,9 @@ mod tests {
 
     #[test]
     fn nothing_listed_means_discovery() {
-        for text in ["[]", "null", " [ ] \n", "[ /* all */ ]"] {
+        for text in ["[]", "null", " [ ] \n", "[ /* all */ ]", "\u{feff}[]"] {
             let discovered = (Configuration::Discover, Vec::new());
-            assert_eq!(parse(text).unwrap(), discovered, "{text}");
+            assert_eq!(parse(text, &[]).unwrap(), discovered, "{text}");
         }
     }
 
@@ -202,16 +245,11 @@ mod tests {
     fn a_bad_entry_is_left_out_and_the_others_work() {
         for (entry, part) in [
             (r#"{"lowerDevice": "eth0"}"#, "no name"),
-            (r#"{"name": "good", "lowerDevice": "eth1"}"#, "used before"),
             (r#"{"name": "x@y", "lowerDevice": "eth0"}"#, "x@y"),
             (r#"{"name": "x.", "lowerDevice": "eth0"}"#, "x."),
             (
                 r#"{"name": "x", "lowerDevice": "eth0", "mode": "hub"}"#,
                 "hub",
-            ),
-            (
-                r#"{"name": "x", "lowerDevice": "eth0", "capacity": 99999}"#,
-                "99999",
             ),
             (
                 r#"{"name": "x", "lowerDevice": "eth0", "capacity": "9"}"#,
@@ -226,14 +264,59 @@ mod tests {
             let (resources, warnings) = listed(&text);
             assert_eq!(resources.len(), 1, "{entry}");
             assert_eq!(warnings.len(), 1, "{entry}");
-            assert!(warnings[0].starts_with("entry 2 "), "{warnings:?}");
+            assert!(warnings[0].starts_with("entry 2: "), "{warnings:?}");
             assert!(warnings[0].contains(part), "{warnings:?}");
         }
     }
 
     #[test]
+    fn what_can_be_offered_is_offered() {
+        let eth0 = r#""lowerDevice": "eth0""#;
+        let entry = |more: &str| format!(r#"{{"name": "a", {eth0}{more}}}"#);
+        let one = |text: String| {
+            let (mut resources, warnings) = listed(&format!("[{text}]"));
+            assert_eq!(
+                (resources.len(), warnings.len()),
+                (1, 1),
+                "{text}: {warnings:?}"
+            );
+            (resources.remove(0), warnings[0].clone())
+        };
+        let (resource, warning) = one(entry(r#", "capacity": 20000"#));
+        assert_eq!(resource.capacity, MAX_CAPACITY);
+        assert!(warning.contains("20000"), "{warning}");
+        let (resource, _) = one(entry(r#", "capacity": 9223372036854775807"#));
+        assert_eq!(resource.capacity, MAX_CAPACITY);
+        let (resource, warning) = one(entry(r#", "capasity": 7"#));
+        assert_eq!(resource.capacity, DEFAULT_CAPACITY);
+        assert!(warning.contains(r#"unknown key "capasity""#), "{warning}");
+        let two = format!("{}, {}", entry(""), entry(r#", "mode": "vepa""#));
+        let (resource, warning) = one(two);
+        assert_eq!(resource.mode, Mode::Vepa, "the last one");
+        assert!(warning.contains("replaces an earlier entry"), "{warning}");
+    }
+
+    #[test]
+    fn a_wrong_entry_keeps_its_former_definition() {
+        let (former, _) = listed(r#"[{"name": "a", "lowerDevice": "eth0", "capacity": 7}]"#);
+        for wrong in [
+            r#"{"name": "a", "lowerDevice": "eth0", "capacity": "7"}"#,
+            r#"{"name": "a", "lowerDevice": "eth0", "mode": "hub"}"#,
+            r#"{"name": "a"}"#,
+        ] {
+            let text = format!(r#"[{{"name": "b", "lowerDevice": "eth1"}}, {wrong}]"#);
+            let (configuration, warnings) = parse(&text, &former).unwrap();
+            let Configuration::Listed(resources) = configuration else {
+                panic!("{text} means discovery");
+            };
+            assert_eq!(resources[1..], former, "{wrong}");
+            assert!(warnings[0].contains("former definition"), "{warnings:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_parsed_has_line_and_column() {
-        let column = |text: &str| format!("{:#}", parse(text).unwrap_err());
+        let column = |text: &str| format!("{:#}", parse(text, &[]).unwrap_err());
         assert!(column("[{\n  \"name\": }]").starts_with("line 2, column 11: "));
         for text in [
             "",
@@ -252,6 +335,6 @@ mod tests {
                 column(text)
             );
         }
-        assert!(parse(&"[".repeat(100_000)).is_err());
+        assert!(parse(&"[".repeat(100_000), &[]).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use log::{info, warn};
 
-use super::config::{self, Configuration};
+use super::config::{self, Configuration, ResourceConfig};
 
 /// The environment variable of kubevirt/macvtap-cni.
 const VARIABLE: &str = "DP_MACVTAP_CONF";
@@ -49,12 +49,13 @@ impl ConfigSource {
 
     /// Reads the configuration for the first time.
     pub fn load(&mut self) -> Result<Configuration> {
-        let configuration = self.reload()?;
+        let configuration = self.reload(&[])?;
         configuration.context("the configuration was loaded before")
     }
 
-    /// Reads the configuration again; none if its text has not changed.
-    pub fn reload(&mut self) -> Result<Option<Configuration>> {
+    /// Reads the configuration again; none if its text has not changed. An entry that became
+    /// wrong keeps its definition in `former`.
+    pub fn reload(&mut self, former: &[ResourceConfig]) -> Result<Option<Configuration>> {
         let (name, text) = match self {
             Self::Environment(text) => (VARIABLE.to_owned(), text.clone()),
             Self::File(path, before) => {
@@ -69,7 +70,7 @@ impl ConfigSource {
                 (path.display().to_string(), text)
             }
         };
-        let parsed = config::parse(&text);
+        let parsed = config::parse(&text, former);
         let (configuration, warnings) =
             parsed.with_context(|| format!("the configuration in {name}"))?;
         log_configuration(&name, &configuration);

@@ -7,28 +7,91 @@ use std::{
 
 use super::{
     config::{Configuration, DEFAULT_CAPACITY, ResourceConfig},
-    grpc::api::{Device, ListAndWatchResponse, NumaNode, TopologyInfo},
+    grpc::api::{
+        ContainerPreferredAllocationRequest, Device, ListAndWatchResponse, NumaNode, TopologyInfo,
+    },
+    held::{Held, Originals},
 };
 use crate::{
     macvtap::lower::LowerDevice,
     netlink::Link,
     types::{
-        device_id::{self, DeviceId},
+        device_id::{DeviceId, Devices},
         mode::Mode,
     },
 };
+
+/// A device on a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedDevice {
+    /// The ID.
+    pub id: String,
+    /// The number of its tap.
+    pub tap: u32,
+}
 
 /// The devices of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceList {
     /// The resource.
     pub resource: ResourceConfig,
-    /// The IDs of the devices.
-    pub ids: Arc<Vec<String>>,
-    /// Why pods cannot use the devices; none if they can.
+    /// Its devices.
+    pub plan: Plan,
+    /// Why pods cannot use the devices of the configuration; none if they can.
     pub unhealthy_reason: Option<String>,
+    /// The former devices that pods cannot use.
+    pub unhealthy_former: BTreeSet<String>,
     /// The NUMA node of the lower device, if it has one.
     pub numa_node: Option<i64>,
+}
+
+/// The devices of a resource, apart from their health.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The devices by the configuration.
+    pub devices: Arc<Vec<ListedDevice>>,
+    /// The taps of those of them that another device holds.
+    pub contested: Arc<BTreeSet<u32>>,
+    /// The devices of former configurations and of the original that pods hold.
+    pub former: Arc<Former>,
+}
+
+/// The devices that a resource has besides those of its configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Former {
+    /// Those with an ID of ours.
+    pub devices: Vec<DeviceId>,
+    /// Those that kubevirt/macvtap-cni allocated.
+    pub originals: Originals,
+}
+
+impl Former {
+    /// What pods hold of a resource besides `devices`.
+    fn of(resource: &str, devices: &[ListedDevice], held: &Held) -> Self {
+        let listed: BTreeSet<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+        let held_devices = held.of_resource(resource);
+        let former = held_devices.filter(|device| !listed.contains(device.to_string().as_str()));
+        Self {
+            devices: former.cloned().collect(),
+            originals: held.originals_of(resource).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The devices that pods cannot use; those of the original as those of the configuration.
+    #[must_use]
+    pub fn unhealthy(&self, originals: bool, links: &[Link]) -> BTreeSet<String> {
+        let devices = self.devices.iter();
+        let devices = devices.filter(|device| unhealthy_reason(&device.lower, links).is_some());
+        let unhealthy = devices.map(DeviceId::to_string);
+        let originals = self.originals.ids.iter().filter(|_| originals);
+        unhealthy.chain(originals.cloned()).collect()
+    }
+
+    /// The IDs.
+    pub fn ids(&self) -> impl Iterator<Item = String> {
+        let devices = self.devices.iter().map(DeviceId::to_string);
+        devices.chain(self.originals.ids.iter().cloned())
+    }
 }
 
 impl DeviceList {
@@ -38,24 +101,49 @@ impl DeviceList {
         self.resource == other.resource && self.unhealthy_reason == other.unhealthy_reason
     }
 
+    /// The number of devices.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let Plan {
+            devices, former, ..
+        } = &self.plan;
+        devices.len() + former.devices.len() + former.originals.ids.len()
+    }
+
+    /// The numbers of the devices' taps.
+    pub fn taps(&self) -> impl Iterator<Item = u32> {
+        let Plan {
+            devices, former, ..
+        } = &self.plan;
+        let own = devices.iter().map(|device| device.tap);
+        let former_own = former.devices.iter().map(|device| device.tap);
+        own.chain(former_own)
+            .chain(former.originals.taps.iter().copied())
+    }
+
     /// The message to the kubelet. Devices without a lower device are unhealthy, not absent:
     /// pods keep what was allocated to them.
     #[must_use]
     pub fn to_message(&self) -> ListAndWatchResponse {
-        let health = match self.unhealthy_reason {
-            None => "Healthy",
-            Some(_) => "Unhealthy",
-        };
         let topology = self.numa_node.map(|id| TopologyInfo {
             nodes: vec![NumaNode { id }],
         });
-        let devices = self.ids.iter().map(|id| Device {
-            id: id.clone(),
-            health: health.to_owned(),
+        let device = |id: String, healthy: bool| Device {
+            id,
+            health: if healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
             topology: topology.clone(),
+        };
+        let healthy = self.unhealthy_reason.is_none();
+        let devices = self.plan.devices.iter().map(|listed| {
+            let contested = self.plan.contested.contains(&listed.tap);
+            device(listed.id.clone(), healthy && !contested)
+        });
+        let former = self.plan.former.ids().map(|id| {
+            let healthy = !self.unhealthy_former.contains(&id);
+            device(id, healthy)
         });
         ListAndWatchResponse {
-            devices: devices.collect(),
+            devices: devices.chain(former).collect(),
         }
     }
 }
@@ -87,74 +175,102 @@ pub fn resources(
     }
 }
 
-/// Why pods cannot use a resource's devices; none if they can.
+/// A resource that is not configured any more, of which pods hold devices.
 #[must_use]
-pub fn unhealthy_reason(
-    configuration: &Configuration,
-    resource: &ResourceConfig,
-    links: &[Link],
-) -> Option<String> {
-    let lower = match LowerDevice::among(links, &resource.lower) {
-        Ok(lower) => lower,
-        Err(ineligible) => return Some(ineligible.to_string()),
+pub fn former_resource(name: &str, held: &Held) -> Option<ResourceConfig> {
+    let device = held.of_resource(name).next();
+    // Discovery, of the original too, names resources after their lower devices.
+    let lower = match device {
+        Some(device) => device.lower.clone(),
+        None => name.parse().ok()?,
     };
-    match (lower.ineligible_among(links), configuration) {
-        (Some(ineligible), _) => Some(ineligible.to_string()),
-        (None, Configuration::Discover) => lower.undiscovered(),
-        (None, Configuration::Listed(_)) => None,
+    Some(ResourceConfig {
+        name: name.to_owned(),
+        lower,
+        mode: device.map(|device| device.mode).unwrap_or_default(),
+        capacity: 0,
+    })
+}
+
+/// Why pods cannot use devices on this lower device; none if they can.
+#[must_use]
+pub fn unhealthy_reason(lower: &str, links: &[Link]) -> Option<String> {
+    let ineligible = match LowerDevice::among(links, lower) {
+        Ok(lower) => lower.ineligible_among(links),
+        Err(ineligible) => Some(ineligible),
+    };
+    ineligible.map(|ineligible| ineligible.to_string())
+}
+
+/// The devices of all resources. No two of them have the same tap: where two resources would,
+/// the one whose name comes later skips the slot.
+#[must_use]
+pub fn devices(
+    node: &str,
+    resources: &BTreeMap<String, ResourceConfig>,
+) -> BTreeMap<String, Arc<Vec<ListedDevice>>> {
+    let mut taken = BTreeSet::new();
+    let devices = resources.values().map(|resource| {
+        let devices = Devices {
+            node,
+            resource: &resource.name,
+            lower: &resource.lower,
+            mode: resource.mode,
+        };
+        let devices = devices.iter(&mut taken).take(resource.capacity);
+        let devices = devices.map(|device| ListedDevice {
+            id: device.to_string(),
+            tap: device.tap,
+        });
+        (resource.name.clone(), Arc::new(devices.collect()))
+    });
+    devices.collect()
+}
+
+impl Plan {
+    /// The plan of the resource `name`, with `devices` by its configuration.
+    #[must_use]
+    pub fn new(name: &str, devices: &Arc<Vec<ListedDevice>>, held: &Held) -> Self {
+        let contested = devices
+            .iter()
+            .filter(|device| held.is_taken(device.tap, &device.id));
+        Self {
+            devices: devices.clone(),
+            former: Former::of(name, devices, held).into(),
+            contested: Arc::new(contested.map(|device| device.tap).collect()),
+        }
     }
 }
 
-/// The IDs of all devices of all resources.
-///
-/// No two have the same tap. Where two resources would, the one whose name comes later skips
-/// the slot.
-#[must_use]
-pub fn device_ids(
-    hostname: &str,
-    resources: &BTreeMap<String, ResourceConfig>,
-) -> BTreeMap<String, Arc<Vec<String>>> {
-    let mut taken = BTreeSet::new();
-    let ids = resources.values().map(|resource| {
-        let slots = device_id::slots(hostname, &resource.name, resource.capacity, &mut taken);
-        let ids = slots.into_iter().map(|(slot, tap)| {
-            let id = DeviceId {
-                resource: resource.name.clone(),
-                slot,
-                lower: resource.lower.clone(),
-                mode: resource.mode,
-                tap,
-            };
-            id.to_string()
-        });
-        (resource.name.clone(), Arc::new(ids.collect()))
-    });
-    ids.collect()
-}
-
-/// The devices to prefer: those that must be included, then those whose tap exists nowhere on
-/// the machine, then the others.
+/// The devices to prefer: those that must be included, then those of the present configuration
+/// whose tap exists nowhere on the machine, then others without a tap, then the rest.
 #[must_use]
 pub fn prefer(
-    available: &[String],
-    must_include: &[String],
-    size: usize,
+    request: &ContainerPreferredAllocationRequest,
+    former: &Former,
     existing: &BTreeSet<u32>,
 ) -> Vec<String> {
-    let exists = |id: &&String| {
-        let parsed = id.parse::<DeviceId>();
-        parsed.is_ok_and(|id| existing.contains(&id.tap))
+    let former: BTreeSet<String> = former.ids().collect();
+    let rank = |id: &String| match id.parse::<DeviceId>() {
+        Ok(device) => (existing.contains(&device.tap), former.contains(id)),
+        Err(_) => (true, true),
     };
-    let others = available.iter().filter(|id| !must_include.contains(id));
-    let (held, free): (Vec<&String>, Vec<&String>) = others.partition(exists);
-    let preferred = must_include.iter().chain(free).chain(held);
+    let must_include = &request.must_include_device_ids;
+    let available = request.available_device_ids.iter();
+    let mut others: Vec<&String> = available.filter(|id| !must_include.contains(id)).collect();
+    others.sort_by_cached_key(|id| rank(id));
+    let size = usize::try_from(request.allocation_size).unwrap_or_default();
+    let preferred = must_include.iter().chain(others);
     preferred.take(size).cloned().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::mac::MacAddr;
+    use crate::{
+        deviceplugin::held::Evidence,
+        types::{checkpoint::Allocation, device_id::NAMESPACE, mac::MacAddr},
+    };
 
     fn nic(name: &str) -> Link {
         Link {
@@ -189,14 +305,6 @@ mod tests {
         let later = resources(&Configuration::Discover, &[nic("eth1")], &found);
         let expected = [resource("eth0", "eth0"), resource("eth1", "eth1")];
         assert_eq!(later, by_name(expected));
-        let links = [nic("eth1")];
-        assert!(unhealthy_reason(&Configuration::Discover, &later["eth0"], &links).is_some());
-        assert!(unhealthy_reason(&Configuration::Discover, &later["eth1"], &links).is_none());
-        let enslaved = [Link {
-            master: Some(9),
-            ..nic("eth1")
-        }];
-        assert!(unhealthy_reason(&Configuration::Discover, &later["eth1"], &enslaved).is_some());
     }
 
     #[test]
@@ -204,14 +312,36 @@ mod tests {
         let listed = Configuration::Listed(vec![resource("dataplane", "veth0")]);
         let found = resources(&listed, &[], &BTreeMap::new());
         assert_eq!(found, by_name([resource("dataplane", "veth0")]));
-        assert!(unhealthy_reason(&listed, &found["dataplane"], &[]).is_some());
-        let veth = Link {
-            kind: Some("veth".into()),
-            ..nic("veth0")
-        };
+    }
+
+    #[test]
+    fn devices_are_healthy_if_add_would_take_their_lower_device() {
+        let reason = |link| unhealthy_reason("eth0", &[link]);
+        let veth = Some("veth".to_owned());
+        assert_eq!(reason(nic("eth0")), None);
         assert_eq!(
-            unhealthy_reason(&listed, &found["dataplane"], &[veth]),
+            reason(Link {
+                kind: veth,
+                ..nic("eth0")
+            }),
             None
+        );
+        assert!(reason(nic("eth1")).is_some());
+        let (up, master, ethernet) = (false, Some(9), false);
+        assert!(reason(Link { up, ..nic("eth0") }).is_some());
+        assert!(
+            reason(Link {
+                master,
+                ..nic("eth0")
+            })
+            .is_some()
+        );
+        assert!(
+            reason(Link {
+                ethernet,
+                ..nic("eth0")
+            })
+            .is_some()
         );
     }
 
@@ -221,31 +351,84 @@ mod tests {
             capacity: 10_000,
             ..resource(name, "eth0")
         };
-        let ids = device_ids("node1", &by_name([many("b"), many("a")]));
-        let taps: BTreeSet<u32> = ids
-            .values()
-            .flat_map(|ids| ids.iter())
-            .map(|id| id.parse::<DeviceId>().unwrap().tap)
-            .collect();
+        let all = devices("node1", &by_name([many("b"), many("a")]));
+        let taps = all.values().flat_map(|devices| devices.iter());
+        let taps: BTreeSet<u32> = taps.map(|device| device.tap).collect();
         assert_eq!(taps.len(), 20_000);
-        assert_eq!(ids["a"], device_ids("node1", &by_name([many("a")]))["a"]);
+        assert_eq!(all["a"], devices("node1", &by_name([many("a")]))["a"]);
+    }
+
+    fn list(devices: &[ListedDevice], held: &Held) -> DeviceList {
+        DeviceList {
+            resource: resource("a", "eth0"),
+            plan: Plan::new("a", &Arc::new(devices.to_vec()), held),
+            unhealthy_reason: None,
+            unhealthy_former: BTreeSet::new(),
+            numa_node: None,
+        }
+    }
+
+    fn device(id: &str) -> ListedDevice {
+        ListedDevice {
+            id: id.to_owned(),
+            tap: id.parse::<DeviceId>().unwrap().tap,
+        }
     }
 
     #[test]
     fn the_message_has_health_and_numa_node() {
-        let device = |reason: Option<&str>, numa_node| {
+        let first = |reason: Option<&str>, numa_node| {
             let list = DeviceList {
-                resource: resource("a", "eth0"),
-                ids: Arc::new(vec!["a".to_owned()]),
                 unhealthy_reason: reason.map(str::to_owned),
                 numa_node,
+                ..list(&[device("aMvp0@eth0:bridge:16777300")], &Held::default())
             };
             list.to_message().devices.remove(0)
         };
-        assert_eq!(device(None, None).health, "Healthy");
-        assert_eq!(device(Some("down"), None).health, "Unhealthy");
-        assert_eq!(device(None, None).topology, None);
-        assert_eq!(device(None, Some(1)).topology.unwrap().nodes[0].id, 1);
+        assert_eq!(first(None, None).health, "Healthy");
+        assert_eq!(first(Some("down"), None).health, "Unhealthy");
+        assert_eq!(first(None, None).topology, None);
+        assert_eq!(first(None, Some(1)).topology.unwrap().nodes[0].id, 1);
+    }
+
+    #[test]
+    fn devices_that_pods_hold_stay_and_keep_their_tap() {
+        let mut held = Held::default();
+        let ids = [
+            "aMvp0@eth9:vepa:16777300",
+            "aMvp0",
+            "bMvp1@eth0:bridge:16777301",
+        ];
+        let allocation = |id: &str| Allocation {
+            resource: format!("{NAMESPACE}/{}", &id[..1]),
+            devices: [id.to_owned()].into(),
+            taps: [77].into(),
+        };
+        let evidence = Evidence {
+            checkpoint: &ids.map(allocation),
+            recent: &[],
+            taps: &BTreeSet::new(),
+        };
+        held.update(std::iter::empty(), evidence);
+        let devices = [
+            device("aMvp0@eth0:bridge:16777300"),
+            device("aMvp1@eth0:bridge:16777302"),
+        ];
+        let list = list(&devices, &held);
+        let message = list.to_message().devices;
+        let found: Vec<(&str, &str)> = message
+            .iter()
+            .map(|device| (device.id.as_str(), device.health.as_str()))
+            .collect();
+        let expected = [
+            (devices[0].id.as_str(), "Unhealthy"),
+            (devices[1].id.as_str(), "Healthy"),
+            (ids[0], "Healthy"),
+            (ids[1], "Healthy"),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(list.size(), 4);
+        assert!(list.taps().any(|tap| tap == 77));
     }
 
     #[test]
@@ -254,11 +437,29 @@ mod tests {
             .map(|slot| format!("xMvp{slot}@eth0:bridge:{}", (1 << 24) + slot))
             .collect();
         let existing = BTreeSet::from([1 << 24, (1 << 24) + 1]);
-        let of = |must: &[String], size| prefer(&ids, must, size, &existing);
+        let former = Former::default();
+        let request =
+            |available: &[String], must: &[String], size| ContainerPreferredAllocationRequest {
+                available_device_ids: available.to_vec(),
+                must_include_device_ids: must.to_vec(),
+                allocation_size: size,
+            };
+        let of = |must: &[String], size| prefer(&request(&ids, must, size), &former, &existing);
         assert_eq!(of(&[], 2), ids[2..]);
         assert_eq!(of(&[], 3), [&ids[2..], &ids[..1]].concat());
         assert_eq!(of(&ids[..1], 2), [ids[0].clone(), ids[2].clone()]);
         assert_eq!(of(&[], 9).len(), 4);
         assert!(of(&[], 0).is_empty());
+        let former = Former {
+            devices: vec![ids[2].parse().unwrap()],
+            originals: Originals {
+                ids: ["xMvp0".to_owned()].into(),
+                taps: BTreeSet::new(),
+            },
+        };
+        let available = [vec!["xMvp0".to_owned()], ids.clone()].concat();
+        let preferred = prefer(&request(&available, &[], 9), &former, &existing);
+        let order = [&ids[3], &ids[2], &ids[0], &ids[1], &available[0]];
+        assert_eq!(preferred.iter().collect::<Vec<_>>(), order);
     }
 }

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use tokio::sync::mpsc;
 
+use crate::types::device_id::DeviceId;
+
 /// An event of one resource.
 #[derive(Debug)]
 pub enum ResourceEvent {
@@ -25,8 +27,10 @@ pub enum ResourceEvent {
     },
     /// Devices were allocated to a container.
     Allocated {
+        /// Those of them with an ID of ours.
+        devices: Vec<DeviceId>,
         /// The number of devices.
-        devices: u64,
+        count: u64,
     },
     /// A request of the kubelet failed.
     RequestFailed {

@@ -3,31 +3,31 @@
 //! One event loop owns all state; `config`, `device_list` and `registration` decide.
 
 mod accept;
+mod checkpoint_file;
 pub mod config;
 mod config_source;
 pub mod device_list;
 mod directory;
 pub mod event;
 pub mod grpc;
+pub mod held;
 mod http;
 mod inputs;
 mod learning_task;
 pub mod metrics;
 pub mod names;
+mod node_identity;
 mod registration;
 mod resource;
+mod settings;
 pub mod status;
 mod supervisor;
 pub mod tap_only;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use log::{LevelFilter, error, info, warn};
+use log::{error, info, warn};
 use signal_hook::consts::SIGHUP;
 use signal_hook_tokio::Signals;
 use tokio::{sync::mpsc, time::timeout_at};
@@ -39,50 +39,14 @@ use self::{
     http::HttpServer,
     inputs::{Input, Inputs, signals},
     learning_task::LearningTask,
+    settings::Settings,
     status::StatusServer,
     supervisor::Supervisor,
 };
-use crate::{
-    cli::{self, Switch},
-    host::logging,
-    netlink::LinkWatch,
-    types::listen_address::ListenAddress,
-};
+use crate::{host::logging, netlink::LinkWatch};
 
 /// How long shutting down may take.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(900);
-
-/// The settings of a device plugin.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The directory of the kubelet's socket and ours.
-    pub kubelet_dir: PathBuf,
-    /// The configuration file; if none, the configuration is in the environment.
-    pub config: Option<PathBuf>,
-    /// The directory of the pods' network namespaces; none if learning is turned off.
-    pub learning: Option<PathBuf>,
-    /// The address on which health and metrics are served over HTTP.
-    pub status_address: Option<ListenAddress>,
-    /// The level of the log, unless `RUST_LOG` overrides it.
-    pub level: LevelFilter,
-}
-
-impl From<&cli::Deviceplugin> for Settings {
-    fn from(options: &cli::Deviceplugin) -> Self {
-        Self {
-            kubelet_dir: options.kubelet_dir.clone(),
-            config: options.config.clone(),
-            learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
-            status_address: options.status_address.clone(),
-            // The original's manifest has -v 3, for what is logged by default here.
-            level: match options.verbosity {
-                ..=3 => LevelFilter::Info,
-                4..=5 => LevelFilter::Debug,
-                _ => LevelFilter::Trace,
-            },
-        }
-    }
-}
 
 /// Runs the device plugin until a signal ends it.
 pub fn main(settings: &Settings) -> Result<ExitCode> {
@@ -109,7 +73,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
     };
     let configuration = source.load()?;
     let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
-    let mut supervisor = Supervisor::new(kubelet_dir.clone(), configuration, learning, sender)?;
+    let mut supervisor = Supervisor::new(settings, configuration, learning, sender)?;
     loop {
         supervisor.run_due().await;
         let input = timeout_at(supervisor.deadline().into(), inputs.next()).await;
@@ -143,7 +107,7 @@ fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
 
 /// A wrong configuration leaves the former one in force.
 fn reload(supervisor: &mut Supervisor, source: &mut ConfigSource) {
-    match source.reload() {
+    match source.reload(supervisor.listed()) {
         Ok(Some(configuration)) => supervisor.configure(configuration),
         Ok(None) => {}
         Err(error) => {

@@ -1,7 +1,6 @@
 //! One resource: its devices, its server, its registration.
 
 use std::{
-    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
@@ -15,12 +14,16 @@ use tokio::task::JoinHandle;
 use super::{
     device_list::DeviceList,
     event::{EventSender, ResourceEvent},
-    grpc::{api::ListAndWatchResponse, kubelet, server::ResourceServer, service::PluginService},
+    grpc::{
+        kubelet,
+        server::ResourceServer,
+        service::{PluginService, SentList},
+    },
     names::{KUBELET_SOCKET, socket_name},
     registration::RegistrationState,
     tap_only::TapOnly,
 };
-use crate::types::{device_id::DeviceId, status::ResourceStatus};
+use crate::types::status::ResourceStatus;
 
 /// What the resources of a node have in common.
 #[derive(Clone)]
@@ -34,9 +37,7 @@ pub struct Shared {
 /// A resource that is offered.
 pub struct Resource {
     list: DeviceList,
-    message: Arc<ListAndWatchResponse>,
-    /// The numbers of the devices' taps, once they were needed.
-    taps: OnceCell<Vec<u32>>,
+    sent: Arc<SentList>,
     shared: Shared,
     events: EventSender,
     server: Option<ResourceServer>,
@@ -62,9 +63,8 @@ impl Resource {
     /// A resource that is neither served nor registered yet.
     pub fn new(list: DeviceList, shared: Shared, events: EventSender) -> Self {
         Self {
-            message: Arc::new(list.to_message()),
+            sent: SentList::of(&list),
             list,
-            taps: OnceCell::new(),
             shared,
             events,
             server: None,
@@ -84,11 +84,10 @@ impl Resource {
 
     /// Offers other devices.
     pub fn update_list(&mut self, list: DeviceList) {
-        self.message = Arc::new(list.to_message());
+        self.sent = SentList::of(&list);
         if let Some(server) = &self.server {
-            server.send(&self.message);
+            server.send(&self.sent);
         }
-        self.taps.take();
         self.list = list;
     }
 
@@ -122,7 +121,7 @@ impl Resource {
             events: self.events.clone(),
             tap_only: self.shared.tap_only.clone(),
         };
-        let server = ResourceServer::start(path, self.message.clone(), service).await?;
+        let server = ResourceServer::start(path, self.sent.clone(), service).await?;
         self.server = Some(server);
         Ok(())
     }
@@ -145,7 +144,7 @@ impl Resource {
             ResourceEvent::StreamOpened { generation } => self.stream_changed(generation, true),
             ResourceEvent::StreamClosed { generation } => self.stream_changed(generation, false),
             ResourceEvent::RegistrationAnswered { call, outcome } => self.answered(call, &outcome),
-            ResourceEvent::Allocated { devices } => self.counts.allocations += devices,
+            ResourceEvent::Allocated { count, .. } => self.counts.allocations += count,
             ResourceEvent::RequestFailed { reason } => {
                 *self.counts.failures.entry(reason.to_owned()).or_default() += 1;
             }
@@ -187,7 +186,7 @@ impl Resource {
     fn log_registration(&mut self, before: bool) {
         match (before, self.registration.is_registered()) {
             (false, true) => {
-                let devices = self.list.ids.len();
+                let devices = self.list.size();
                 info!(resource = self.name(), devices; "registered");
                 self.last_error.clear();
             }
@@ -234,15 +233,14 @@ impl Resource {
 
     /// Its status. `taps` are all of the machine.
     pub fn status(&self, taps: &BTreeSet<u32>, lower_up: bool) -> ResourceStatus {
-        let own = self.taps.get_or_init(|| taps_of(&self.list));
-        let attached = own.iter().filter(|tap| taps.contains(tap));
+        let attached = self.list.taps().filter(|tap| taps.contains(tap));
         let counts = self.counts.clone();
         ResourceStatus {
             name: self.name().to_owned(),
             lower_device: self.list.resource.lower.to_string(),
             lower_up,
             registered: self.registration.is_registered() && !self.lost_socket(),
-            devices: count(self.list.ids.len()),
+            devices: count(self.list.size()),
             attachments: count(attached.count()),
             unhealthy_reason: self.list.unhealthy_reason.clone(),
             last_error: self.last_error.clone(),
@@ -289,11 +287,6 @@ impl Resource {
             self.last_error = error;
         }
     }
-}
-
-fn taps_of(list: &DeviceList) -> Vec<u32> {
-    let devices = list.ids.iter().map(|id| id.parse::<DeviceId>());
-    devices.filter_map(|id| Some(id.ok()?.tap)).collect()
 }
 
 fn count(count: usize) -> u64 {

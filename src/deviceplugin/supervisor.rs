@@ -3,48 +3,63 @@
 use std::{
     collections::BTreeMap,
     fs, mem,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use futures_util::future::join_all;
-use log::{debug, error, info};
-use nix::unistd::gethostname;
+use log::{debug, error, info, warn};
 use tokio::sync::mpsc;
 
 use super::{
+    checkpoint_file::CheckpointFile,
     config::{Configuration, ResourceConfig},
-    device_list::{self, DeviceList},
+    device_list::{self, DeviceList, ListedDevice, Plan},
     event::{EventSender, ResourceEvent},
+    held::{Evidence, Held},
     learning_task::LearningTask,
     names::KUBELET_SOCKET,
+    node_identity::NodeIdentity,
     resource::{Resource, Shared},
+    settings::Settings,
     tap_only::TapOnly,
 };
 use crate::{
     host::{file_id::FileId, tap},
     macvtap::lower::LowerDevice,
     netlink::{Link, Socket},
-    types::status::Status,
+    types::{device_id::DeviceId, status::Status},
 };
 
 /// The longest time between two calls of [`Supervisor::run_due`].
 const MAX_IDLE: Duration = Duration::from_hours(1);
+/// The shortest time between two looks at what pods hold.
+const HELD_INTERVAL: Duration = Duration::from_millis(200);
+/// How long after its allocation a device counts as held without other evidence. The kubelet
+/// writes its checkpoint at once.
+const RECENT: Duration = Duration::from_mins(1);
 
 /// Keeps the resources of a node registered, in line with its configuration and its links.
 pub struct Supervisor {
-    hostname: String,
+    node: NodeIdentity,
     shared: Shared,
     configuration: Configuration,
     events: mpsc::UnboundedSender<(String, ResourceEvent)>,
     netlink: Socket,
     links: Vec<Link>,
-    /// The resources to offer.
-    wanted: BTreeMap<String, ResourceConfig>,
-    /// The device IDs of each of them.
-    device_ids: BTreeMap<String, Arc<Vec<String>>>,
+    /// The resources by the configuration.
+    configured: BTreeMap<String, ResourceConfig>,
+    /// The devices of each of them.
+    devices: BTreeMap<String, Arc<Vec<ListedDevice>>>,
+    /// What pods hold.
+    held: Held,
+    held_at: Instant,
+    checkpoint: CheckpointFile,
+    /// What was allocated, and when.
+    recent: Vec<(Instant, DeviceId)>,
+    /// What is offered, by resource: also devices that pods hold of former resources.
+    plans: BTreeMap<String, (ResourceConfig, Plan)>,
     resources: BTreeMap<String, Resource>,
     /// Resources that are not offered any more and still have to be stopped.
     stopping: Vec<Resource>,
@@ -61,26 +76,31 @@ impl Supervisor {
     /// A supervisor that offers what `configuration` lists from the first call of
     /// [`Self::run_due`] on.
     pub fn new(
-        kubelet_dir: PathBuf,
+        settings: &Settings,
         configuration: Configuration,
         learning: LearningTask,
         events: mpsc::UnboundedSender<(String, ResourceEvent)>,
     ) -> Result<Self> {
-        let hostname = gethostname().context("getting the host name")?;
+        let kubelet_dir = &settings.kubelet_dir;
         let mut netlink = Socket::open()?;
         let mut supervisor = Self {
-            hostname: hostname.to_string_lossy().into_owned(),
+            node: NodeIdentity::new(settings.node_name.as_deref(), kubelet_dir)?,
             kubelet: FileId::of(&kubelet_dir.join(KUBELET_SOCKET))?,
+            checkpoint: CheckpointFile::new(kubelet_dir),
             shared: Shared {
-                kubelet_dir,
+                kubelet_dir: kubelet_dir.clone(),
                 tap_only: TapOnly::start()?,
             },
             configuration,
             events,
             links: netlink.links().context("listing links")?,
             netlink,
-            wanted: BTreeMap::new(),
-            device_ids: BTreeMap::new(),
+            configured: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            held: Held::default(),
+            held_at: Instant::now(),
+            recent: Vec::new(),
+            plans: BTreeMap::new(),
             resources: BTreeMap::new(),
             stopping: Vec::new(),
             sockets_changed: false,
@@ -89,6 +109,7 @@ impl Supervisor {
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
+        supervisor.plan();
         supervisor.reconcile();
         Ok(supervisor)
     }
@@ -118,14 +139,26 @@ impl Supervisor {
 
     /// Handles the event of a resource.
     pub fn handle(&mut self, resource: &str, event: ResourceEvent) {
+        if let ResourceEvent::Allocated { devices, .. } = &event {
+            let now = Instant::now();
+            self.recent
+                .extend(devices.iter().map(|device| (now, device.clone())));
+        }
         if let Some(resource) = self.resources.get_mut(resource) {
             resource.handle(event);
         }
     }
 
-    /// Handles a change in the kubelet's directory.
+    /// Handles a change in the kubelet's directory, or some time without one.
     pub fn directory_changed(&mut self) {
         self.sockets_changed = true;
+        if self.node.refresh() {
+            self.plan();
+            self.reconcile();
+        } else if self.held_at.elapsed() > HELD_INTERVAL && self.update_held() {
+            self.plan_resources();
+            self.reconcile();
+        }
     }
 
     fn kubelet_restarted(&mut self) -> bool {
@@ -149,6 +182,7 @@ impl Supervisor {
             Ok(links) => {
                 self.link_resyncs += 1;
                 self.links = links;
+                self.discover();
                 self.reconcile();
             }
             Err(error) => {
@@ -157,45 +191,107 @@ impl Supervisor {
         }
     }
 
+    /// The resources that the configuration lists.
+    pub fn listed(&self) -> &[ResourceConfig] {
+        match &self.configuration {
+            Configuration::Listed(resources) => resources,
+            Configuration::Discover => &[],
+        }
+    }
+
     /// Offers what another configuration lists. What it does not change stays as it is.
     pub fn configure(&mut self, configuration: Configuration) {
         self.configuration = configuration;
-        self.wanted.clear();
+        self.configured.clear();
+        self.plan();
         self.reconcile();
     }
 
-    /// Brings the resources in line with the configuration and the links.
+    /// Plans again if discovery finds other resources.
+    fn discover(&mut self) {
+        let found = device_list::resources(&self.configuration, &self.links, &self.configured);
+        if found != self.configured {
+            self.plan();
+        }
+    }
+
+    /// Plans what to offer by the configuration and what pods hold.
+    fn plan(&mut self) {
+        self.update_held();
+        self.configured =
+            device_list::resources(&self.configuration, &self.links, &self.configured);
+        self.devices = device_list::devices(self.node.text(), &self.configured);
+        self.plan_resources();
+    }
+
+    /// Looks which devices pods hold. True if they are others than before.
+    fn update_held(&mut self) -> bool {
+        self.held_at = Instant::now();
+        self.recent.retain(|(at, _)| at.elapsed() < RECENT);
+        let recent: Vec<DeviceId> = self.recent.iter().map(|(_, it)| it.clone()).collect();
+        let taps = match tap::numbers() {
+            Ok(taps) => taps,
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(error; "cannot tell which taps exist");
+                return false;
+            }
+        };
+        let listed = self.devices.values().flat_map(|devices| devices.iter());
+        let listed = listed.map(|device| (device.tap, device.id.as_str()));
+        let evidence = Evidence {
+            checkpoint: self.checkpoint.read(),
+            recent: &recent,
+            taps: &taps,
+        };
+        let before = self.held.clone();
+        self.held.update(listed, evidence);
+        self.held != before
+    }
+
+    fn plan_resources(&mut self) {
+        let held = self.held.resources().filter_map(|name| {
+            let resource = device_list::former_resource(name, &self.held)?;
+            Some((name.to_owned(), resource))
+        });
+        let resources = held.chain(self.configured.clone());
+        let resources: BTreeMap<String, ResourceConfig> = resources.collect();
+        let plans = resources.into_iter().map(|(name, resource)| {
+            let devices = self.devices.get(&name).cloned().unwrap_or_default();
+            let plan = Plan::new(&name, &devices, &self.held);
+            (name, (resource, plan))
+        });
+        self.plans = plans.collect();
+    }
+
+    /// Brings the resources in line with the plans and the links.
     fn reconcile(&mut self) {
         self.log_skipped();
-        let wanted = device_list::resources(&self.configuration, &self.links, &self.wanted);
-        if wanted != self.wanted {
-            self.device_ids = device_list::device_ids(&self.hostname, &wanted);
-            self.wanted = wanted;
-        }
-        let wanted = &self.wanted;
+        let plans = &self.plans;
         let removed = self
             .resources
-            .extract_if(.., |name, _| !wanted.contains_key(name));
+            .extract_if(.., |name, _| !plans.contains_key(name));
         for (name, resource) in removed {
             info!(resource = name; "not offered any more");
             self.stopping.push(resource);
         }
-        for resource in self.wanted.clone().into_values() {
-            self.offer(resource);
+        for (resource, plan) in self.plans.clone().into_values() {
+            self.offer(resource, plan);
         }
     }
 
     /// Offers a resource, unless nothing changed: there are many link events, and lists are
     /// long.
-    fn offer(&mut self, resource: ResourceConfig) {
-        let ids = self.device_ids.get(&resource.name).cloned();
-        let numa_node = numa_node(&resource.lower);
-        let reason = device_list::unhealthy_reason(&self.configuration, &resource, &self.links);
+    fn offer(&mut self, resource: ResourceConfig, plan: Plan) {
+        let unhealthy_reason = device_list::unhealthy_reason(&resource.lower, &self.links);
         let list = DeviceList {
+            unhealthy_former: plan
+                .former
+                .unhealthy(unhealthy_reason.is_some(), &self.links),
+            unhealthy_reason,
+            numa_node: numa_node(&resource.lower),
             resource,
-            ids: ids.unwrap_or_default(),
-            unhealthy_reason: reason,
-            numa_node,
+            plan,
         };
         let name = &list.resource.name;
         let offered = self.resources.get_mut(name);
@@ -266,16 +362,14 @@ impl Supervisor {
 
 fn log_list(list: &DeviceList) {
     let ResourceConfig {
-        name,
-        lower,
-        mode,
-        capacity,
+        name, lower, mode, ..
     } = &list.resource;
+    let devices = list.size();
     let health = match &list.unhealthy_reason {
         None => "healthy".to_owned(),
         Some(reason) => format!("unhealthy: {reason}"),
     };
-    info!(resource = name, lower:%, mode:% = mode, devices = capacity, health; "offering");
+    info!(resource = name, lower:%, mode:% = mode, devices, health; "offering");
 }
 
 /// The NUMA node of a NIC, if the machine has more than one.

@@ -7,7 +7,12 @@ use anyhow::{Context, Result};
 use log::{info, warn};
 use tokio::sync::oneshot;
 
-use crate::{host::tap, macvtap::tap_only, netlink::Socket, types::device_id::DeviceId};
+use crate::{
+    host::tap,
+    macvtap::tap_only,
+    netlink::Socket,
+    types::{device_id::DeviceId, link_name::LinkName, mode::Mode},
+};
 
 /// Does the work on a thread of its own, in the order in which it is asked for: the kernel takes
 /// up to 20 ms to delete a link.
@@ -17,6 +22,7 @@ pub struct TapOnly(mpsc::Sender<Job>);
 enum Job {
     Clear(Vec<DeviceId>),
     Ensure(Vec<DeviceId>, oneshot::Sender<Result<()>>),
+    CreateOriginal(String, LinkName, Mode, oneshot::Sender<Result<u32>>),
 }
 
 impl TapOnly {
@@ -39,8 +45,19 @@ impl TapOnly {
     /// Makes the taps of these devices that do not exist. The kubelet asks after CNI ADD, which
     /// made them unless the pod has no such network.
     pub async fn ensure(&self, devices: Vec<DeviceId>) -> Result<()> {
+        self.ask(|outcome| Job::Ensure(devices, outcome)).await
+    }
+
+    /// Creates the macvtap of a device of kubevirt/macvtap-cni, as that does, for CNI ADD to
+    /// move it into the pod; the number of its tap.
+    pub async fn create_original(&self, id: String, lower: LinkName, mode: Mode) -> Result<u32> {
+        self.ask(|outcome| Job::CreateOriginal(id, lower, mode, outcome))
+            .await
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
         let (sender, outcome) = oneshot::channel();
-        let sent = self.0.send(Job::Ensure(devices, sender));
+        let sent = self.0.send(job(sender));
         sent.ok().context("the thread tap-only has ended")?;
         outcome.await.context("the thread tap-only has ended")?
     }
@@ -53,6 +70,11 @@ impl Job {
             Self::Ensure(devices, outcome) => {
                 // The kubelet may have given up.
                 let _ = outcome.send(devices.iter().try_for_each(ensure));
+            }
+            Self::CreateOriginal(id, lower, mode, outcome) => {
+                let created = tap_only::create_original(&id, &lower, mode);
+                let _ =
+                    outcome.send(created.with_context(|| format!("creating the macvtap of {id}")));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::{
     create::{Spec, create},
@@ -13,36 +13,67 @@ use super::{
 use crate::{
     host::tap,
     netlink::{Link, Socket},
-    types::device_id::{DeviceId, original_link_name},
+    types::{
+        device_id::{DeviceId, original_link_name, original_taps},
+        link_name::LinkName,
+        mode::Mode,
+    },
 };
 
 /// Makes the device's macvtap in our own network namespace.
 pub fn create_for(device: &DeviceId) -> Result<()> {
-    let name = original_link_name(&device.to_string());
     let mut host = Socket::open()?;
     let lower = LowerDevice::eligible(&mut host, &device.lower)?;
-    let spec = Spec {
-        name: &name,
-        index: Some(device.tap),
-        lower: &lower,
-        mode: device.mode,
+    let name = original_link_name(&device.to_string());
+    let spec = spec(&name, &lower, device.mode, device.tap);
+    create_alone(&mut host, device.tap, &spec)
+}
+
+/// Makes the macvtap of a device of kubevirt/macvtap-cni in our own network namespace, under the
+/// name by which CNI ADD finds it, in place of one that was left there; its index.
+pub fn create_original(id: &str, lower: &LinkName, mode: Mode) -> Result<u32> {
+    let mut host = Socket::open()?;
+    let lower = LowerDevice::eligible(&mut host, lower)?;
+    let name = original_link_name(id);
+    let left = host.link_by_name(&name)?.filter(Link::is_macvtap);
+    if let Some(left) = left {
+        host.delete(left.index)?;
+    }
+    let taken = tap::numbers()?;
+    let mut indexes = original_taps(id);
+    let index = indexes.find(|index| !taken.contains(index));
+    let index = index.context("all tap numbers that were tried are in use")?;
+    create_alone(&mut host, index, &spec(&name, &lower, mode, index))?;
+    Ok(index)
+}
+
+/// What a macvtap for the tap alone is like.
+fn spec<'a>(name: &'a str, lower: &'a LowerDevice, mode: Mode, index: u32) -> Spec<'a> {
+    Spec {
+        name,
+        index: Some(index),
+        lower,
+        mode,
         mac: None,
         mtu: None,
         group: 0,
-    };
+    }
+}
+
+fn create_alone(host: &mut Socket, index: u32, spec: &Spec<'_>) -> Result<()> {
     let settings = Settings {
         host_stack: false,
         promiscuous: false,
         all_multicast: true,
     };
-    let ((), macvtap) = create(&mut host, None, &spec)?.attach(|macvtap| {
+    let ((), macvtap) = create(host, None, spec)?.attach(|macvtap| {
         macvtap.prepare(settings)?;
         macvtap.set_up(None, None, Instant::now())?;
         // Its node is the kernel's matter: the /dev of this container is not the node's.
-        if tap::devices(device.tap)?.len() == 1 {
+        if tap::devices(index)?.len() == 1 {
             return Ok(());
         }
-        let path = tap::path(device.tap);
+        let path = tap::path(index);
         Err(anyhow!("{} is in use by another macvtap", path.display()).into())
     })?;
     macvtap.keep();

@@ -26,6 +26,10 @@ pub const TAPS: Range<u32> = 1 << 24..1 << 25;
 /// so that they never take an allocated one.
 pub const STANDALONE_TAPS: Range<u32> = 1 << 25..1 << 26;
 
+/// The tap numbers of macvtaps that are made as kubevirt/macvtap-cni makes them. The kernel
+/// chooses lower ones there, which may be taken in the pod.
+const ORIGINAL_TAPS: Range<u32> = 1 << 26..1 << 27;
+
 /// What a device ID says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceId {
@@ -134,31 +138,57 @@ pub fn standalone_taps(container_id: &str, ifname: &str) -> impl Iterator<Item =
         .map(move |attempt| place(hash.wrapping_add(attempt.into()), &STANDALONE_TAPS))
 }
 
+/// The tap numbers for a device of kubevirt/macvtap-cni, in the order in which they are tried.
+pub fn original_taps(id: &str) -> impl Iterator<Item = u32> + use<> {
+    let hash = XxHash64::oneshot(0, id.as_bytes());
+    (0..STANDALONE_ATTEMPTS)
+        .map(move |attempt| place(hash.wrapping_add(attempt.into()), &ORIGINAL_TAPS))
+}
+
 /// Where a hash falls in a range whose length is a power of two below 2^32.
 fn place(hash: u64, range: &Range<u32>) -> u32 {
     let offset = hash % u64::from(range.end - range.start);
     range.start + u32::try_from(offset).unwrap_or_default()
 }
 
-/// A resource's slots with their taps: `capacity` of them, the same at all times on the node.
-///
-/// `hostname` keeps apart two nodes that share one kernel, because tap names
-/// are machine-wide. A slot whose tap is in `taken` already is skipped; the
-/// taps of those returned are added to it.
-pub fn slots(
-    hostname: &str,
-    resource: &str,
-    capacity: usize,
-    taken: &mut BTreeSet<u32>,
-) -> Vec<(u32, u32)> {
-    (0..=u32::MAX)
-        .map(|slot| {
-            let seed = format!("{hostname}\0{resource}Mvp{slot}");
-            (slot, place(XxHash64::oneshot(0, seed.as_bytes()), &TAPS))
-        })
-        .filter(|(_, tap)| taken.insert(*tap))
-        .take(capacity)
-        .collect()
+/// What the devices of a resource have in common. All of it, and the slot, is hashed into the
+/// tap number: a tap belongs to one device ID alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Devices<'a> {
+    /// What keeps the node apart from others on the same kernel: tap names are machine-wide.
+    pub node: &'a str,
+    /// The resource's name.
+    pub resource: &'a str,
+    /// The lower device.
+    pub lower: &'a LinkName,
+    /// The mode.
+    pub mode: Mode,
+}
+
+impl<'a> Devices<'a> {
+    /// The devices from slot 0 on, always the same. A slot whose tap is in `taken` is skipped;
+    /// the taps of those returned are added to it.
+    pub fn iter(self, taken: &'a mut BTreeSet<u32>) -> impl Iterator<Item = DeviceId> + 'a {
+        let all = (0..=u32::MAX).map(move |slot| self.device(slot));
+        all.filter(|device| taken.insert(device.tap))
+    }
+
+    fn device(self, slot: u32) -> DeviceId {
+        let Self {
+            node,
+            resource,
+            lower,
+            mode,
+        } = self;
+        let seed = format!("{node}\0{resource}Mvp{slot}@{lower}:{mode}");
+        DeviceId {
+            resource: resource.to_owned(),
+            slot,
+            lower: lower.clone(),
+            mode,
+            tap: place(XxHash64::oneshot(0, seed.as_bytes()), &TAPS),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -238,27 +268,59 @@ mod tests {
         }
     }
 
+    fn taps(devices: Devices<'_>, count: usize) -> Vec<u32> {
+        let mut taken = BTreeSet::new();
+        let devices = devices.iter(&mut taken).take(count);
+        devices.map(|device| device.tap).collect()
+    }
+
     #[test]
-    fn gives_every_slot_a_tap_of_its_own_for_ever() {
-        let list = |host: &str, capacity| slots(host, "dataplane", capacity, &mut BTreeSet::new());
-        let many = list("node1", 10_000);
-        assert_eq!(many.len(), 10_000);
-        assert!(many.iter().all(|(_, tap)| TAPS.contains(tap)));
-        let taps: BTreeSet<u32> = many.iter().map(|(_, tap)| *tap).collect();
-        assert_eq!(taps.len(), many.len());
-        assert_eq!(list("node1", 100), many[..100]);
-        assert_ne!(list("node2", 100), many[..100]);
-        // These are in kubelets' checkpoints: a change here breaks pods that run.
-        assert_eq!(many[..2], [(0, 18_589_280), (1, 21_843_789)]);
+    fn every_device_has_a_tap_of_its_own() {
+        let eth0 = "eth0".parse().unwrap();
+        let devices = Devices {
+            node: "node1",
+            resource: "dataplane",
+            lower: &eth0,
+            mode: Mode::Bridge,
+        };
+        let many = taps(devices, 10_000);
+        assert!(many.iter().all(|tap| TAPS.contains(tap)));
+        assert_eq!(many.iter().collect::<BTreeSet<_>>().len(), 10_000);
+        // These are in kubelets' checkpoints.
+        assert_eq!(many[..2], [32_311_164, 29_506_164]);
+        assert_eq!(taps(devices, 100), many[..100]);
+        let eth1 = "eth1".parse().unwrap();
+        let (node, resource, mode) = ("node2", "other", Mode::Vepa);
+        for other in [
+            Devices { node, ..devices },
+            Devices {
+                resource,
+                ..devices
+            },
+            Devices {
+                lower: &eth1,
+                ..devices
+            },
+            Devices { mode, ..devices },
+        ] {
+            let other: BTreeSet<u32> = taps(other, 100).into_iter().collect();
+            assert!(many[..100].iter().all(|tap| !other.contains(tap)));
+        }
     }
 
     #[test]
     fn skips_slots_whose_tap_is_taken() {
-        let (slot, tap) = slots("node1", "dataplane", 1, &mut BTreeSet::new())[0];
-        let mut taken = BTreeSet::from([tap]);
-        let next = slots("node1", "dataplane", 1, &mut taken)[0];
-        assert_ne!(next.0, slot);
-        assert!(taken.contains(&next.1));
+        let lower = "eth0".parse().unwrap();
+        let devices = Devices {
+            node: "node1",
+            resource: "dataplane",
+            lower: &lower,
+            mode: Mode::Bridge,
+        };
+        let mut taken = BTreeSet::from([taps(devices, 1)[0]]);
+        let next = devices.iter(&mut taken).next().unwrap();
+        assert_eq!(next.slot, 1);
+        assert!(taken.contains(&next.tap));
     }
 
     #[test]

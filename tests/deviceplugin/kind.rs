@@ -20,15 +20,18 @@ struct KindNode {
 }
 
 impl KindNode {
-    fn new(hostname: &str) -> Self {
+    /// All of them have one host name.
+    fn new(node_name: Option<&str>) -> Self {
         let (node, dev, dir) = (Node::new(), Dev::new(), tempfile::tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let [nsenter, mount] = dev.words();
-        let script = format!("hostname {hostname} && exec \"$@\"");
+        let script = "hostname kind && exec \"$@\"";
         let words = [
-            &nsenter, &mount, "unshare", "--uts", "sh", "-c", &script, "sh",
+            &nsenter, &mount, "unshare", "--uts", "sh", "-c", script, "sh",
         ];
-        let command = command(&words, dir.path());
+        let mut command = command(&words, dir.path());
+        command.env_remove("NODE_NAME");
+        command.envs(node_name.map(|name| ("NODE_NAME", name)));
         Self {
             _plugin: Plugin::spawn(&node.host, command),
             node,
@@ -52,7 +55,7 @@ impl KindNode {
 
 #[test]
 fn two_nodes_with_the_same_configuration_do_not_meet() {
-    let nodes = [KindNode::new("kind-worker"), KindNode::new("kind-worker2")];
+    let nodes = [KindNode::new(None), KindNode::new(None)];
     let numbers = nodes.each_ref().map(|node| {
         let numbers = node.ids().iter().map(|id| tap_of(id)).collect();
         let numbers: BTreeSet<u32> = numbers;
@@ -81,7 +84,7 @@ fn two_nodes_with_the_same_configuration_do_not_meet() {
 /// Nobody should name two nodes alike; if it happens, no pod gets another one's tap.
 #[test]
 fn of_two_nodes_with_one_name_one_gets_the_tap() {
-    let nodes = [KindNode::new("kind"), KindNode::new("kind")];
+    let nodes = [KindNode::new(Some("kind")), KindNode::new(Some("kind"))];
     let id = nodes[0].ids()[42].clone();
     assert_eq!(nodes[1].ids()[42], id);
     let pods = [Host::new(), Host::new()];

@@ -2,9 +2,11 @@
 
 mod configuration;
 mod devices;
+mod held;
 mod kind;
 mod metrics;
 mod probe;
 mod registration;
 mod signals;
+mod taps;
 mod trouble;

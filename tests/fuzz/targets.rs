@@ -171,7 +171,7 @@ pub fn device_id(data: &[u8]) {
 /// `DP_MACVTAP_CONF`: each device that follows has an ID that can be read, and a tap of its own.
 pub fn dp_conf(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let Ok((configuration @ Configuration::Listed(_), _)) = config::parse(&text) else {
+    let Ok((configuration @ Configuration::Listed(_), _)) = config::parse(&text, &[]) else {
         return;
     };
     let resources = device_list::resources(&configuration, &[], &BTreeMap::new());
@@ -179,13 +179,16 @@ pub fn dp_conf(data: &[u8]) {
     if devices > 2000 {
         return; // Slow, and nothing new.
     }
-    let ids = device_list::device_ids("node", &resources);
-    assert_eq!(ids.len(), resources.len());
-    let all = ids.values().flat_map(|ids| ids.iter());
-    let mut taps: Vec<u32> = all.map(|id| id.parse::<DeviceId>().unwrap().tap).collect();
+    let all = device_list::devices("node", &resources);
+    assert_eq!(all.len(), resources.len());
+    let all: Vec<_> = all.values().flat_map(|devices| devices.iter()).collect();
+    let mut taps: Vec<u32> = all.iter().map(|device| device.tap).collect();
+    for device in &all {
+        assert_eq!(device.id.parse::<DeviceId>().unwrap().tap, device.tap);
+    }
     taps.sort_unstable();
     taps.dedup();
-    assert_eq!(taps.len(), ids.values().map(|ids| ids.len()).sum::<usize>());
+    assert_eq!(taps.len(), all.len());
 }
 
 /// A frame from the wire, or from a guest.

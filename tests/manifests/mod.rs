@@ -151,7 +151,7 @@ fn no_right_in_the_api_is_given_but_to_use_the_constraints() {
 fn the_examples_are_about_one_resource() {
     let map = manifest("examples/configmap.yaml");
     let text = map["data"]["DP_MACVTAP_CONF"].as_str().unwrap();
-    let (configuration, complaints) = config::parse(text).unwrap();
+    let (configuration, complaints) = config::parse(text, &[]).unwrap();
     assert!(complaints.is_empty(), "{complaints:?}");
     let Configuration::Listed(resources) = configuration else {
         panic!("the example lists nothing");

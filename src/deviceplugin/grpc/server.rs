@@ -19,8 +19,8 @@ use tokio::{
 use tonic::transport::Server;
 
 use super::{
-    api::{ListAndWatchResponse, device_plugin_server::DevicePluginServer},
-    service::PluginService,
+    api::device_plugin_server::DevicePluginServer,
+    service::{PluginService, SentList},
 };
 use crate::{
     deviceplugin::{accept::Acceptor, event::ResourceEvent},
@@ -35,7 +35,7 @@ pub struct ResourceServer {
     path: PathBuf,
     file: FileId,
     /// The list that streams send; they end when it is dropped.
-    list: watch::Sender<Arc<ListAndWatchResponse>>,
+    list: watch::Sender<Arc<SentList>>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -46,8 +46,8 @@ impl ResourceServer {
     /// Replaces a socket that is not served any more. Fails if another process serves it.
     pub async fn start(
         path: PathBuf,
-        list: Arc<ListAndWatchResponse>,
-        service: impl FnOnce(watch::Receiver<Arc<ListAndWatchResponse>>) -> PluginService,
+        list: Arc<SentList>,
+        service: impl FnOnce(watch::Receiver<Arc<SentList>>) -> PluginService,
     ) -> Result<Self> {
         let listener = bind(&path).await?;
         let file = FileId::of(&path)?;
@@ -65,7 +65,7 @@ impl ResourceServer {
     }
 
     /// Sends another list on the streams, unless it is the same.
-    pub fn send(&self, list: &Arc<ListAndWatchResponse>) {
+    pub fn send(&self, list: &Arc<SentList>) {
         self.list.send_if_modified(|sent| {
             let changed = sent != list;
             sent.clone_from(list);

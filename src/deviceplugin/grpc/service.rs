@@ -20,20 +20,41 @@ use super::api::{
 };
 use crate::{
     deviceplugin::{
-        device_list,
+        config::ResourceConfig,
+        device_list::{self, DeviceList, Former},
         event::{EventSender, ResourceEvent},
         tap_only::TapOnly,
     },
     host::tap,
-    types::device_id::DeviceId,
+    types::device_id::{DeviceId, is_original},
 };
+
+/// A list that the kubelet is sent.
+#[derive(Debug, Default, PartialEq)]
+pub struct SentList {
+    message: ListAndWatchResponse,
+    former: Arc<Former>,
+    resource: Option<ResourceConfig>,
+}
+
+impl SentList {
+    /// The list of these devices.
+    #[must_use]
+    pub fn of(list: &DeviceList) -> Arc<Self> {
+        Arc::new(Self {
+            message: list.to_message(),
+            former: list.plan.former.clone(),
+            resource: Some(list.resource.clone()),
+        })
+    }
+}
 
 /// The service of one resource.
 pub struct PluginService {
     /// The server's generation.
     pub generation: u64,
     /// The list of devices. Streams end when its sender is dropped.
-    pub list: watch::Receiver<Arc<ListAndWatchResponse>>,
+    pub list: watch::Receiver<Arc<SentList>>,
     /// Where streams and allocations are reported.
     pub events: EventSender,
     /// The macvtaps of pods without the CNI plugin.
@@ -47,19 +68,92 @@ impl PluginService {
 
     /// Parses device IDs of this resource, of the present or a former configuration: a pod
     /// keeps what was allocated to it.
-    fn parse(&self, ids: &[String]) -> Result<Vec<DeviceId>, Status> {
+    fn parse(&self, ids: &[String]) -> Result<Vec<Requested>, Status> {
         let resource = self.events.resource();
-        let devices = ids.iter().map(|id| {
-            let device = id.parse::<DeviceId>();
-            let device = device.map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-            if device.resource == resource {
-                return Ok(device);
+        let requested = ids.iter().map(|id| {
+            let requested = Requested::parse(id);
+            let requested =
+                requested.map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
+            if requested.resource() == resource {
+                return Ok(requested);
             }
             let text = format!("device ID {id:?} is not of resource {resource:?}");
             Err(Status::invalid_argument(text))
         });
-        let devices: Result<_, _> = devices.collect();
-        devices.inspect_err(|_| self.report_failure("device_id"))
+        let requested: Result<_, _> = requested.collect();
+        requested.inspect_err(|_| self.report_failure("device_id"))
+    }
+
+    /// Allocates devices to a container; the numbers of their taps.
+    async fn allocate_container(&self, requested: Vec<Requested>) -> Result<Vec<u32>, Status> {
+        let (mut taps, mut devices) = (Vec::new(), Vec::new());
+        for each in requested {
+            match each {
+                Requested::Device(device) => {
+                    info!(device:%, tap = device.tap; "allocated");
+                    taps.push(device.tap);
+                    devices.push(device);
+                }
+                Requested::Original { id, .. } => taps.push(self.allocate_original(id).await?),
+            }
+        }
+        self.tap_only.clear(devices.clone());
+        self.events.send(ResourceEvent::Allocated {
+            devices,
+            count: u64::try_from(taps.len()).unwrap_or(u64::MAX),
+        });
+        Ok(taps)
+    }
+
+    /// Allocates as kubevirt/macvtap-cni does. The kubelet has such a device on its list only
+    /// while a pod holds it, and may allocate it again before the list is updated.
+    async fn allocate_original(&self, id: String) -> Result<u32, Status> {
+        let resource = self.list.borrow().resource.clone();
+        let Some(ResourceConfig { lower, mode, .. }) = resource else {
+            return Err(Status::failed_precondition(
+                "the resource is not configured",
+            ));
+        };
+        let created = self.tap_only.create_original(id.clone(), lower, mode).await;
+        let tap = created.map_err(|error| self.refuse(&error))?;
+        info!(device = id, tap; "allocated");
+        Ok(tap)
+    }
+
+    fn refuse(&self, error: &anyhow::Error) -> Status {
+        let error = format!("{error:#}");
+        warn!(resource = self.events.resource(), error; "container refused: no tap");
+        self.report_failure("tap");
+        Status::failed_precondition(error)
+    }
+}
+
+/// A device that the kubelet names.
+enum Requested {
+    Device(DeviceId),
+    /// One that kubevirt/macvtap-cni allocated.
+    Original {
+        id: String,
+        resource: String,
+    },
+}
+
+impl Requested {
+    fn parse(id: &str) -> anyhow::Result<Self> {
+        match id.rsplit_once("Mvp") {
+            Some((resource, _)) if is_original(id) => Ok(Self::Original {
+                id: id.to_owned(),
+                resource: resource.to_owned(),
+            }),
+            _ => Ok(Self::Device(id.parse()?)),
+        }
+    }
+
+    fn resource(&self) -> &str {
+        match self {
+            Self::Device(device) => &device.resource,
+            Self::Original { resource, .. } => resource,
+        }
     }
 }
 
@@ -92,17 +186,14 @@ impl DevicePlugin for PluginService {
             warn!(error:% = format!("{error:#}"); "cannot tell which taps exist");
             BTreeSet::new()
         });
-        let requests = request.into_inner().container_requests.into_iter();
-        let container_responses = requests.map(|request| {
-            let size = usize::try_from(request.allocation_size).unwrap_or_default();
-            let (available, must) = (
-                request.available_device_ids,
-                request.must_include_device_ids,
-            );
-            ContainerPreferredAllocationResponse {
-                device_ids: device_list::prefer(&available, &must, size, &existing),
-            }
-        });
+        let former = self.list.borrow().former.clone();
+        let requests = request.into_inner().container_requests;
+        let container_responses =
+            requests
+                .iter()
+                .map(|request| ContainerPreferredAllocationResponse {
+                    device_ids: device_list::prefer(request, &former, &existing),
+                });
         Ok(Response::new(PreferredAllocationResponse {
             container_responses: container_responses.collect(),
         }))
@@ -117,16 +208,11 @@ impl DevicePlugin for PluginService {
             .iter()
             .map(|request| self.parse(&request.device_ids));
         // All of them before anything is done for the first.
-        let containers: Vec<Vec<DeviceId>> = containers.collect::<Result<_, _>>()?;
-        let container_responses = containers.iter().map(|devices| response(devices)).collect();
-        for devices in containers {
-            self.events.send(ResourceEvent::Allocated {
-                devices: u64::try_from(devices.len()).unwrap_or(u64::MAX),
-            });
-            for device in &devices {
-                info!(device:% = device, tap = device.tap; "allocated");
-            }
-            self.tap_only.clear(devices);
+        let containers: Vec<Vec<Requested>> = containers.collect::<Result<_, _>>()?;
+        let mut container_responses = Vec::new();
+        for requested in containers {
+            let taps = self.allocate_container(requested).await?;
+            container_responses.push(response(&taps));
         }
         Ok(Response::new(AllocateResponse {
             container_responses,
@@ -137,14 +223,16 @@ impl DevicePlugin for PluginService {
         &self,
         request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
-        let devices = self.parse(&request.into_inner().device_ids)?;
-        let outcome = self.tap_only.ensure(devices).await;
-        outcome.map_err(|error| {
-            let error = format!("{error:#}");
-            warn!(resource = self.events.resource(), error; "container refused: no tap");
-            self.report_failure("tap");
-            Status::failed_precondition(error)
-        })?;
+        let requested = self.parse(&request.into_inner().device_ids)?;
+        // Of the original's devices only the kubelet knows which taps they are.
+        let devices = requested
+            .into_iter()
+            .filter_map(|requested| match requested {
+                Requested::Device(device) => Some(device),
+                Requested::Original { .. } => None,
+            });
+        let outcome = self.tap_only.ensure(devices.collect()).await;
+        outcome.map_err(|error| self.refuse(&error))?;
         Ok(Response::new(PreStartContainerResponse {}))
     }
 }
@@ -160,9 +248,9 @@ pub fn options() -> DevicePluginOptions {
 
 /// The nodes of the taps, under the same path in the container. They need not exist yet: the
 /// runtime looks for them when it creates the container, which is after CNI ADD.
-fn response(devices: &[DeviceId]) -> ContainerAllocateResponse {
-    let devices = devices.iter().map(|device| {
-        let path = tap::path(device.tap).to_string_lossy().into_owned();
+fn response(taps: &[u32]) -> ContainerAllocateResponse {
+    let devices = taps.iter().map(|tap| {
+        let path = tap::path(*tap).to_string_lossy().into_owned();
         DeviceSpec {
             container_path: path.clone(),
             host_path: path,
@@ -179,7 +267,7 @@ fn response(devices: &[DeviceId]) -> ContainerAllocateResponse {
 
 /// The stream of lists: the present one, then each new one.
 pub struct ListStream {
-    lists: WatchStream<Arc<ListAndWatchResponse>>,
+    lists: WatchStream<Arc<SentList>>,
     _open: OpenStream,
 }
 
@@ -188,7 +276,7 @@ impl Stream for ListStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = Pin::new(&mut self.lists).poll_next(context);
-        next.map(|list| list.map(|list| Ok(list.as_ref().clone())))
+        next.map(|list| list.map(|list| Ok(list.message.clone())))
     }
 }
 

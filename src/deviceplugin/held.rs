@@ -1,0 +1,176 @@
+//! The devices that pods hold. They stay on the lists whatever the configuration is, and their
+//! taps are nobody else's. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::types::{
+    checkpoint::Allocation,
+    device_id::{DeviceId, NAMESPACE, is_original},
+};
+
+/// What shows that a pod holds a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// The allocations in the kubelet's checkpoint.
+    pub checkpoint: &'a [Allocation],
+    /// The devices that were allocated a moment ago, and may not be in the checkpoint yet.
+    pub recent: &'a [DeviceId],
+    /// The taps that exist.
+    pub taps: &'a BTreeSet<u32>,
+}
+
+/// The devices that pods hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    by_tap: BTreeMap<u32, DeviceId>,
+    /// The IDs that kubevirt/macvtap-cni allocated, by resource.
+    originals: BTreeMap<String, Originals>,
+}
+
+/// The devices of a resource that kubevirt/macvtap-cni allocated.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Originals {
+    /// The IDs.
+    pub ids: BTreeSet<String>,
+    /// Their taps.
+    pub taps: BTreeSet<u32>,
+}
+
+impl Held {
+    /// Takes in evidence. `listed` are the devices of the last lists: one of them whose tap
+    /// exists is held.
+    ///
+    /// A tap belongs to the first device that held it, for as long as there is evidence.
+    pub fn update<'a>(
+        &mut self,
+        listed: impl Iterator<Item = (u32, &'a str)>,
+        evidence: Evidence<'_>,
+    ) {
+        let checkpoint = evidence.checkpoint.iter();
+        let named = checkpoint.flat_map(|allocation| &allocation.devices);
+        let named = named.filter_map(|id| id.parse::<DeviceId>().ok());
+        let named: Vec<DeviceId> = named.chain(evidence.recent.iter().cloned()).collect();
+        let ids: BTreeSet<String> = named.iter().map(DeviceId::to_string).collect();
+        self.by_tap
+            .retain(|tap, device| evidence.taps.contains(tap) || ids.contains(&device.to_string()));
+        let existing = listed.filter(|(tap, _)| evidence.taps.contains(tap));
+        let existing: Vec<DeviceId> = existing.filter_map(|(_, id)| id.parse().ok()).collect();
+        for device in named.into_iter().chain(existing) {
+            self.by_tap.entry(device.tap).or_insert(device);
+        }
+        self.originals = originals(evidence.checkpoint);
+    }
+
+    /// The devices of a resource.
+    pub fn of_resource(&self, resource: &str) -> impl Iterator<Item = &DeviceId> {
+        let devices = self.by_tap.values();
+        devices.filter(move |device| device.resource == resource)
+    }
+
+    /// The devices of a resource that kubevirt/macvtap-cni allocated.
+    #[must_use]
+    pub fn originals_of(&self, resource: &str) -> Option<&Originals> {
+        self.originals.get(resource)
+    }
+
+    /// The names of the resources whose devices are held.
+    pub fn resources(&self) -> impl Iterator<Item = &str> {
+        let devices = self.by_tap.values();
+        let names = devices.map(|device| device.resource.as_str());
+        names.chain(self.originals.keys().map(String::as_str))
+    }
+
+    /// Whether another device holds this tap.
+    #[must_use]
+    pub fn is_taken(&self, tap: u32, id: &str) -> bool {
+        let holder = self.by_tap.get(&tap);
+        holder.is_some_and(|holder| holder.to_string() != id)
+    }
+}
+
+fn originals(checkpoint: &[Allocation]) -> BTreeMap<String, Originals> {
+    let mut found: BTreeMap<String, Originals> = BTreeMap::new();
+    for allocation in checkpoint {
+        let prefix = allocation.resource.strip_prefix(NAMESPACE);
+        let Some(resource) = prefix.and_then(|rest| rest.strip_prefix('/')) else {
+            continue;
+        };
+        let ids = allocation.devices.iter().filter(|id| is_original(id));
+        let ids: BTreeSet<String> = ids.cloned().collect();
+        if !ids.is_empty() {
+            let originals = found.entry(resource.to_owned()).or_default();
+            originals.ids.extend(ids);
+            originals.taps.extend(&allocation.taps);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "aMvp0@eth0:bridge:16777300";
+    const NEW: &str = "aMvp0@eth1:vepa:16777300";
+
+    fn allocation(id: &str) -> Allocation {
+        Allocation {
+            resource: format!("{NAMESPACE}/a"),
+            devices: [id.to_owned()].into(),
+            taps: [16_777_300].into(),
+        }
+    }
+
+    fn update(held: &mut Held, listed: &str, checkpoint: &[Allocation], taps: &[u32]) {
+        let evidence = Evidence {
+            checkpoint,
+            recent: &[],
+            taps: &taps.iter().copied().collect(),
+        };
+        held.update([(16_777_300, listed)].into_iter(), evidence);
+    }
+
+    #[test]
+    fn a_tap_is_its_first_holders_while_there_is_evidence() {
+        let mut held = Held::default();
+        update(&mut held, OLD, &[], &[]);
+        assert!(!held.is_taken(16_777_300, NEW));
+        update(&mut held, OLD, &[], &[16_777_300]);
+        assert!(held.is_taken(16_777_300, NEW) && !held.is_taken(16_777_300, OLD));
+        // The configuration changed.
+        update(&mut held, NEW, &[], &[16_777_300]);
+        assert!(held.is_taken(16_777_300, NEW));
+        // The tap is gone, as in a reboot, but the pod has the device.
+        update(&mut held, NEW, &[allocation(OLD)], &[]);
+        assert!(held.is_taken(16_777_300, NEW));
+        assert_eq!(held.of_resource("a").count(), 1);
+        update(&mut held, NEW, &[], &[]);
+        assert_eq!(held, Held::default());
+    }
+
+    #[test]
+    fn a_device_that_was_just_allocated_is_held() {
+        let mut held = Held::default();
+        let evidence = Evidence {
+            checkpoint: &[],
+            recent: &[OLD.parse().unwrap()],
+            taps: &BTreeSet::new(),
+        };
+        held.update(std::iter::empty(), evidence);
+        assert!(held.is_taken(16_777_300, NEW));
+    }
+
+    #[test]
+    fn devices_of_the_original_are_those_of_the_checkpoint() {
+        let mut held = Held::default();
+        update(&mut held, NEW, &[allocation("aMvp0")], &[]);
+        let originals = held.originals_of("a").unwrap();
+        assert!(originals.ids.contains("aMvp0") && originals.taps.contains(&16_777_300));
+        assert_eq!(held.resources().collect::<Vec<_>>(), ["a"]);
+        assert!(held.originals_of("b").is_none());
+        assert!(
+            !held.is_taken(16_777_300, NEW),
+            "its number is the kernel's choice"
+        );
+    }
+}

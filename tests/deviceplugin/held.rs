@@ -1,0 +1,214 @@
+//! Devices that pods hold, whatever happens to the configuration, the host name and the kubelet.
+
+use std::{fs, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use kit::{
+    kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
+    netns::{Host, LOWER, Node, tap_exists, tap_of, wait_until},
+};
+use macvtap::{
+    deviceplugin::grpc::api::ContainerAllocateResponse,
+    selftest::kubelet::{Kubelet, Resource},
+};
+use prost::Message;
+use serde_json::json;
+use tempfile::{TempDir, tempdir};
+
+/// A node whose device plugin reads a file.
+struct World {
+    node: Node,
+    kubelet: Kubelet,
+    plugin: Plugin,
+    dir: TempDir,
+    config: TempDir,
+}
+
+impl World {
+    fn new(lower: &str, mode: &str) -> Self {
+        let (node, dir, config) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
+        node.host.ip("link add eth7 type veth peer name far7");
+        node.host.ip("link set eth7 up");
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        configure(config.path(), lower, mode);
+        let plugin = Plugin::with_file(&node.host, dir.path(), &config.path().join("conf"));
+        let world = Self {
+            node,
+            kubelet,
+            plugin,
+            dir,
+            config,
+        };
+        world.wait("all is healthy", |resource| resource.healthy().len() == 100);
+        world
+    }
+
+    fn wait(&self, what: &str, wanted: impl Fn(&Resource) -> bool) -> Resource {
+        let found = self.kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, wanted);
+        found.unwrap_or_else(|error| panic!("{what}: {error:#} {}", self.plugin.log()))
+    }
+
+    /// Another lower device and mode; the devices of the new list, without the one held.
+    fn reconfigure(&self, lower: &str, mode: &str, held: &str) -> Vec<String> {
+        configure(self.config.path(), lower, mode);
+        let new = format!("@{lower}:{mode}:");
+        let resource = self.wait("the new list has what is held", |resource| {
+            let ids = resource.healthy();
+            ids.iter().filter(|id| id.contains(&new)).count() >= 99
+                && ids.iter().any(|id| id == held)
+        });
+        let mut ids = resource.healthy();
+        ids.retain(|id| id != held);
+        ids
+    }
+
+    /// The kubelet's checkpoint, where a pod has this device with this tap.
+    fn checkpoint(&self, id: &str, tap: u32) {
+        let path = format!("/dev/tap{tap}");
+        let response = ContainerAllocateResponse {
+            devices: vec![macvtap::deviceplugin::grpc::api::DeviceSpec {
+                container_path: path.clone(),
+                host_path: path,
+                permissions: "rw".to_owned(),
+            }],
+            ..ContainerAllocateResponse::default()
+        };
+        let entry = json!({
+            "PodUID": "a3c7", "ContainerName": "compute", "ResourceName": RESOURCE,
+            "DeviceIDs": {"-1": [id]}, "AllocResp": STANDARD.encode(response.encode_to_vec()),
+        });
+        write_checkpoint(self.dir.path(), &json!([entry]));
+    }
+}
+
+fn configure(dir: &Path, lower: &str, mode: &str) {
+    let text = format!(r#"[{{"name": "dataplane", "lowerDevice": "{lower}", "mode": "{mode}"}}]"#);
+    fs::write(dir.join("new"), text).unwrap();
+    fs::rename(dir.join("new"), dir.join("conf")).unwrap();
+}
+
+fn write_checkpoint(dir: &Path, entries: &serde_json::Value) {
+    let data = json!({"PodDeviceEntries": entries, "RegisteredDevices": {}});
+    let text = json!({"Data": data, "Checksum": 7}).to_string();
+    fs::write(dir.join("checkpoint-new"), text).unwrap();
+    let path = dir.join("kubelet_internal_checkpoint");
+    fs::rename(dir.join("checkpoint-new"), path).unwrap();
+}
+
+/// The pod keeps its device, and no other device has its tap, when the lower device and the mode
+/// of its resource change.
+#[test]
+fn a_device_stays_listed_while_its_tap_exists() {
+    let world = World::new(LOWER, "bridge");
+    let id = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[3]
+        .clone();
+    let pod = Host::new();
+    let call = world.node.cni(&pod, json!({"deviceID": id})).added();
+    let ids = world.reconfigure("eth7", "vepa", &id);
+    assert!(ids.iter().all(|new| tap_of(new) != tap_of(&id)));
+    // What another pod is allocated and PreStart does does not touch it.
+    world.kubelet.allocate(RESOURCE, &ids[..1]).unwrap();
+    world.kubelet.pre_start(RESOURCE, &ids[..1]).unwrap();
+    world
+        .kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    world.wait("it is not listed any more", |resource| {
+        resource.devices.iter().all(|device| device.id != id)
+    });
+}
+
+#[test]
+fn a_device_stays_listed_while_the_checkpoint_names_it() {
+    let world = World::new(LOWER, "bridge");
+    let id = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[4]
+        .clone();
+    world.checkpoint(&id, tap_of(&id));
+    world.reconfigure("eth7", "bridge", &id);
+    // The resource goes as a whole, and the device plugin restarts.
+    fs::write(
+        world.config.path().join("new"),
+        r#"[{"name": "b", "lowerDevice": "eth7"}]"#,
+    )
+    .unwrap();
+    fs::rename(
+        world.config.path().join("new"),
+        world.config.path().join("conf"),
+    )
+    .unwrap();
+    let alone = |resource: &Resource| resource.connected && resource.healthy() == [id.clone()];
+    world.wait("it is offered alone", alone);
+    drop(world.plugin);
+    let file = world.config.path().join("conf");
+    let _plugin = Plugin::with_file(&world.node.host, world.dir.path(), &file);
+    let again = |resource: &Resource| resource.registrations > 1 && alone(resource);
+    world
+        .kubelet
+        .wait_for(RESOURCE, WAIT_TIMEOUT, again)
+        .unwrap();
+    write_checkpoint(world.dir.path(), &serde_json::Value::Null);
+    let gone = |resource: &Resource| !resource.connected;
+    world
+        .kubelet
+        .wait_for(RESOURCE, WAIT_TIMEOUT, gone)
+        .unwrap();
+}
+
+/// A device that kubevirt/macvtap-cni allocated before the upgrade.
+#[test]
+fn devices_of_the_original_are_understood() {
+    let world = World::new(LOWER, "bridge");
+    let id = "dataplaneMvp0".to_owned();
+    world.checkpoint(&id, 77);
+    let listed = |resource: &Resource| resource.healthy().contains(&id);
+    let ids = world.wait("it is listed", listed).healthy();
+    let ids_of = std::slice::from_ref(&id);
+    world.kubelet.pre_start(RESOURCE, ids_of).unwrap();
+    let preferred = world.kubelet.prefer(RESOURCE, &ids, 101).unwrap();
+    assert_eq!(preferred.last(), Some(&id));
+    // The kubelet may allocate it again before it sees the next list.
+    for _ in 0..2 {
+        let answer = world.kubelet.allocate(RESOURCE, ids_of).unwrap();
+        let path = answer.container_responses[0].devices[0].host_path.clone();
+        let tap: u32 = path.strip_prefix("/dev/tap").unwrap().parse().unwrap();
+        let pod = Host::new();
+        let call = world.node.cni(&pod, json!({"deviceID": id})).added();
+        assert!(tap_exists(tap), "{path}");
+        call.succeed("DEL");
+        wait_until("the tap is gone", || !tap_exists(tap));
+    }
+    world.kubelet.allocate(RESOURCE, ids_of).unwrap();
+    let other = vec!["otherMvp0".to_owned()];
+    world.kubelet.pre_start(RESOURCE, &other).unwrap_err();
+    world.kubelet.allocate(RESOURCE, &other).unwrap_err();
+}
+
+/// DHCP and cloud-init change the host name.
+#[test]
+fn the_host_name_does_not_matter() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut lists = Vec::new();
+    for (round, name) in (1..).zip(["localhost", "node1.example.com"]) {
+        let script = format!("hostname {name} && exec \"$@\"");
+        let words = ["unshare", "--uts", "sh", "-c", &script, "sh"];
+        let plugin = Plugin::spawn(&node.host, command(&words, dir.path()));
+        let registered =
+            |resource: &Resource| resource.connected && resource.registrations == round;
+        let resource = kubelet
+            .wait_for(RESOURCE, WAIT_TIMEOUT, registered)
+            .unwrap();
+        lists.push(resource.healthy());
+        drop(plugin);
+        let gone = |resource: &Resource| !resource.connected;
+        kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, gone).unwrap();
+    }
+    assert_eq!(lists[0], lists[1]);
+    assert_eq!(lists[0].len(), 100);
+}
