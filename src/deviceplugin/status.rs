@@ -75,7 +75,8 @@ impl StatusServer {
                 Ok(Err(error)) => {
                     self.warn(&format!("accepting a connection: {error}"));
                     // Too many descriptors are open: the client would only be reported again.
-                    sleep_until(check_at).await;
+                    self.check_at = Instant::now() + BIND_INTERVAL;
+                    sleep_until(self.check_at.into()).await;
                 }
                 Err(_) => self.check(),
             }

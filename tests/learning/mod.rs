@@ -1,4 +1,5 @@
 //! Learning where VMs live, and migrations by it.
 
 mod ports;
+mod sockets;
 mod truth;
