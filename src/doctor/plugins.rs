@@ -15,6 +15,7 @@ use crate::{
     deviceplugin::{names::KUBELET_SOCKET, status},
     dispatch::NAME,
     host::container,
+    learning::query,
     netlink::Socket,
     types::status::{Status, Summary},
 };
@@ -96,6 +97,11 @@ fn learning(status: &Status) -> Option<Finding> {
             check,
             format!("stopped: {effect}"),
             "see the device plugin's log, and restart it",
+        )),
+        Some(_) if query::find().is_none() => Some(Finding::fail(
+            check,
+            format!("ADD does not find the device plugin's socket: {effect}"),
+            "mount the node's /run/macvtap in the device plugin's container",
         )),
         Some(_) => None,
     }

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag},
@@ -244,7 +244,7 @@ impl Connection {
         while !line.ends_with(b"\n") {
             self.0.set_read_timeout(Some(remaining(deadline)?))?;
             match self.0.read(&mut buffer) {
-                Ok(0) => bail!("the peer closed the connection after {} bytes", line.len()),
+                Ok(0) => return Err(closed(line.len())),
                 Ok(length) => line.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("receiving a message"),
@@ -255,6 +255,20 @@ impl Connection {
             );
         }
         serde_json::from_slice(&line).context("decoding a message")
+    }
+}
+
+/// Whether [`Connection::receive`] failed because the peer sent nothing: it only looked whether
+/// the socket is served.
+#[must_use]
+pub fn is_closed(error: &Error) -> bool {
+    io_error(error).is_some_and(|error| error.kind() == ErrorKind::ConnectionAborted)
+}
+
+fn closed(received: usize) -> Error {
+    match received {
+        0 => io::Error::from(ErrorKind::ConnectionAborted).into(),
+        _ => anyhow!("the peer closed the connection after {received} bytes"),
     }
 }
 

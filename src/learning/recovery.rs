@@ -40,13 +40,15 @@ pub struct PortLink {
     pub mac: MacAddr,
     /// The index of its lower device.
     pub lower: u32,
+    /// Its name.
+    pub ifname: String,
     /// Mode and counter.
     pub kernel: Observation,
 }
 
 /// Reads a link as a port: a macvtap in bridge mode that ADD made, which may be parked now.
 #[must_use]
-pub fn port_of(link: &Link) -> Option<PortLink> {
+pub fn port_of(link: Link) -> Option<PortLink> {
     let parked = match link.mode {
         Some(Mode::Bridge) => false,
         Some(Mode::Vepa) => true,
@@ -56,6 +58,7 @@ pub fn port_of(link: &Link) -> Option<PortLink> {
     Some(PortLink {
         mac: link.mac?,
         lower: link.lower?,
+        ifname: link.name,
         kernel: Observation {
             parked,
             sent_frames: link.stats.sent_frames,
@@ -185,7 +188,7 @@ fn candidates(pod: &PodNetns, host: &Netns) -> Result<Vec<Link>> {
 /// that the kernel gives.
 fn is_ours(link: &Link, allocated: &BTreeSet<u32>) -> bool {
     let in_range = TAPS.contains(&link.index) || STANDALONE_TAPS.contains(&link.index);
-    let is_marked = port_of(link).is_some();
+    let is_marked = port_of(link.clone()).is_some();
     let is_allocated = allocated.contains(&link.index);
     (is_marked && in_range) || (is_allocated && (is_marked || is_unmarked(link)))
 }
@@ -206,17 +209,18 @@ fn entry(pod: PodNetns, mut link: Link, now: Instant) -> Option<(u32, Entry)> {
             }
         }
     }
-    let port = port_of(&link)?;
+    let tap = link.index;
+    let port = port_of(link)?;
     let entry = Entry {
         port: Port::found(port.kernel, now),
         mac: port.mac,
         lower: port.lower,
-        ifname: link.name,
+        ifname: port.ifname,
         netns: pod,
         first_frame: Vec::new(),
         existence: Existence::Seen,
     };
-    Some((link.index, entry))
+    Some((tap, entry))
 }
 
 /// The path under which a container has what the runtime calls `/var/run/...`.

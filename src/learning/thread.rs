@@ -23,9 +23,9 @@ use super::{
     closer::Closer,
     frame::{self, Frame},
     netns::PodNetns,
-    port::{Action, Event, Port},
+    port::{Action, Event, Observation, Port},
     query::{Listener, Query, Request},
-    recovery::{Places, path_in_container, port_of},
+    recovery::{Places, PortLink, path_in_container, port_of},
     sockets::Sockets,
     table::{Entry, Existence, MAX_PORTS, Table},
 };
@@ -294,27 +294,31 @@ impl Learner {
     }
 
     fn look(&mut self, tap: u32) -> Result<Option<Action>> {
-        let link = self.table.get(tap).map(|entry| entry.netns.link(tap));
-        let Some(link) = link.transpose()?.flatten() else {
+        let Some(port) = self.observe(tap)? else {
             return Ok(None);
-        };
-        let Some(port) = port_of(&link) else {
-            return Ok(None); // Not in bridge mode any more, or another link.
         };
         let now = Instant::now();
         self.table.update(tap, now, |entry| {
-            (entry.mac, entry.ifname) = (port.mac, link.name);
+            (entry.mac, entry.ifname) = (port.mac, port.ifname);
         });
         Ok(Some(self.table.looked(tap, port.kernel, now)))
     }
 
+    /// The counter of before: a frame that the VM sends in the same moment ends it.
     fn park(&mut self, tap: u32) -> Result<Option<Action>> {
+        let Some(port) = self.observe(tap)? else {
+            return Ok(None);
+        };
         if !self.set_mode(tap, Mode::Vepa)? {
             return Ok(None);
         }
         self.status.parks += 1;
         self.log(tap, "parked: its MAC is announced elsewhere");
-        self.changed(tap)
+        let kernel = Observation {
+            parked: true,
+            ..port.kernel
+        };
+        Ok(Some(self.changed(tap, kernel)))
     }
 
     fn unpark(&mut self, tap: u32, replays: bool) -> Result<Option<Action>> {
@@ -326,7 +330,8 @@ impl Learner {
             self.replay(tap);
         }
         self.log(tap, "active");
-        self.changed(tap)
+        let port = self.observe(tap)?;
+        Ok(port.map(|port| self.changed(tap, port.kernel)))
     }
 
     /// Sends a port's first frame again from the port. Before its counter is read: the port is
@@ -354,19 +359,21 @@ impl Learner {
         entry.map_or(Ok(false), |entry| entry.netns.set_mode(tap, mode))
     }
 
-    /// Takes note of a change that the kernel accepted.
-    fn changed(&mut self, tap: u32) -> Result<Option<Action>> {
-        let link = self.table.get(tap).map(|entry| entry.netns.link(tap));
-        let link = link.transpose()?.flatten();
-        let Some(port) = link.as_ref().and_then(port_of) else {
-            return Ok(None);
-        };
+    /// Takes note of a change that the kernel accepted, after which it says this.
+    fn changed(&mut self, tap: u32, kernel: Observation) -> Action {
         let now = Instant::now();
         self.table.update(tap, now, |entry| {
-            entry.port.changed(port.kernel, now);
+            entry.port.changed(kernel, now);
             entry.first_frame = Vec::new();
         });
-        Ok(Some(Action::Nothing))
+        Action::Nothing
+    }
+
+    /// What the kernel says of a port. None if its macvtap does not exist, or is not in bridge
+    /// mode any more.
+    fn observe(&self, tap: u32) -> Result<Option<PortLink>> {
+        let link = self.table.get(tap).map(|entry| entry.netns.link(tap));
+        Ok(link.transpose()?.flatten().and_then(port_of))
     }
 
     /// Forgets a port whose macvtap does not exist, unless it is still to be made.
@@ -475,6 +482,7 @@ impl Learner {
     fn answer(&mut self, connection: Connection) {
         let request = match Request::receive(connection) {
             Ok(request) => request,
+            Err(error) if control_socket::is_closed(&error) => return,
             Err(error) => return self.warn(format!("a query was not answered: {error:#}")),
         };
         let adopted = self.adopt(&request.query);

@@ -1,4 +1,4 @@
-//! Ports that are parked and become live again, without a VM: the test sends its frames.
+//! Ports that are parked and become active again, without a VM: the test sends its frames.
 
 use std::{
     path::Path,
@@ -62,13 +62,13 @@ fn the_first_frame_reaches_a_neighbour() {
     neighbour.becomes("bridge");
     let port = learner.attach_parked();
     port.send(&broadcast(VM));
-    assert!(neighbour.receives(&broadcast(VM)));
+    neighbour.wait_for(&broadcast(VM));
     port.becomes("bridge");
     wait_until("both are counted", || learner.stats().replays == 2);
     // Another one takes the straight way, once.
     let second = [broadcast(VM), vec![1]].concat();
     port.send(&second);
-    assert!(neighbour.receives(&second));
+    neighbour.wait_for(&second);
     assert!(!neighbour.receives(&second));
 }
 
@@ -243,8 +243,11 @@ fn a_flood_of_announcements_parks_a_few_times_only() {
     let victim = a.attach_parked();
     let attacker = b.attach_parked();
     for n in 0..40 {
-        victim.send(&broadcast(VM));
-        victim.becomes("bridge");
+        // What it sends before it is parked does not count.
+        wait_until("the victim is active", || {
+            victim.send(&broadcast(VM));
+            victim.mode() == "bridge"
+        });
         let mut spoofed = gratuitous_arp(VM);
         spoofed[59] = n;
         attacker.send(&spoofed);
@@ -255,7 +258,7 @@ fn a_flood_of_announcements_parks_a_few_times_only() {
 }
 
 #[test]
-fn a_lower_device_that_comes_back_is_learnt_on_again() {
+fn a_lower_device_that_comes_back_is_learned_on_again() {
     let learner = Learner::new();
     let (host, wire) = (&learner.node.host, &learner.node.wire);
     let first = learner.attach_parked();
@@ -321,25 +324,12 @@ fn only_root_reaches_the_control_sockets() {
     assert!(!sockets.contains("@macvtap"), "{sockets}");
 }
 
-/// A VM that says nothing is within its neighbours' reach after a minute.
-#[test]
-fn a_silent_vm_is_live_after_a_minute() {
-    let learner = Learner::new();
-    let port = learner.attach_parked();
-    std::thread::sleep(Duration::from_secs(58));
-    assert_eq!(port.mode(), "vepa");
-    std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(port.mode(), "bridge");
-    // Then it turns out to be elsewhere.
-    send(&far_tap(&learner.node), &broadcast(VM));
-    port.becomes("vepa");
-}
-
 /// Many ports on one lower device, and a wire full of noise that concerns none of them.
 #[test]
 fn noise_does_not_keep_two_hundred_ports_from_learning() {
     let learner = Learner::new();
     let mac = |n: u8| MacAddr([2, 0, 0, 1, 0, n]);
+    let begin = Instant::now();
     let ports: Vec<_> = (0..200).map(|n| learner.attach_parked_as(mac(n))).collect();
     let tap = far_tap(&learner.node);
     let plugin = learner.plugin.as_ref().unwrap();
@@ -358,7 +348,9 @@ fn noise_does_not_keep_two_hundred_ports_from_learning() {
     eprintln!("{sent} frames in {took:?} took the device plugin {used:?}");
     assert!(used < took / 10, "{used:?}");
     for (n, port) in ports.iter().enumerate() {
-        assert_eq!(port.mode(), "vepa");
+        // After a minute they are active without a frame.
+        let late = begin.elapsed() > Duration::from_secs(55);
+        assert!(late || port.mode() == "vepa", "{n}: {}", learner.log());
         port.send(&broadcast(mac(u8::try_from(n).unwrap())));
     }
     for port in &ports {

@@ -191,7 +191,12 @@ impl Port<'_> {
         taps::send(&self.tap, frame);
     }
 
-    /// Whether the VM receives a frame.
+    /// Waits until the VM receives a frame.
+    pub fn wait_for(&self, frame: &[u8]) {
+        assert!(taps::arrives(&self.tap, frame, Duration::from_secs(10)));
+    }
+
+    /// Whether the VM receives a frame that it should not.
     pub fn receives(&self, frame: &[u8]) -> bool {
         taps::arrives(&self.tap, frame, Duration::from_millis(300))
     }
