@@ -7,6 +7,7 @@ mod add;
 mod bad_input;
 mod bandwidth;
 mod check;
+mod cost;
 mod del;
 mod forged;
 mod frames;

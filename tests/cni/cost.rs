@@ -1,0 +1,123 @@
+//! What a call costs, in counts that are the same on any machine: instructions, by callgrind, and
+//! system calls, by strace.
+
+use std::{env, fs, os::fd::AsFd, process::Command};
+
+use kit::netns::{Case, Cni, Host, LOWER, skipped, tap_number};
+use macvtap::{learning, netlink::Create, types::mode::Mode};
+use tempfile::NamedTempFile;
+
+/// The most instructions of user mode that a call may take, of the binary that is shipped. It
+/// takes a fifth less.
+const MAX_OF_VERSION: u64 = 210_000;
+const MAX_OF_ADD: u64 = 520_000;
+
+/// The system calls of ADD with a device ID, from the first that has to do with the pod. One of a
+/// name in a row stands for all, and those of the allocator are left out.
+const ADD: &str = include_str!("add.calls");
+
+/// Whether callgrind is there.
+fn has_valgrind() -> bool {
+    let there = Command::new("valgrind").arg("--version").output().is_ok();
+    if !there {
+        skipped("what calls cost: there is no valgrind");
+    }
+    there
+}
+
+/// The instructions that a call takes.
+fn instructions(call: &Cni<'_>, verb: &str) -> u64 {
+    let file = NamedTempFile::new().unwrap();
+    let out = format!("--callgrind-out-file={}", file.path().display());
+    let answer = call.clone().by(&["valgrind", "--tool=callgrind", &out]);
+    let answer = answer.call(verb);
+    assert_eq!(answer.status, 0, "{answer:?}");
+    let text = fs::read_to_string(file.path()).unwrap();
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    total.unwrap().trim().parse().unwrap()
+}
+
+/// Macvtaps on the node's lower device in another netns, as ADD makes them.
+fn crowd(case: &Case, count: u32) -> Host {
+    let (pod, mut socket) = (Host::new(), case.node.host.0.socket().unwrap());
+    let lower = socket.link_by_name(LOWER).unwrap().unwrap().index;
+    for number in 0..count {
+        let create = Create {
+            name: &format!("net{number}"),
+            index: Some(tap_number()),
+            lower,
+            mode: Mode::Bridge,
+            mac: None,
+            mtu: None,
+            queue_length: 1000,
+            group: learning::group(Mode::Bridge),
+            netns: Some(pod.0.as_fd()),
+        };
+        socket.create(&create).unwrap();
+    }
+    pod
+}
+
+#[test]
+fn two_hundred_macvtaps_make_no_call_dearer() {
+    if !has_valgrind() {
+        return;
+    }
+    let case = Case::new();
+    let measure = || {
+        let add = instructions(&case.call(), "ADD");
+        case.call().succeed("DEL");
+        let call = case.call().added();
+        [
+            add,
+            instructions(&call, "CHECK"),
+            instructions(&call, "DEL"),
+        ]
+    };
+    let alone = measure();
+    let _crowd = crowd(&case, 200);
+    let beside = measure();
+    for (alone, beside) in alone.into_iter().zip(beside) {
+        assert!(beside * 100 <= alone * 105, "{alone} became {beside}");
+    }
+}
+
+#[test]
+fn calls_take_few_instructions() {
+    // What cargo builds for tests is not what is shipped.
+    if env::var_os("MACVTAP_BINARY").is_none() || !has_valgrind() {
+        return;
+    }
+    let case = Case::new();
+    let version = instructions(&case.call(), "VERSION");
+    assert!(version <= MAX_OF_VERSION, "VERSION: {version}");
+    let add = instructions(&case.call(), "ADD");
+    assert!(add <= MAX_OF_ADD, "ADD: {add}");
+}
+
+/// The names of the system calls in what strace wrote, from the one that opens `pod` to the end
+/// of the program's own.
+fn system_calls(log: &str, pod: &str) -> String {
+    let lines = log.lines().skip_while(|line| !line.contains(pod));
+    let lines = lines.take_while(|line| !line.starts_with("sigaltstack("));
+    let names = lines.filter_map(|line| Some(line.split_once('(')?.0));
+    // Assertions of the debug build look at each descriptor.
+    let left_out = ["brk", "fcntl", "madvise", "mmap", "mremap", "munmap"];
+    let mut names: Vec<&str> = names.filter(|name| !left_out.contains(name)).collect();
+    names.dedup();
+    names.join("\n") + "\n"
+}
+
+#[test]
+fn add_makes_these_system_calls() {
+    let case = Case::new();
+    let log = NamedTempFile::new().unwrap();
+    // No device plugin of this machine is to be found.
+    let script = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && exec \"$@\"";
+    let alone = ["unshare", "--mount", "--propagation", "private"];
+    let strace = ["strace", "-o", log.path().to_str().unwrap()];
+    let words = [&alone[..], &["sh", "-c", script, "sh"], &strace].concat();
+    case.call().by(&words).add();
+    let log = fs::read_to_string(log.path()).unwrap();
+    assert_eq!(system_calls(&log, &case.pod.path()), ADD, "{log}");
+}
