@@ -10,11 +10,14 @@ use std::{
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 
-use crate::types::{
-    link_name::{LinkName, MAX_NAME},
-    listen_address::ListenAddress,
-    mac::MacAddr,
-    mode::Mode,
+use crate::{
+    macvtap::bandwidth::parse_rate,
+    types::{
+        link_name::{LinkName, MAX_NAME},
+        listen_address::ListenAddress,
+        mac::MacAddr,
+        mode::Mode,
+    },
 };
 
 /// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
@@ -184,7 +187,7 @@ pub enum Link {
     },
     /// Change a macvtap (needs `CAP_NET_ADMIN`)
     #[command(group = ArgGroup::new("changes")
-        .args(["mode", "mac", "mtu", "promisc_mode", "all_multicast", "up"])
+        .args(["mode", "mac", "mtu", "promisc_mode", "all_multicast", "up", "rate", "ingress_rate", "egress_rate"])
         .multiple(true)
         .required(true))]
     Set {
@@ -193,6 +196,9 @@ pub enum Link {
         /// Mode
         #[arg(long, value_enum)]
         mode: Option<Mode>,
+        /// Its rates.
+        #[command(flatten)]
+        rates: Rates,
         /// Its other attributes.
         #[command(flatten)]
         change: LinkChange,
@@ -259,6 +265,20 @@ pub struct Top {
     /// Print JSON, one line for each update
     #[arg(long)]
     pub json: bool,
+}
+
+/// The rates of a macvtap.
+#[derive(Args, Clone, Debug)]
+pub struct Rates {
+    /// Bits per second in each direction: 0 for no limit, or from 1000, as in 500k, 100M, 10G
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub rate: Option<u64>,
+    /// Bits per second towards the guest, instead of --rate
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub ingress_rate: Option<u64>,
+    /// Bits per second from the guest, instead of --rate
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub egress_rate: Option<u64>,
 }
 
 /// Attributes of a macvtap, named as in the CNI configuration.

@@ -70,12 +70,7 @@ fn check_limits(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
     let name = &link.name;
     if let Some(security) = &config.security {
         let mac = link.mac.context("the macvtap has no hardware address")?;
-        let interface = Interface {
-            netns: Some(netns),
-            name,
-            index: link.index,
-        };
-        let mechanism = interface.secured(security, mac)?;
+        let mechanism = Interface::of(link, Some(netns)).secured(security, mac)?;
         ensure!(
             mechanism.is_some(),
             "what interface {name:?} sends is not filtered as security {security} with MAC {mac} \

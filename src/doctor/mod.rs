@@ -31,6 +31,8 @@ pub fn main(options: &cli::Doctor) -> Result<ExitCode> {
 fn check(options: &cli::Doctor) -> Vec<Finding> {
     let mut findings = vec![
         plugins::kernel(),
+        plugins::security(),
+        plugins::bandwidth(),
         plugins::kubelet_socket(&options.kubelet_dir),
     ];
     findings.extend(plugins::device_plugin(&options.kubelet_dir));

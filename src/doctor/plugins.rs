@@ -16,6 +16,10 @@ use crate::{
     dispatch::NAME,
     host::container,
     learning::query,
+    macvtap::{
+        port_security::{self, Mechanism},
+        shaping,
+    },
     netlink::Socket,
     types::status::{Status, Summary},
 };
@@ -31,6 +35,26 @@ pub fn kernel() -> Finding {
             };
             Finding::fail(check, format!("macvtaps cannot be created: {error:#}"), fix)
         }
+    }
+}
+
+pub fn security() -> Finding {
+    let check = "security";
+    match port_security::probe() {
+        Ok(Mechanism::Nftables) => Finding::ok(check, "nf_tables can enforce it"),
+        Ok(Mechanism::ClassicBpf) => Finding::note(
+            check,
+            "classic BPF can enforce it, without counters by reason; nf_tables has no egress hook",
+        ),
+        Err(error) => Finding::note(check, format!("{error:#}")),
+    }
+}
+
+pub fn bandwidth() -> Finding {
+    let check = "bandwidth";
+    match shaping::probe() {
+        Ok(()) => Finding::ok(check, "rates can be limited both ways"),
+        Err(error) => Finding::note(check, format!("{error:#}")),
     }
 }
 

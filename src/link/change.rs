@@ -9,12 +9,14 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use nix::errno::Errno;
 
 use crate::{
-    cli::{self, LinkChange, Switch},
+    cli::{self, LinkChange, Rates, Switch},
     host::{devnode, netns::Netns, stdout::print, tap},
     macvtap::{
+        bandwidth::Limit,
         create::{Spec, create},
         guard::{NewMacvtap, Settings},
         lower::{LowerDevice, Reason},
+        shaping,
     },
     netlink::{Change, Link, NetlinkError, Socket},
     types::{errors::together, mode::Mode},
@@ -83,7 +85,8 @@ fn delete_one(socket: &mut Socket, name: &str) -> Result<()> {
 }
 
 /// Changes a macvtap.
-pub fn set(name: &str, mode: Option<Mode>, wanted: &LinkChange) -> Result<()> {
+pub fn set(name: &str, with: (Option<Mode>, &Rates), wanted: &LinkChange) -> Result<()> {
+    let (mode, rates) = with;
     let mut socket = socket_in(netns(wanted.netns.as_deref())?.as_ref())?;
     let link = find(&mut socket, name)?;
     // macvlan_changelink of drivers/net/macvlan.c.
@@ -104,7 +107,8 @@ pub fn set(name: &str, mode: Option<Mode>, wanted: &LinkChange) -> Result<()> {
         ..Change::default()
     };
     let changed = socket.change(link.index, &change);
-    changed.map_err(|error| explain(error, name, wanted))
+    changed.map_err(|error| explain(error, name, wanted))?;
+    set_rates(&mut socket, &link, rates)
 }
 
 /// Says what the kernel's refusal means.
@@ -126,6 +130,18 @@ fn explain(error: NetlinkError, name: &str, wanted: &LinkChange) -> Error {
         None => error,
     };
     error.context(format!("changing macvtap {name:?}"))
+}
+
+/// Changes the rates that are given. What waits goes on waiting.
+fn set_rates(socket: &mut Socket, link: &Link, rates: &Rates) -> Result<()> {
+    let limit = |rate| (rate > 0).then_some(Limit { rate, burst: None });
+    if let Some(rate) = rates.egress_rate.or(rates.rate) {
+        shaping::shape_egress(socket, link, limit(rate))?;
+    }
+    if let Some(rate) = rates.ingress_rate.or(rates.rate) {
+        shaping::shape_ingress(socket, link, limit(rate))?;
+    }
+    Ok(())
 }
 
 fn is_on(switch: Option<Switch>) -> bool {

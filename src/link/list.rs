@@ -3,14 +3,14 @@
 use anyhow::Result;
 
 use super::{
-    listing::{Filter, Listing, LowerDeviceEntry, MacvtapEntry},
+    listing::{Filter, Listing, LowerDeviceEntry, MacvtapEntry, RateEntry},
     table::{Table, bytes},
     terminal::print_sentence,
 };
 use crate::{cli, host::stdout::print, macvtap::inventory::Inventory, types::plural::count};
 
 /// The columns of macvtaps, those first that are most often looked for.
-pub const COLUMNS: [&str; 13] = [
+pub const COLUMNS: [&str; 17] = [
     "TAP",
     "POD",
     "INTERFACE",
@@ -24,6 +24,10 @@ pub const COLUMNS: [&str; 13] = [
     "MTU",
     "RECEIVED",
     "SENT",
+    "SECURITY",
+    "RATE IN",
+    "RATE OUT",
+    "DROPPED",
 ];
 /// The columns of lower devices.
 pub const LOWER_COLUMNS: [&str; 4] = ["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE"];
@@ -133,7 +137,15 @@ pub fn row(macvtap: &MacvtapEntry) -> Vec<String> {
         macvtap.mtu.to_string(),
         bytes(macvtap.received_bytes),
         bytes(macvtap.sent_bytes),
+        or_none(macvtap.security.clone()),
+        or_none(macvtap.ingress.as_ref().map(rate)),
+        or_none(macvtap.egress.as_ref().map(rate)),
+        named(macvtap.shown_drops()),
     ]
+}
+
+fn rate(entry: &RateEntry) -> String {
+    format!("{}it/s", bytes(entry.rate).replace('B', "b"))
 }
 
 /// The cells of a lower device.

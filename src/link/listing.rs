@@ -1,10 +1,13 @@
 //! What `link list` prints as JSON, and `kubectl macvtap` reads. Keys are only ever added.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     host::container,
     macvtap::inventory::{Inventory, LowerUse, Macvtap},
+    netlink::Qdisc,
     types::mode::Mode,
 };
 
@@ -65,6 +68,32 @@ pub struct MacvtapEntry {
     pub sent_bytes: u64,
     /// Frames that it sent.
     pub sent_packets: u64,
+    /// The security that is in force for what its guest sends.
+    #[serde(default)]
+    pub security: Option<String>,
+    /// Frames that security dropped, by reason.
+    #[serde(default)]
+    pub security_dropped: BTreeMap<String, u64>,
+    /// The rate of what its guest receives.
+    #[serde(default)]
+    pub ingress: Option<RateEntry>,
+    /// The rate of what its guest sends.
+    #[serde(default)]
+    pub egress: Option<RateEntry>,
+}
+
+/// A rate, and what it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateEntry {
+    /// Bits per second.
+    pub rate: u64,
+    /// Bytes that wait.
+    pub waiting_bytes: u64,
+    /// How often a frame had to wait.
+    pub throttled: u64,
+    /// Frames that found no room to wait.
+    pub dropped_packets: u64,
 }
 
 /// The owner of a tap.
@@ -142,6 +171,26 @@ impl From<&Macvtap> for MacvtapEntry {
             received_packets: link.stats.received_frames,
             sent_bytes: link.stats.sent_bytes,
             sent_packets: link.stats.sent_frames,
+            security: macvtap.limits.security.clone(),
+            security_dropped: macvtap
+                .limits
+                .dropped
+                .iter()
+                .map(|counter| (counter.name.clone(), counter.frames))
+                .collect(),
+            ingress: macvtap.limits.ingress.as_ref().map(RateEntry::from),
+            egress: macvtap.limits.egress.as_ref().map(RateEntry::from),
+        }
+    }
+}
+
+impl From<&Qdisc> for RateEntry {
+    fn from(qdisc: &Qdisc) -> Self {
+        Self {
+            rate: qdisc.tbf.map_or(0, |tbf| 8 * tbf.rate),
+            waiting_bytes: qdisc.backlog_bytes.into(),
+            throttled: qdisc.throttled.into(),
+            dropped_packets: qdisc.dropped_frames.into(),
         }
     }
 }
@@ -154,9 +203,34 @@ impl MacvtapEntry {
             received_packets: self.received_packets,
             sent_bytes: self.sent_bytes,
             sent_packets: self.sent_packets,
+            security_dropped: self.security_dropped.clone(),
+            ingress: other
+                .ingress
+                .as_ref()
+                .map(|rate| rate.counted_as(self.ingress.as_ref())),
+            egress: other
+                .egress
+                .as_ref()
+                .map(|rate| rate.counted_as(self.egress.as_ref())),
             ..other.clone()
         };
         *self == other
+    }
+
+    /// What was dropped, by reason: those of security, then those of the rates.
+    pub fn shown_drops(&self) -> String {
+        let by_security = self.security_dropped.iter();
+        let by_security = by_security.map(|(reason, count)| (reason.replace('_', " "), *count));
+        let by_rate = [("rate in", &self.ingress), ("rate out", &self.egress)];
+        let by_rate = by_rate.into_iter().filter_map(|(name, rate)| {
+            let rate = rate.as_ref()?;
+            Some((name.to_owned(), rate.dropped_packets))
+        });
+        let drops = by_security.chain(by_rate).filter(|(_, count)| *count > 0);
+        let drops: Vec<String> = drops
+            .map(|(reason, count)| format!("{reason} {count}"))
+            .collect();
+        drops.join(", ")
     }
 
     /// The mode that it is configured to have, and whether it is parked, in words.
@@ -182,6 +256,16 @@ impl From<&LowerUse> for LowerDeviceEntry {
                 .ineligible
                 .as_ref()
                 .map(|found| found.reason.to_string()),
+        }
+    }
+}
+
+impl RateEntry {
+    /// The rate, with the numbers of another one.
+    fn counted_as(&self, other: Option<&Self>) -> Self {
+        Self {
+            rate: self.rate,
+            ..other.cloned().unwrap_or_default()
         }
     }
 }

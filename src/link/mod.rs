@@ -22,7 +22,12 @@ pub fn main(command: &cli::Link) -> Result<ExitCode> {
         cli::Link::List(options) => list::list(options),
         cli::Link::Add(options) => change::add(options),
         cli::Link::Delete { names, netns } => change::delete(names, netns.as_deref()),
-        cli::Link::Set { name, mode, change } => change::set(name, *mode, change),
+        cli::Link::Set {
+            name,
+            mode,
+            rates,
+            change,
+        } => change::set(name, (*mode, rates), change),
         cli::Link::Watch { json } => watch::watch(*json),
         cli::Link::Top(options) => top::top(options),
     };

@@ -69,6 +69,27 @@ impl Limit {
     }
 }
 
+/// A rate as people write it, in bits per second; 0 for none.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'M', 'G']) {
+        Some(digits) => (digits, &text[digits.len()..]),
+        None => (text, ""),
+    };
+    let factor = match unit {
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => 1,
+    };
+    let number = digits.parse::<u64>().ok();
+    let rate = number.and_then(|number| number.checked_mul(factor));
+    rate.filter(|rate| *rate == 0 || RATES.contains(rate))
+        .ok_or_else(|| {
+            let (low, high) = (RATES.start(), RATES.end());
+            format!("must be 0, or from {low} to {high} bits per second, as in 100M")
+        })
+}
+
 fn saturated(bytes: u64) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
@@ -76,6 +97,25 @@ fn saturated(bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_as_people_write_them() {
+        for (text, rate) in [
+            ("0", Some(0)),
+            ("1000", Some(1000)),
+            ("500k", Some(500_000)),
+            ("10G", Some(10_000_000_000)),
+            ("999", None),
+            ("1", None),
+            ("2000G", None),
+            ("-1", None),
+            ("1.5G", None),
+            ("G", None),
+            ("18446744073709551616", None),
+        ] {
+            assert_eq!(parse_rate(text).ok(), rate, "{text}");
+        }
+    }
 
     #[test]
     fn buckets_by_rate_burst_and_mtu() {

@@ -11,7 +11,11 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::lower::{Ineligible, LowerDevice};
+use super::{
+    limits::Limits,
+    lower::{Ineligible, LowerDevice},
+    port_security::Interface,
+};
 use crate::{
     host::{
         char_device::Found,
@@ -43,6 +47,8 @@ pub struct Macvtap {
     pub pod: Option<String>,
     /// What stands at the path of its tap's node in our `/dev`, if we may look there.
     pub node: Option<Found>,
+    /// What its guest may send and receive.
+    pub limits: Limits,
     /// The processes that have its tap open, as far as [`Inventory::find_holders`] could see them.
     pub holders: Vec<String>,
 }
@@ -157,11 +163,9 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
         Err(error) => return Err(error.into()),
     };
     let ours = netns.is(home)?;
-    let mut socket = if ours {
-        Socket::open()?
-    } else {
-        netns.socket()?
-    };
+    // Our own is not to be entered, which would need a right.
+    let elsewhere = (!ours).then_some(&netns);
+    let mut socket = elsewhere.map_or_else(|| Ok(Socket::open()?), Netns::socket)?;
     let mut links = socket.links()?;
     links.retain(Link::is_macvtap);
     if links.is_empty() {
@@ -179,18 +183,23 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
         None => link.lower_nsid.is_none(),
         Some(nsid) => link.lower_nsid.is_some() && link.lower_nsid == nsid,
     };
-    let found = links.into_iter().map(|link| Macvtap {
-        netns: name.clone(),
-        lower: link
-            .lower
-            .filter(|_| is_on_ours(&link))
-            .and_then(|index| lowers.get(&index).cloned()),
-        pod: None,
-        node: devnode::find(link.index).ok(),
-        holders: Vec::new(),
-        link,
-    });
-    Ok(found.collect())
+    let lower_name = |link: &Link| {
+        let lower = link.lower.filter(|_| is_on_ours(link))?;
+        lowers.get(&lower).cloned()
+    };
+    let mut found = Vec::new();
+    for link in links {
+        found.push(Macvtap {
+            netns: name.clone(),
+            lower: lower_name(&link),
+            pod: None,
+            node: devnode::find(link.index).ok(),
+            limits: Limits::read(&Interface::of(&link, elsewhere), &mut socket)?,
+            holders: Vec::new(),
+            link,
+        });
+    }
+    Ok(found)
 }
 
 /// What people call a network namespace: its name, or a process in it.

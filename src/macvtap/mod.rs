@@ -5,6 +5,7 @@ pub mod create;
 pub mod error;
 pub mod guard;
 pub mod inventory;
+pub mod limits;
 pub mod lower;
 pub mod port_security;
 pub mod security;

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use super::security::Security;
 use crate::{
     host::netns::Netns,
-    netlink::{Counter, NetlinkError, Nft, Socket, Table, compile},
+    netlink::{Counter, Link, NetlinkError, Nft, Socket, Table, compile},
     types::{errors::io_error, mac::MacAddr, prefix::Prefix},
 };
 
@@ -48,7 +48,17 @@ impl fmt::Display for Mechanism {
     }
 }
 
-impl Interface<'_> {
+impl<'a> Interface<'a> {
+    /// A link of a network namespace; of our own if none.
+    #[must_use]
+    pub fn of(link: &'a Link, netns: Option<&'a Netns>) -> Self {
+        Self {
+            netns,
+            name: &link.name,
+            index: link.index,
+        }
+    }
+
     /// Puts `security` in force for what a guest with this MAC sends. The interface has to be
     /// down, for what it sent before has passed.
     pub fn secure(&self, security: &Security, mac: MacAddr) -> Result<Mechanism> {

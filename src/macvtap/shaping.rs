@@ -19,12 +19,22 @@ const IFB_INDEX: u32 = 1 << 30;
 /// Puts `bandwidth` in force for the interface `link` of the socket's network namespace: a rate
 /// that is there is changed, or removed.
 pub fn shape(pod: &mut Socket, link: &Link, bandwidth: &Bandwidth) -> Result<()> {
-    let sent = match bandwidth.egress {
+    shape_egress(pod, link, bandwidth.egress)?;
+    shape_ingress(pod, link, bandwidth.ingress)
+}
+
+/// Limits what the guest sends, or no longer.
+pub fn shape_egress(pod: &mut Socket, link: &Link, limit: Option<Limit>) -> Result<()> {
+    let sent = match limit {
         Some(limit) => pod.set_rate(link.index, &limit.from_guest(link.mtu)),
         None => pod.delete_rate(link.index).map(|_| ()),
     };
-    sent.context("limiting what the guest sends, by the kernel's sch_tbf")?;
-    let received = match bandwidth.ingress {
+    sent.context("limiting what the guest sends, by the kernel's sch_tbf")
+}
+
+/// Limits what the guest receives, or no longer.
+pub fn shape_ingress(pod: &mut Socket, link: &Link, limit: Option<Limit>) -> Result<()> {
+    let received = match limit {
         Some(limit) => limit_received(pod, link.index, &limit.to_guest(link.mtu)),
         None => remove_ifb(pod, link.index),
     };

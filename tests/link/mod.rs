@@ -5,6 +5,7 @@
 mod doctor;
 mod helper;
 mod kubectl;
+mod limits;
 mod list;
 
 use std::{
