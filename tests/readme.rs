@@ -228,6 +228,7 @@ fn subcommands_that_are_named_exist() {
 /// The keys that the sources in these files read from JSON.
 fn keys_in(sources: &[&str]) -> BTreeSet<String> {
     let calls = [
+        ".value(",
         ".text(",
         ".flag(",
         ".number(",
@@ -254,7 +255,11 @@ fn keys_in(sources: &[&str]) -> BTreeSet<String> {
 #[test]
 fn the_tables_of_keys_are_those_of_the_code() {
     let readme = Readme::of("manifests/examples");
-    let read = keys_in(&["src/cni/config.rs", "src/deviceplugin/config.rs"]);
+    let read = keys_in(&[
+        "src/cni/config.rs",
+        "src/cni/policy.rs",
+        "src/deviceplugin/config.rs",
+    ]);
     assert!(read.len() > 12, "{read:?}");
     let spans = readme.spans();
     let words = spans

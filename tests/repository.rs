@@ -8,3 +8,4 @@ mod injection;
 mod layers;
 mod manifests;
 mod readme;
+mod scripts;

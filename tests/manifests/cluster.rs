@@ -212,22 +212,3 @@ fn uninstalling_runs_the_other_verb_in_the_same_directories() {
     succeeded(&cluster.uninstall(&["-n", "default"]));
     assert!(!cluster.objects().contains_key(IN_DEFAULT));
 }
-
-#[test]
-fn uninstall_says_what_to_type_instead() {
-    for (words, expected) in [
-        (&["-n"][..], "-n needs a value"),
-        (&["--timeout"], "--timeout needs a value"),
-        (&["--namespace", ""], "--namespace needs a value"),
-        (&["--now"], "unexpected argument '--now'"),
-        (&["macvtap"], "unexpected argument 'macvtap'"),
-    ] {
-        let mut command = Command::new(root().join("scripts/uninstall"));
-        let output = command.args(words).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{words:?}");
-        let text = failed(&output);
-        assert!(text.contains(expected) && text.contains("--help"), "{text}");
-    }
-    let mut command = Command::new(root().join("scripts/uninstall"));
-    assert!(succeeded(&command.arg("--help").output().unwrap()).contains("--timeout DURATION"));
-}
