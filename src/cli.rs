@@ -5,8 +5,10 @@ use std::{
     net::Ipv4Addr,
     ops::RangeInclusive,
     path::{Path, PathBuf, absolute},
+    str::FromStr,
 };
 
+use anyhow::{Error, Result, bail};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 
@@ -153,6 +155,9 @@ pub struct Deviceplugin {
     /// [default: `$NODE_NAME`, or else a random seed kept in the kubelet's directory]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// Give taps to containers by NRI: `off`, `auto`, or the runtime's socket
+    #[arg(long, value_name = "SOCKET", default_value = "off")]
+    pub nri: Nri,
     /// Serve /healthz, /readyz and /metrics on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub status_address: Option<ListenAddress>,
@@ -376,6 +381,30 @@ pub enum Switch {
     /// Off.
     #[value(help = None)]
     Off,
+}
+
+/// Whether containers get taps by NRI, and by which socket of the runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nri {
+    /// They do not.
+    Off,
+    /// By the usual socket, if the runtime has one.
+    Auto,
+    /// By this socket.
+    Socket(PathBuf),
+}
+
+impl FromStr for Nri {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            path if path.starts_with('/') => Ok(Self::Socket(path.into())),
+            _ => bail!("neither \"auto\", \"off\" nor an absolute path"),
+        }
+    }
 }
 
 /// The options of the installer.

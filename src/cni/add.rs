@@ -14,7 +14,13 @@ use super::{
     result,
 };
 use crate::{
-    host::{char_device::Found, devnode, netns::Netns, tap},
+    host::{
+        char_device::Found,
+        devnode,
+        netns::Netns,
+        nri_query::{self, TapSource},
+        tap,
+    },
     learning::{
         self,
         query::{self, PendingReply, Query},
@@ -32,12 +38,16 @@ use crate::{
         device_id::{DeviceId, STANDALONE_ATTEMPTS, standalone_taps},
         mac::MacAddr,
         mode::Mode,
+        owner::Access,
     },
 };
 
 /// How long ADD waits for a tap or a MAC that the previous pod still has. A netns takes
 /// up to 0.1 s to be destroyed; a kubelet asks again after seconds.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long ADD waits for the tap of the same pod's former sandbox.
+const FORMER_SANDBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Makes the attachment that is asked for.
 pub fn add<'a>(
@@ -94,7 +104,8 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Without a device plugin any free tap will do.
+    /// Without a device ID any free tap will do. A pod of Kubernetes gets the same one whenever
+    /// its sandbox is made again, and its containers get it by NRI.
     fn standalone(&mut self, lower: &str, mode: Mode) -> Result<Attachment<'a>> {
         let lower = self.lower(lower)?;
         let Environment {
@@ -102,7 +113,15 @@ impl<'a> Work<'a> {
             ifname,
             ..
         } = self.request.environment;
-        for number in standalone_taps(container_id, ifname) {
+        let pod_uid = self.request.config.pod_uid.as_ref();
+        if pod_uid.is_some() {
+            self.wait_for_nri()?;
+        }
+        let taps = standalone_taps(pod_uid.unwrap_or(container_id), ifname);
+        for (attempt, number) in taps.enumerate() {
+            if attempt == 0 && pod_uid.is_some() {
+                self.wait_for_former_sandbox(number)?;
+            }
             if devnode::find(number)? != Found::Nothing {
                 continue;
             }
@@ -112,6 +131,42 @@ impl<'a> Work<'a> {
         }
         let text = format!("each of {STANDALONE_ATTEMPTS} tap numbers tried is in use");
         Err(CniError::new(code::TRY_AGAIN, text))
+    }
+
+    /// Where pods get their taps by NRI, waits until the runtime asks for them: it would start the
+    /// containers without.
+    fn wait_for_nri(&self) -> Result<()> {
+        loop {
+            match nri_query::tap_source() {
+                TapSource::NotNri => return Ok(()),
+                TapSource::Nri => return self.check_access(),
+                TapSource::NoNri(why) => pause(self.request.deadline, || {
+                    let text = format!("the pod's containers would start without a tap: {why}");
+                    AttachError::new(Kind::TryAgain, text)
+                })?,
+            }
+        }
+    }
+
+    /// The device plugin, which describes the node to the runtime, does not know the network's
+    /// configuration.
+    fn check_access(&self) -> Result<()> {
+        if self.request.config.access == Access::QEMU {
+            return Ok(());
+        }
+        let text = "owner and group need a device ID: without one the tap comes by NRI and belongs \
+            to 107:107";
+        Err(CniError::new(code::CONFIG, text))
+    }
+
+    /// The network namespace of a former sandbox takes up to 0.1 s to be destroyed. Should
+    /// another pod have the number, the next one is taken.
+    fn wait_for_former_sandbox(&self, number: u32) -> Result<()> {
+        let deadline = Instant::now() + FORMER_SANDBOX_TIMEOUT;
+        while is_in_use(number)? && Instant::now() < deadline {
+            pause(self.request.deadline, || tap_held(number))?;
+        }
+        Ok(())
     }
 
     fn lower(&mut self, name: &str) -> Result<LowerDevice> {

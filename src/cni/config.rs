@@ -19,12 +19,12 @@ use crate::{
         link_name::LinkName,
         mac::MacAddr,
         mode::Mode,
-        owner::{Access, Owner},
+        owner::{Access, Owner, QEMU},
     },
 };
 
-/// User and group of QEMU in `KubeVirt`'s images.
-const QEMU: u32 = 107;
+/// The key in `CNI_ARGS` by which Kubernetes' runtimes tell a pod's UID.
+const POD_UID: &str = "K8S_POD_UID";
 /// The smallest MTU of a macvtap (`ETH_MIN_MTU` of the kernel).
 const MIN_MTU: u64 = 68;
 
@@ -47,6 +47,8 @@ pub struct Config {
     pub host_stack: bool,
     /// Who may open the tap.
     pub access: Access,
+    /// The pod's UID; none outside of Kubernetes.
+    pub pod_uid: Option<String>,
     /// What the guest may send; none if anything.
     pub security: Option<Security>,
     /// How much it may send and receive; none if anything.
@@ -113,6 +115,7 @@ impl Config {
             all_multicast: keys.take(fields.flag("allMulticast"))?.unwrap_or(true),
             host_stack: host_stack(&fields, &mut keys)?,
             access: access(&fields)?,
+            pod_uid: args.get(POD_UID).map(str::to_owned),
             security: policy::security(&fields, prev_result.as_ref())?,
             bandwidth: policy::bandwidth(&fields)?,
             prev_result,
@@ -155,6 +158,13 @@ impl Keys {
             other => other,
         }
     }
+}
+
+/// The pod's UID, which its attachments without a device ID derive their taps' numbers from.
+#[must_use]
+pub fn pod_uid(args: &str) -> Option<String> {
+    let args = Args::parse(args).ok()?;
+    args.get(POD_UID).map(str::to_owned)
 }
 
 /// The device ID of a configuration, if it has one, without judging it.
@@ -349,8 +359,8 @@ fn access(fields: &Fields<'_>) -> Result<Access> {
     let (user, group) = (id("owner")?, id("group")?);
     Ok(Access {
         owner: Owner {
-            user: user.unwrap_or(QEMU),
-            group: group.unwrap_or(QEMU),
+            user: user.unwrap_or(QEMU.user),
+            group: group.unwrap_or(QEMU.group),
         },
         group: group.is_some(),
     })

@@ -34,13 +34,16 @@ enum Attachment {
 
 impl Attachment {
     fn of(json: &Value, environment: &Environment) -> Self {
+        let pod_uid = config::pod_uid(&environment.args);
         match config::device_id(json) {
             Some(id) if id.contains('@') => id.parse().map_or(Self::Unknown, |device: DeviceId| {
                 Self::Allocated(device.tap)
             }),
             Some(id) => Self::Original(original_link_name(id)),
             None if config::lower_device(json).is_some() => {
-                let taps = standalone_taps(&environment.container_id, &environment.ifname);
+                let seeds = [Some(&environment.container_id), pod_uid.as_ref()];
+                let seeds = seeds.into_iter().flatten();
+                let taps = seeds.flat_map(|seed| standalone_taps(seed, &environment.ifname));
                 Self::Standalone(taps.collect())
             }
             None => Self::Unknown,

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt::Write};
 
-use crate::types::status::{LearningStatus, ResourceStatus, Status};
+use crate::types::status::{LearningStatus, NriStatus, ResourceStatus, Status};
 
 /// A metric: its name, its type, what it is, and where its samples are in the status.
 pub struct Metric {
@@ -19,7 +19,7 @@ pub struct Metric {
 type Sample = (Vec<(&'static str, String)>, u64);
 
 /// All of them.
-pub const METRICS: [Metric; 20] = [
+pub const METRICS: [Metric; 24] = [
     metric(
         "macvtap_build_info",
         "gauge",
@@ -179,6 +179,37 @@ pub const METRICS: [Metric; 20] = [
             ]
         },
     ),
+    metric(
+        "macvtap_nri_enabled",
+        "gauge",
+        "Whether containers get taps by NRI",
+        |status| vec![(vec![], u64::from(status.nri.is_some()))],
+    ),
+    metric(
+        "macvtap_nri_connected",
+        "gauge",
+        "Whether the container runtime asks for the taps of containers",
+        |status| {
+            let nri = nri(status);
+            vec![(vec![], u64::from(nri.running && nri.ready))]
+        },
+    ),
+    metric(
+        "macvtap_nri_containers_total",
+        "counter",
+        "Containers of pods with taps that the runtime asked about, by outcome",
+        |status| {
+            let nri = nri(status);
+            let outcome = |name: &str, count| (vec![("outcome", name.to_owned())], count);
+            vec![outcome("given", nri.given), outcome("refused", nri.refused)]
+        },
+    ),
+    metric(
+        "macvtap_nri_containers_without_tap",
+        "gauge",
+        "Containers that run without their taps",
+        |status| vec![(vec![], nri(status).without.len() as u64)],
+    ),
 ];
 
 const fn metric(
@@ -247,6 +278,12 @@ fn resources(status: &Status, value: impl Fn(&ResourceStatus) -> u64) -> Vec<Sam
 fn learning(status: &Status) -> Cow<'_, LearningStatus> {
     let learning = status.learning.as_ref();
     learning.map_or_else(Cow::default, Cow::Borrowed)
+}
+
+/// The numbers of NRI; zeros if it is off.
+fn nri(status: &Status) -> Cow<'_, NriStatus> {
+    let nri = status.nri.as_ref();
+    nri.map_or_else(Cow::default, Cow::Borrowed)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod learning_task;
 pub mod metrics;
 pub mod names;
 mod node_identity;
+pub mod nri;
 mod registration;
 mod resource;
 mod settings;
@@ -74,6 +75,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
     let configuration = source.load()?;
     let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
     let mut supervisor = Supervisor::new(settings, configuration, learning, sender)?;
+    supervisor.serve_nri(&settings.nri)?;
     loop {
         supervisor.run_due().await;
         let input = timeout_at(supervisor.deadline().into(), inputs.next()).await;

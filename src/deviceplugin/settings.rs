@@ -23,6 +23,8 @@ pub struct Settings {
     pub config: Option<PathBuf>,
     /// The directory of the pods' network namespaces; none if learning is turned off.
     pub learning: Option<PathBuf>,
+    /// Whether containers get taps by NRI.
+    pub nri: cli::Nri,
     /// The address on which health and metrics are served over HTTP.
     pub status_address: Option<ListenAddress>,
     /// The level of the log, unless `RUST_LOG` overrides it.
@@ -36,6 +38,7 @@ impl From<&cli::Deviceplugin> for Settings {
             node_name: node_name(options.node_name.clone()),
             config: options.config.clone(),
             learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
+            nri: options.nri.clone(),
             status_address: options.status_address.clone(),
             // The original's manifest has -v 3, for what is logged by default here.
             level: match options.verbosity {

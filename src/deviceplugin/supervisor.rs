@@ -21,11 +21,13 @@ use super::{
     learning_task::LearningTask,
     names::KUBELET_SOCKET,
     node_identity::NodeIdentity,
+    nri::Nri,
     resource::{Resource, Shared},
     settings::Settings,
     tap_only::TapOnly,
 };
 use crate::{
+    cli,
     host::{file_id::FileId, tap},
     macvtap::lower::LowerDevice,
     netlink::{Link, Socket},
@@ -68,6 +70,7 @@ pub struct Supervisor {
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
     learning: LearningTask,
+    nri: Option<Nri>,
     kubelet_restarts: u64,
     link_resyncs: u64,
 }
@@ -106,12 +109,19 @@ impl Supervisor {
             sockets_changed: false,
             skipped: BTreeMap::new(),
             learning,
+            nri: None,
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
         supervisor.plan();
         supervisor.reconcile();
         Ok(supervisor)
+    }
+
+    /// Gives taps to containers by NRI, unless it is off.
+    pub fn serve_nri(&mut self, nri: &cli::Nri) -> Result<()> {
+        self.nri = Nri::start(nri, &self.shared.kubelet_dir)?;
+        Ok(())
     }
 
     /// Does what is due: serves, registers, stops what is not offered any more.
@@ -345,6 +355,7 @@ impl Supervisor {
             kubelet_restarts: self.kubelet_restarts,
             link_resyncs: self.link_resyncs,
             learning: self.learning.status(),
+            nri: self.nri.as_ref().map(Nri::status),
         }
     }
 

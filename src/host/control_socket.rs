@@ -30,13 +30,13 @@ use super::{file_id::FileId, files};
 use crate::types::errors::io_error;
 
 /// Where the CNI plugin looks first.
-const RUN_DIR: &str = "/run/macvtap";
+pub const RUN_DIR: &str = "/run/macvtap";
 /// The sub-directory of the kubelet's device-plugins directory, which every manifest mounts. A
 /// starting kubelet removes files there, not directories. Probes list that directory by
 /// patterns that a hidden name does not match.
 const IN_KUBELET_DIR: &str = ".macvtap";
 /// The device-plugins directories of the kubelet, k0s and `MicroK8s`.
-const KUBELET_DIRS: [&str; 3] = [
+pub const KUBELET_DIRS: [&str; 3] = [
     "/var/lib/kubelet/device-plugins",
     "/var/lib/k0s/kubelet/device-plugins",
     "/var/snap/microk8s/common/var/lib/kubelet/device-plugins",

@@ -8,6 +8,7 @@ pub mod file_id;
 pub mod files;
 pub mod logging;
 pub mod netns;
+pub mod nri_query;
 pub mod packet;
 pub mod signals;
 pub mod stdout;

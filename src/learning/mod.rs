@@ -23,4 +23,5 @@ mod table;
 mod thread;
 
 pub use group::{GROUP, group, is_parked};
+pub use recovery::path_in_container;
 pub use thread::Learning;

@@ -26,7 +26,18 @@ pub struct Access {
     pub group: bool,
 }
 
+/// User and group of QEMU in `KubeVirt`'s images.
+pub const QEMU: Owner = Owner {
+    user: 107,
+    group: 107,
+};
+
 impl Access {
+    /// QEMU's user alone, which is what a network gets that says nothing else.
+    pub const QEMU: Self = Self {
+        owner: QEMU,
+        group: false,
+    };
     /// Root alone.
     pub const ROOT: Self = Self {
         owner: Owner { user: 0, group: 0 },

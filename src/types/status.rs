@@ -19,6 +19,9 @@ pub struct Status {
     pub link_resyncs: u64,
     /// Learning; none if it is off.
     pub learning: Option<LearningStatus>,
+    /// NRI; none if it is off.
+    #[serde(default)]
+    pub nri: Option<NriStatus>,
 }
 
 /// The status of one resource.
@@ -98,6 +101,28 @@ pub struct PortStatus {
     pub parked: bool,
 }
 
+/// The status of the plugin that the container runtime asks about containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NriStatus {
+    /// Whether its thread runs. If not, the numbers are the last ones.
+    pub running: bool,
+    /// Whether the runtime asks about each container that it creates.
+    pub ready: bool,
+    /// Whether this node's runtime has no NRI, and need not have it.
+    pub absent: bool,
+    /// The runtime's name and version; empty if it never connected.
+    pub runtime: String,
+    /// Why there is no connection; empty if there is one.
+    pub last_error: String,
+    /// The number of containers that got taps.
+    pub given: u64,
+    /// The number of containers that were refused.
+    pub refused: u64,
+    /// The containers that run without their taps.
+    pub without: Vec<String>,
+}
+
 /// What a status amounts to, in sentences.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -130,6 +155,9 @@ impl Status {
             let text = format!("learning is on: {active} ports active, {parked} parked");
             summary.ok.push(text);
         }
+        if let Some(nri) = &self.nri {
+            nri.summarize(&mut summary);
+        }
         for resource in &self.resources {
             match resource.registration() {
                 Ok(text) => summary.ok.push(text),
@@ -140,6 +168,27 @@ impl Status {
             summary.ok.push("no resources to offer".to_owned());
         }
         summary
+    }
+}
+
+impl NriStatus {
+    /// A container without its taps is no failure of the device plugin.
+    fn summarize(&self, summary: &mut Summary) {
+        let Self {
+            runtime,
+            last_error,
+            ..
+        } = self;
+        if self.running && self.ready {
+            summary.ok.push(format!("NRI is connected to {runtime}"));
+        } else if self.running && self.absent {
+            let text = "the container runtime has no NRI socket";
+            summary.ok.push(text.to_owned());
+        } else {
+            let text = format!("NRI is not connected: {last_error}");
+            summary.failures.push(text);
+        }
+        summary.ok.extend(self.without.iter().cloned());
     }
 }
 
@@ -244,6 +293,7 @@ mod tests {
     fn the_keys_stay() {
         let status = Status {
             learning: Some(LearningStatus::default()),
+            nri: Some(NriStatus::default()),
             ..status(dataplane())
         };
         let resource = json!({
@@ -256,9 +306,13 @@ mod tests {
             "reflections": 0, "announcements": 0, "floods": 0, "spoofs": 0, "failures": 0,
             "ports": {},
         });
+        let nri = json!({
+            "running": false, "ready": false, "absent": false, "runtime": "", "lastError": "", "given": 0,
+            "refused": 0, "without": [],
+        });
         let expected = json!({
             "netlink": null, "resources": [resource], "kubeletRestarts": 0, "linkResyncs": 0,
-            "learning": learning,
+            "learning": learning, "nri": nri,
         });
         assert_eq!(serde_json::to_value(&status).unwrap(), expected);
         assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);

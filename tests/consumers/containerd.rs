@@ -1,9 +1,10 @@
 //! containerd, driven by the CRI as the kubelet drives it: what a pod with a tap goes through.
 
 use std::{
+    collections::HashMap,
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -46,11 +47,44 @@ const FIRST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"typ
 const SECOND: &str = r#"{"cniVersion": "1.0.0", "name": "vms", "plugins": [
     {"type": "promised", "deviceID": "PROMISED"}, {"type": "flaky"}]}"#;
 
+const CONFIG: &str = r#"
+version = 2
+root = "{path}/root"
+state = "{path}/state"
+[grpc]
+address = "{path}/sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{IMAGE}"
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{path}/bin"
+conf_dir = "{path}/net.d"
+max_conf_num = 2
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+"#;
+const NRI_CONFIG: &str = r#"
+[plugins."io.containerd.nri.v1.nri"]
+disable = false
+socket_path = "{path}/nri/nri.sock"
+plugin_path = "{path}/nri/plugins"
+plugin_config_path = "{path}/nri/conf.d"
+"#;
+/// A network that names its lower device alone.
+const BY_NRI: &str = r#"{"cniVersion": "1.0.0", "name": "vms", "plugins": [
+    {"type": "macvtap", "lowerDevice": "eth0"}]}"#;
+
 /// A containerd of the test's own in a node's network namespace, and the CRI to it.
 pub struct Containerd {
     daemon: Child,
     dir: TempDir,
-    cri: Cri,
+    /// Where its programs are, if not where the machine's are.
+    bin: Option<PathBuf>,
+    pub cri: Cri,
 }
 
 /// A pod that runs, with one container.
@@ -70,31 +104,53 @@ pub fn has_containerd() -> bool {
 
 impl Containerd {
     pub fn start(node: &Node) -> Self {
+        Self::start_with(node, None)
+    }
+
+    /// Starts the one in the directory `bin`, with NRI; its pods have a macvtap without a device
+    /// ID.
+    pub fn with_nri(node: &Node, bin: &Path) -> Self {
+        Self::start_with(node, Some(bin.to_owned()))
+    }
+
+    fn start_with(node: &Node, bin: Option<PathBuf>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path();
-        configure(path);
+        configure(dir.path(), bin.is_some());
         node.host.ip("link set lo up"); // its streaming server binds there
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "containerd", "--config"]);
-        command.arg(path.join("config.toml"));
-        let log = fs::File::create(path.join("log")).unwrap();
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let daemon = node.host.0.run(|| Ok(command.spawn()?)).unwrap();
-        let cri = Cri::new(path.join("sock"));
-        let containerd = Self { daemon, dir, cri };
+        let daemon = daemon(node, dir.path(), bin.as_deref());
+        let cri = Cri::new(dir.path().join("sock"));
+        let containerd = Self {
+            daemon,
+            dir,
+            bin,
+            cri,
+        };
+        containerd.wait_until_up();
+        containerd.import();
+        containerd
+    }
+
+    fn wait_until_up(&self) {
         let start = Instant::now();
-        while !containerd.cri.is_up() {
+        while !self.cri.is_up() {
             assert!(
                 start.elapsed() < Duration::from_secs(20),
                 "containerd is not up"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        containerd.import();
-        containerd
+    }
+
+    /// Kills it and starts it again. Its pods go on.
+    pub fn restart(&mut self, node: &Node) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+        self.daemon = daemon(node, self.dir.path(), self.bin.as_deref());
+        self.wait_until_up();
+    }
+
+    pub fn nri_socket(&self) -> PathBuf {
+        self.dir.path().join("nri/nri.sock")
     }
 
     fn ctr(&self, words: &[&str]) -> Output {
@@ -116,10 +172,11 @@ impl Containerd {
         Sandbox {
             metadata: Some(Metadata {
                 name: name.into(),
-                uid: format!("uid-{name}"),
+                uid: format!("uid-{name}-{}", tap_number()),
                 namespace: "default".into(),
                 attempt: 0,
             }),
+            labels: HashMap::new(),
             linux: None,
         }
     }
@@ -178,30 +235,27 @@ impl Drop for Containerd {
     }
 }
 
-fn configure(dir: &Path) {
-    let path = dir.display();
-    let config = format!(
-        r#"
-version = 2
-root = "{path}/root"
-state = "{path}/state"
-[grpc]
-address = "{path}/sock"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
-stream_server_address = "127.0.0.1"
-stream_server_port = "0"
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{path}/bin"
-conf_dir = "{path}/net.d"
-max_conf_num = 2
-[plugins."io.containerd.grpc.v1.cri".containerd]
-snapshotter = "native"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-"#
-    );
+/// Starts the daemon with the shims that are beside it.
+fn daemon(node: &Node, dir: &Path, bin: Option<&Path>) -> Child {
+    let path = std::env::var("PATH").unwrap();
+    let path = bin.map_or_else(|| path.clone(), |bin| format!("{}:{path}", bin.display()));
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "containerd", "--config"]);
+    command.arg(dir.join("config.toml")).env("PATH", path);
+    let mut append = fs::File::options();
+    let log = append.create(true).append(true).open(dir.join("log"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.unwrap());
+    node.host.0.run(|| Ok(command.spawn()?)).unwrap()
+}
+
+fn configure(dir: &Path, nri: bool) {
+    let path = dir.to_str().unwrap();
+    let sections = [CONFIG, NRI_CONFIG];
+    let config = sections[..=usize::from(nri)].concat();
+    let config = config.replace("{path}", path).replace("{IMAGE}", IMAGE);
     fs::write(dir.join("config.toml"), config).unwrap();
     for name in ["bin", "net.d", "devices"] {
         fs::create_dir(dir.join(name)).unwrap();
@@ -216,7 +270,8 @@ runtime_type = "io.containerd.runc.v2"
         fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
     }
     fs::write(dir.join("net.d/10-pods.conflist"), FIRST).unwrap();
-    fs::write(dir.join("net.d/20-vms.conflist"), SECOND).unwrap();
+    let second = if nri { BY_NRI } else { SECOND };
+    fs::write(dir.join("net.d/20-vms.conflist"), second).unwrap();
     make_image(dir);
 }
 

@@ -1,7 +1,7 @@
 //! The Container Runtime Interface as far as the kubelet uses it for a pod with a tap: the
 //! messages by their field numbers in Kubernetes' `cri-api` (`runtime.v1`), and a client.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use macvtap::deviceplugin::grpc::channel;
 use prost::Message;
@@ -25,6 +25,8 @@ pub struct Metadata {
 pub struct Sandbox {
     #[prost(message, optional, tag = "1")]
     pub metadata: Option<Metadata>,
+    #[prost(map = "string, string", tag = "6")]
+    pub labels: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
     pub linux: Option<Empty>,
 }
@@ -209,14 +211,31 @@ impl Cri {
         sandbox: &Sandbox,
         config: Container,
     ) -> Result<String, String> {
+        let id = self.create(sandbox_id, sandbox, config)?;
+        self.start_created(&id)?;
+        Ok(id)
+    }
+
+    /// Makes a container; its ID.
+    pub fn create(
+        &self,
+        sandbox_id: &str,
+        sandbox: &Sandbox,
+        config: Container,
+    ) -> Result<String, String> {
         let request = CreateContainer {
             sandbox_id: sandbox_id.into(),
             config: Some(config),
             sandbox: Some(sandbox.clone()),
         };
         let container: Id = self.call("CreateContainer", request)?;
-        let _: Empty = self.call("StartContainer", container.clone())?;
         Ok(container.id)
+    }
+
+    /// Starts a container that was made.
+    pub fn start_created(&self, id: &str) -> Result<(), String> {
+        let _: Empty = self.call("StartContainer", Id { id: id.into() })?;
+        Ok(())
     }
 
     /// Runs a command in a container.

@@ -4,5 +4,6 @@ mod chain;
 mod containerd;
 mod cri;
 mod libvirt;
+mod nri;
 mod podman;
 mod qemu;

@@ -5,6 +5,7 @@ mod devices;
 mod held;
 mod kind;
 mod metrics;
+mod nri;
 mod probe;
 mod registration;
 mod signals;

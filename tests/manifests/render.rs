@@ -15,7 +15,7 @@ use super::{
 const CHOICES: [&[&str]; 4] = [
     &["", "selinux", "openshift"],
     &["", "seccomp"],
-    &["", "net-admin-only"],
+    &["", "net-admin-only", "nri"],
     &["", "metrics", "prometheus-operator"],
 ];
 
@@ -113,7 +113,7 @@ fn every_combination_touches_what_is_ours_and_nothing_else() {
         return;
     }
     let combinations = combinations();
-    assert_eq!(combinations.len(), 36);
+    assert_eq!(combinations.len(), 54);
     thread::scope(|scope| {
         for installation in ["", "replace"] {
             let combinations = &combinations;
@@ -267,6 +267,10 @@ fn check_rights(pod: &Value, components: &[&str]) {
     );
     let args = words(&containers(pod)[1]["args"]);
     assert_eq!(args.contains(&"--learning=off".to_owned()), !learning);
+    // Whoever has the runtime's socket is root on the node.
+    let nri = components.contains(&"nri");
+    assert_eq!(args.contains(&"--nri=auto".to_owned()), nri);
+    assert_eq!(pod.to_string().contains("/var/run/nri"), nri);
 }
 
 /// Health and metrics are for the node alone, or for a Prometheus in the cluster.

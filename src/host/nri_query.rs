@@ -1,0 +1,191 @@
+//! What ADD queries of the device plugin before it makes a macvtap for which the pod has no
+//! device: does the container runtime ask us about containers?
+//!
+//! A runtime skips a plugin that is not connected, and starts the container without its tap.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use log::debug;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::{
+        control_socket::{self, Connection, RUN_DIR, Server},
+        files,
+        netns::Netns,
+    },
+    types::errors::together,
+};
+
+/// The only version there is. A message of another one is not understood.
+const VERSION: u64 = 1;
+/// How long either end waits for the other.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// A file that says that this node's pods get taps by NRI. In the kubelet's directory it outlives
+/// the device plugin and the machine's next start, when pods may come before the device plugin.
+const MARKER: &str = "nri";
+
+/// How a pod's containers get its taps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TapSource {
+    /// Not by NRI on this node.
+    NotNri,
+    /// By NRI, and the runtime asks for them.
+    Nri,
+    /// By NRI, but the runtime would start them without, because of this.
+    NoNri(String),
+}
+
+#[derive(Deserialize, Serialize)]
+struct ReplyMessage {
+    version: u64,
+    /// Why the runtime does not ask; none if it does.
+    obstacle: Option<String>,
+}
+
+/// What tells nodes apart that share a directory: their network namespace.
+fn node() -> Result<u64> {
+    let (_, inode) = Netns::current()?.identity()?;
+    Ok(inode)
+}
+
+fn socket_name() -> Result<String> {
+    Ok(format!("nri-{}.sock", node()?))
+}
+
+fn shared_marker() -> Result<PathBuf> {
+    Ok(Path::new(RUN_DIR).join(format!("{MARKER}-{}", node()?)))
+}
+
+fn own_marker(kubelet_dir: &Path) -> PathBuf {
+    control_socket::dir_in(kubelet_dir).join(MARKER)
+}
+
+// === the CNI plugin's end ===
+
+/// How the containers of a pod of Kubernetes get its taps.
+#[must_use]
+pub fn tap_source() -> TapSource {
+    let Ok(name) = socket_name() else {
+        return TapSource::NotNri;
+    };
+    let mut dirs = control_socket::client_dirs();
+    let connection = dirs.find_map(|dir| Connection::open(&dir, &name).ok());
+    match connection.map(receive) {
+        Some(Ok(None)) => TapSource::Nri,
+        Some(Ok(Some(obstacle))) => TapSource::NoNri(obstacle),
+        Some(Err(error)) => TapSource::NoNri(format!("the device plugin: {error:#}")),
+        None if is_marked() => {
+            TapSource::NoNri("the device plugin of this node is not running".to_owned())
+        }
+        None => TapSource::NotNri,
+    }
+}
+
+fn is_marked() -> bool {
+    let own = control_socket::KUBELET_DIRS.iter();
+    let own = own.map(|dir| own_marker(Path::new(dir)));
+    own.chain(shared_marker()).any(|marker| marker.exists())
+}
+
+fn receive(mut connection: Connection) -> Result<Option<String>> {
+    let reply: ReplyMessage = connection.receive(Instant::now() + ANSWER_TIMEOUT)?;
+    ensure!(reply.version == VERSION, "its version is another one");
+    Ok(reply.obstacle)
+}
+
+// === the device plugin's end ===
+
+/// The sockets on which the device plugin is queried.
+pub struct Listener {
+    servers: Vec<(PathBuf, Option<Server>)>,
+}
+
+impl Listener {
+    /// Listens in none of these directories yet.
+    #[must_use]
+    pub fn new(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
+        let servers = dirs.into_iter().map(|dir| (dir, None));
+        Self {
+            servers: servers.collect(),
+        }
+    }
+
+    /// Listens where it does not yet, or where the socket was removed. Fails with `AddrInUse`
+    /// while another device plugin listens, and if there is no socket at all.
+    pub fn bind(&mut self) -> Result<()> {
+        let name = socket_name()?;
+        let mut errors = Vec::new();
+        for (dir, server) in &mut self.servers {
+            if server.as_ref().is_some_and(Server::is_in_place) {
+                continue;
+            }
+            match Server::bind(dir, &name) {
+                Ok(bound) => *server = Some(bound),
+                Err(error) if control_socket::is_in_use(&error) => {
+                    return Err(error.context("another device plugin serves NRI on this node"));
+                }
+                Err(error) => {
+                    debug!(error:% = format!("{error:#}"); "no control socket here");
+                    errors.push(error);
+                }
+            }
+        }
+        if self.servers.iter().all(|(_, server)| server.is_none()) {
+            together(&errors)?;
+        }
+        Ok(())
+    }
+
+    /// Answers those who wait: why the runtime does not ask, or that it does.
+    pub fn answer(&self, obstacle: Option<&str>) {
+        for server in self
+            .servers
+            .iter()
+            .filter_map(|(_, server)| server.as_ref())
+        {
+            while let Ok(Some(mut connection)) = server.accept() {
+                let message = ReplyMessage {
+                    version: VERSION,
+                    obstacle: obstacle.map(str::to_owned),
+                };
+                if let Err(error) = connection.send(&message, Instant::now() + ANSWER_TIMEOUT) {
+                    debug!(error:% = format!("{error:#}"); "ADD did not wait for the answer");
+                }
+            }
+        }
+    }
+
+    /// The sockets, to wait for.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let servers = self
+            .servers
+            .iter()
+            .filter_map(|(_, server)| server.as_ref());
+        servers.map(AsFd::as_fd)
+    }
+}
+
+/// Notes that the pods of this kubelet's node get taps by NRI.
+pub fn mark(kubelet_dir: &Path) -> Result<()> {
+    let write = |marker: &Path| {
+        fs::write(marker, "").with_context(|| format!("writing {}", marker.display()))
+    };
+    control_socket::make_private_dir(&control_socket::dir_in(kubelet_dir))?;
+    if let Err(error) = write(&shared_marker()?) {
+        debug!(error:% = format!("{error:#}"); "not noted here"); // There may be no such directory.
+    }
+    write(&own_marker(kubelet_dir))
+}
+
+/// Notes that they do not.
+pub fn unmark(kubelet_dir: &Path) -> Result<()> {
+    files::remove(&shared_marker()?)?;
+    files::remove(&own_marker(kubelet_dir))
+}

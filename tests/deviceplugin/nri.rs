@@ -1,0 +1,462 @@
+//! NRI, as a container runtime sees the device plugin: bytes, order and failures.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use kit::{
+    kubelet::{Plugin, WAIT_TIMEOUT, command},
+    netns::{Cni, Host, IFNAME, Node, tap, wait_until},
+};
+use macvtap::deviceplugin::nri::{
+    api::{
+        ConfigureRequest, ConfigureResponse, Container, CreateContainerRequest,
+        CreateContainerResponse, LinuxContainer, LinuxDevice, LinuxNamespace, LinuxPodSandbox,
+        PodSandbox, RegisterPluginRequest, Request, Response, StateChangeEvent, Status,
+        SynchronizeRequest, SynchronizeResponse,
+    },
+    frame::{Decoder, Message, PLUGIN, REQUEST, RESPONSE, RUNTIME},
+};
+use prost::Message as _;
+use serde_json::json;
+use tempfile::{TempDir, tempdir};
+
+const UID: &str = "6ee2a1b5-1ff2-4f36-a4a0-5a6f2b7d3c10";
+const CREATE_CONTAINER: i32 = 1 << 3;
+
+/// A runtime that waits for plugins.
+struct Runtime {
+    listener: UnixListener,
+    path: PathBuf,
+    dir: TempDir,
+}
+
+/// A plugin that is connected to it.
+struct Connection {
+    stream: UnixStream,
+    decoder: Decoder,
+    received: Vec<Message>,
+    /// The next stream, odd as all of a client.
+    stream_id: u32,
+    /// Bytes of the frames that are sent.
+    frame: usize,
+}
+
+impl Runtime {
+    fn new() -> Self {
+        let dir = tempdir().unwrap();
+        let path = dir.path().join("nri.sock");
+        let listener = listen(&path);
+        Self {
+            listener,
+            path,
+            dir,
+        }
+    }
+
+    fn plugin(&self, node: &Node) -> Plugin {
+        let mut command = command(&[], self.dir.path());
+        command.arg("--nri").arg(&self.path).args(["-v", "4"]);
+        Plugin::spawn(&node.host, command)
+    }
+
+    /// A plugin that has connected and sent its registration.
+    fn accept(&self) -> (Connection, RegisterPluginRequest) {
+        let start = Instant::now();
+        let stream = loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            assert!(start.elapsed() < WAIT_TIMEOUT, "no plugin connects");
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+        let mut connection = Connection {
+            stream,
+            decoder: Decoder::default(),
+            received: Vec::new(),
+            stream_id: 1,
+            frame: 4096,
+        };
+        let message = connection.receive();
+        assert_eq!((message.connection, message.kind), (RUNTIME, REQUEST));
+        let request = Request::decode(&message.payload[..]).unwrap();
+        assert_eq!(request.method, "RegisterPlugin");
+        let registration = RegisterPluginRequest::decode(&request.payload[..]).unwrap();
+        (connection, registration)
+    }
+
+    /// A plugin that is registered, configured and synchronized.
+    fn ready(&self) -> Connection {
+        let (mut connection, _) = self.accept();
+        connection.register(None);
+        connection.configure();
+        connection.synchronize(&SynchronizeRequest::default());
+        connection
+    }
+}
+
+fn listen(path: &Path) -> UnixListener {
+    let listener = UnixListener::bind(path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+impl Connection {
+    fn send(&mut self, message: &Message) {
+        let frames = message.encode().unwrap();
+        for piece in frames.chunks(self.frame) {
+            self.stream.write_all(piece).unwrap();
+        }
+    }
+
+    fn receive(&mut self) -> Message {
+        let mut buffer = [0; 4096];
+        while self.received.is_empty() {
+            let length = match self.stream.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                length => length.unwrap(),
+            };
+            assert!(length > 0, "the plugin closed the connection");
+            self.received = self.decoder.push(&buffer[..length]).unwrap();
+        }
+        self.received.remove(0)
+    }
+
+    /// Answers the registration.
+    fn register(&mut self, status: Option<Status>) {
+        let response = Response {
+            status,
+            payload: Vec::new(),
+        };
+        self.send(&Message {
+            connection: RUNTIME,
+            stream: 1,
+            kind: RESPONSE,
+            payload: response.encode_to_vec(),
+        });
+    }
+
+    /// The response to a call.
+    fn call(&mut self, method: &str, payload: Vec<u8>) -> Response {
+        let request = Request {
+            service: "nri.pkg.api.v1alpha1.Plugin".to_owned(),
+            method: method.to_owned(),
+            payload,
+        };
+        let sent = self.stream_id;
+        self.stream_id += 2;
+        self.send(&Message {
+            connection: PLUGIN,
+            stream: sent,
+            kind: REQUEST,
+            payload: request.encode_to_vec(),
+        });
+        let message = self.receive();
+        let Message {
+            connection,
+            stream,
+            kind,
+            payload,
+        } = message;
+        assert_eq!((connection, stream, kind), (PLUGIN, sent, RESPONSE));
+        Response::decode(&payload[..]).unwrap()
+    }
+
+    fn configure(&mut self) -> ConfigureResponse {
+        let request = ConfigureRequest {
+            runtime_name: "runtime".to_owned(),
+            runtime_version: "v1".to_owned(),
+            ..ConfigureRequest::default()
+        };
+        let response = self.call("Configure", request.encode_to_vec());
+        ConfigureResponse::decode(&response.payload[..]).unwrap()
+    }
+
+    fn synchronize(&mut self, request: &SynchronizeRequest) -> bool {
+        let response = self.call("Synchronize", request.encode_to_vec());
+        let response = SynchronizeResponse::decode(&response.payload[..]);
+        response.unwrap().more
+    }
+
+    fn create(
+        &mut self,
+        pod: &PodSandbox,
+        container: &Container,
+    ) -> Result<Vec<LinuxDevice>, String> {
+        let request = CreateContainerRequest {
+            pod: Some(pod.clone()),
+            container: Some(container.clone()),
+        };
+        let response = self.call("CreateContainer", request.encode_to_vec());
+        if let Some(status) = response.status.filter(|status| status.code != 0) {
+            return Err(status.message);
+        }
+        let response = CreateContainerResponse::decode(&response.payload[..]).unwrap();
+        let linux = response.adjust.and_then(|adjust| adjust.linux);
+        Ok(linux.map(|linux| linux.devices).unwrap_or_default())
+    }
+}
+
+/// ADD for a pod whose network names its lower device.
+fn attached<'a>(node: &'a Node, pod: &Host) -> (Cni<'a>, u32) {
+    let call = node.cni(pod, json!({"lowerDevice": "eth0"}));
+    let args = format!("IgnoreUnknown=1;K8S_POD_UID={UID}");
+    let call = call.env("CNI_ARGS", &args).added();
+    let number = pod.link(IFNAME).unwrap()["ifindex"].as_u64().unwrap();
+    (call, u32::try_from(number).unwrap())
+}
+
+fn namespace(kind: &str, path: &str) -> LinuxNamespace {
+    LinuxNamespace {
+        r#type: kind.to_owned(),
+        path: path.to_owned(),
+    }
+}
+
+fn sandbox(netns: &str) -> PodSandbox {
+    PodSandbox {
+        id: "sandbox".to_owned(),
+        name: "vm".to_owned(),
+        namespace: "default".to_owned(),
+        uid: UID.to_owned(),
+        linux: Some(LinuxPodSandbox {
+            namespaces: vec![namespace("ipc", "/ipc"), namespace("network", netns)],
+        }),
+        ..PodSandbox::default()
+    }
+}
+
+fn container(name: &str) -> Container {
+    Container {
+        id: format!("id-{name}"),
+        pod_sandbox_id: "sandbox".to_owned(),
+        name: name.to_owned(),
+        state: 3,
+        linux: None,
+    }
+}
+
+#[test]
+fn it_registers_and_is_told_of_few_events() {
+    let (node, runtime) = (Node::new(), Runtime::new());
+    let plugin = runtime.plugin(&node);
+    let (mut connection, registration) = runtime.accept();
+    assert_eq!(registration.plugin_name, "macvtap");
+    let digits = registration.plugin_idx.chars().all(|c| c.is_ascii_digit());
+    assert!(
+        digits && registration.plugin_idx.len() == 2,
+        "{registration:?}"
+    );
+    connection.register(None);
+    let ConfigureResponse { events } = connection.configure();
+    assert!(events & CREATE_CONTAINER != 0);
+    // containerd closes the connection of a plugin that subscribes to what it does not know.
+    assert!(events > 0 && events < 1 << 11, "{events:b}");
+    assert!(!connection.synchronize(&SynchronizeRequest::default()));
+    plugin.wait_for_log("NRI is ready");
+}
+
+#[test]
+fn the_state_may_come_in_parts_and_in_megabytes() {
+    let (node, runtime) = (Node::new(), Runtime::new());
+    let plugin = runtime.plugin(&node);
+    let (mut connection, _) = runtime.accept();
+    connection.register(None);
+    connection.configure();
+    let part = |more| SynchronizeRequest {
+        pods: vec![sandbox(&"x".repeat(1_500_000)); 4],
+        containers: vec![container("app"); 1000],
+        more,
+    };
+    for more in [true, true, false] {
+        assert_eq!(connection.synchronize(&part(more)), more);
+    }
+    plugin.wait_for_log("NRI is ready");
+}
+
+#[test]
+fn frames_may_be_cut_anywhere() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, number) = attached(&node, &pod);
+    for size in [1, 3, 9] {
+        connection.frame = size;
+        let devices = connection.create(&sandbox(&pod.path()), &container("compute"));
+        let paths: Vec<String> = devices.unwrap().into_iter().map(|d| d.path).collect();
+        assert_eq!(paths, [tap(number).to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn the_container_of_an_attached_pod_gets_its_tap() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let before = connection.create(&sandbox(&pod.path()), &container("a"));
+    assert_eq!(before, Ok(vec![]), "nothing is attached yet");
+    let (call, number) = attached(&node, &pod);
+    let created = connection
+        .create(&sandbox(&pod.path()), &container("a"))
+        .unwrap();
+    let [device] = &created[..] else {
+        panic!("{created:?}");
+    };
+    let metadata = std::fs::metadata(tap(number)).unwrap();
+    let rdev = std::os::unix::fs::MetadataExt::rdev(&metadata);
+    let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    assert_eq!(
+        (device.r#type.as_str(), device.path.as_str()),
+        ("c", tap(number).to_str().unwrap())
+    );
+    assert_eq!(
+        (device.major.cast_unsigned(), device.minor.cast_unsigned()),
+        (major, minor)
+    );
+    let values = [device.uid, device.gid, device.file_mode].map(|value| value.unwrap().value);
+    assert_eq!(values, [107, 107, 0o600]);
+    call.succeed("DEL");
+    let after = connection.create(&sandbox(&pod.path()), &container("a"));
+    assert_eq!(after, Ok(vec![]));
+}
+
+#[test]
+fn other_pods_and_other_devices_are_left_alone() {
+    let (node, runtime, pod, other) = (Node::new(), Runtime::new(), Host::named(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, number) = attached(&node, &pod);
+    let mut of_other_uid = sandbox(&pod.path());
+    of_other_uid.uid = "another".to_owned();
+    assert_eq!(
+        connection.create(&of_other_uid, &container("a")),
+        Ok(vec![])
+    );
+    let in_other_netns = sandbox(&other.path());
+    assert_eq!(
+        connection.create(&in_other_netns, &container("a")),
+        Ok(vec![])
+    );
+    let mut on_host_network = sandbox(&pod.path());
+    on_host_network.linux = None;
+    assert_eq!(
+        connection.create(&on_host_network, &container("a")),
+        Ok(vec![])
+    );
+    let mut has_it = container("a");
+    let device = LinuxDevice {
+        path: tap(number).to_str().unwrap().to_owned(),
+        ..LinuxDevice::default()
+    };
+    has_it.linux = Some(LinuxContainer {
+        devices: vec![device],
+        ..LinuxContainer::default()
+    });
+    assert_eq!(
+        connection.create(&sandbox(&pod.path()), &has_it),
+        Ok(vec![])
+    );
+}
+
+/// The connection stays, and the container fails with words.
+#[test]
+fn what_cannot_be_done_fails_the_container() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, _) = attached(&node, &pod);
+    let mut with_users = sandbox(&pod.path());
+    let namespaces = &mut with_users.linux.as_mut().unwrap().namespaces;
+    namespaces.push(namespace("user", ""));
+    let error = connection.create(&with_users, &container("a")).unwrap_err();
+    assert!(error.contains("user namespace"), "{error}");
+    let gone = sandbox("/run/netns/this-one-is-gone");
+    let error = connection.create(&gone, &container("a")).unwrap_err();
+    assert!(
+        error.contains("/run/netns/this-one-is-gone is gone"),
+        "{error}"
+    );
+    let response = connection.call("CreateContainer", vec![0xff; 3]);
+    assert!(response.status.unwrap().message.contains("decoding"));
+    let devices = connection.create(&sandbox(&pod.path()), &container("a"));
+    assert_eq!(devices.unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_unknown_is_answered_so_that_newer_runtimes_fall_back() {
+    let (node, runtime) = (Node::new(), Runtime::new());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let response = connection.call("StartContainer", Vec::new());
+    assert_eq!(response.status.unwrap().code, 12);
+    let event = StateChangeEvent {
+        event: 99,
+        ..StateChangeEvent::default()
+    };
+    let response = connection.call("StateChange", event.encode_to_vec());
+    assert!(response.status.is_none());
+    connection.send(&Message {
+        connection: 7,
+        stream: 1,
+        kind: 3,
+        payload: vec![1, 2, 3],
+    });
+    let response = connection.call("StateChange", event.encode_to_vec());
+    assert!(response.status.is_none());
+}
+
+/// A container that starts without having been asked about was created while no plugin was.
+#[test]
+fn a_container_that_runs_without_its_tap_is_reported() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, _) = attached(&node, &pod);
+    let started = |name: &str| StateChangeEvent {
+        event: 6,
+        pod: Some(sandbox(&pod.path())),
+        container: Some(container(name)),
+    };
+    let asked = connection.create(&sandbox(&pod.path()), &container("asked"));
+    assert_eq!(asked.unwrap().len(), 1);
+    for name in ["asked", "missed"] {
+        connection.call("StateChange", started(name).encode_to_vec());
+    }
+    plugin.wait_for_log("container=missed");
+    let log = plugin.log();
+    assert!(log.contains("container runs without its taps"), "{log}");
+    let without = log.lines().filter(|line| line.contains("runs without"));
+    assert!(
+        without.clone().all(|line| !line.contains("=asked")),
+        "{log}"
+    );
+}
+
+#[test]
+fn it_connects_again_when_it_was_refused_or_the_runtime_comes_back() {
+    let (node, mut runtime) = (Node::new(), Runtime::new());
+    let plugin = runtime.plugin(&node);
+    let (mut connection, _) = runtime.accept();
+    connection.register(Some(Status {
+        code: 2,
+        message: "not this one".to_owned(),
+    }));
+    plugin.wait_for_log("not this one");
+    drop(connection);
+    let connection = runtime.ready();
+    // The file of a runtime that was killed stays, and refuses.
+    drop((connection, runtime.listener));
+    plugin.wait_for_log("closed the connection");
+    std::fs::remove_file(&runtime.path).unwrap();
+    runtime.listener = listen(&runtime.path);
+    let _connection = runtime.ready();
+    wait_until("it is ready again", || {
+        plugin.log().matches("NRI is ready").count() == 2
+    });
+}
