@@ -3,7 +3,7 @@
 use crate::{netlink::Link, types::mode::Mode};
 
 /// The link group of macvtaps in bridge mode that ADD makes, in ASCII "mvtp". By it a device
-/// plugin finds its ports again after a restart, and tells a parked one from one whose
+/// plugin finds its ports again after a restart, and distinguishes a parked one from one whose
 /// configured mode is VEPA.
 pub const GROUP: u32 = 0x6d76_7470;
 

@@ -415,8 +415,8 @@ mod tests {
         /// Milliseconds, or a letter and that of a frame: "o" for one that the port sends, "l"
         /// for one that is counted late, "s" for one that a neighbour sends with its MAC, "f"
         /// for one that comes in. "c" for a frame with another MAC that the port sends, "m" for
-        /// another mode by somebody else, "x" while the kernel refuses changes.
-        fn tell(&mut self, word: &str) {
+        /// another mode by an administrator, "x" while the kernel refuses changes.
+        fn play(&mut self, word: &str) {
             if let Ok(pause) = word.parse() {
                 return self.pass(Duration::from_millis(pause));
             }
@@ -444,9 +444,9 @@ mod tests {
     }
 
     /// The actions of a story, and whether it ends parked.
-    fn tell(port: Port, start: Instant, words: &str) -> (Vec<Action>, bool) {
+    fn play(port: Port, start: Instant, words: &str) -> (Vec<Action>, bool) {
         let mut story = Story::of(port, start);
-        words.split_whitespace().for_each(|word| story.tell(word));
+        words.split_whitespace().for_each(|word| story.play(word));
         assert_eq!(story.kernel.parked, story.port.is_parked(), "{words}");
         (story.actions, story.port.is_parked())
     }
@@ -525,7 +525,7 @@ mod tests {
         let now = Instant::now();
         for (story, actions, parked) in [STARTS, MIGRATIONS, DISTURBANCES].concat() {
             let expected = (actions.to_vec(), parked);
-            assert_eq!(tell(Port::new(now), now, story), expected, "{story}");
+            assert_eq!(play(Port::new(now), now, story), expected, "{story}");
         }
     }
 
@@ -535,10 +535,10 @@ mod tests {
         let now = Instant::now();
         let flood = "or fa or fa or fa or fa or fa or fa";
         let limited = [&[Unpark, Park].repeat(5)[..], &[Unpark, IgnoreFlood]].concat();
-        assert_eq!(tell(Port::new(now), now, flood), (limited.clone(), false));
+        assert_eq!(play(Port::new(now), now, flood), (limited.clone(), false));
         let parked_again = [&limited[..], &[Park]].concat();
         let later = format!("{flood} 10000 fa");
-        assert_eq!(tell(Port::new(now), now, &later), (parked_again, true));
+        assert_eq!(play(Port::new(now), now, &later), (parked_again, true));
     }
 
     #[test]
@@ -554,7 +554,7 @@ mod tests {
         assert!(port.needs_watch(now));
         assert!(!port.needs_watch(later));
         let mut story = Story::of(port, later);
-        story.tell("fr");
+        story.play("fr");
         assert!(story.port.needs_watch(later + PARKS_WINDOW), "parked");
         let silent = Port::found(kernel(0), now);
         assert!(silent.needs_watch(later), "never sent");

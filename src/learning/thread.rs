@@ -65,8 +65,8 @@ impl Learning {
     /// about those that ADD queries about. Fails if a capability is missing, or with `AddrInUse`
     /// while another device plugin learns.
     pub fn start(netns_dir: &Path, kubelet_dir: &Path) -> Result<Self> {
-        let sockets = sockets_if_allowed()?;
         let listener = Listener::bind(control_socket::server_dirs(kubelet_dir))?;
+        let sockets = sockets_if_allowed()?;
         let (woken, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
         let status = Arc::new(Mutex::new(LearningStatus::default()));
         let mut learner = Learner {

@@ -1,4 +1,4 @@
-//! Learning where VMs live, and migrations by it.
+//! Learning where VMs are, and migrations by it.
 
 mod ports;
 mod sockets;

@@ -86,7 +86,7 @@ fn a_pod_that_goes_is_not_held() {
         drop(port);
         wait_until("the tap is gone", || !tap_exists(number));
     }
-    // Five seconds after, the device plugin has forgotten them, and hears nothing any more.
+    // Five seconds after, the device plugin has forgotten them, and receives nothing any more.
     let start = Instant::now();
     while learner.stats().active + learner.stats().parked > 0 {
         assert!(start.elapsed() < Duration::from_secs(20));
@@ -98,7 +98,7 @@ fn a_pod_that_goes_is_not_held() {
 }
 
 #[test]
-fn a_pod_that_goes_between_event_and_action_harms_nobody() {
+fn a_pod_that_goes_between_event_and_action_harms_no_other() {
     let (a, b) = (Learner::new(), Learner::new());
     let _switch = connect([&a.node, &b.node]);
     let source = a.attach_parked();
@@ -157,16 +157,16 @@ fn a_port_is_found_again_after_a_crash() {
     a.start();
     assert!(a.log().contains("learning ports=1 parked=1"), "{}", a.log());
     send(&open(number), &broadcast(VM));
-    wait_until("it is live", || pod.mode() == "bridge");
-    // And one that is live is parked when its VM is announced elsewhere.
+    wait_until("it is active", || pod.mode() == "bridge");
+    // And one that is active is parked when its VM is announced elsewhere.
     a.kill();
     a.start();
     let target = b.attach_parked();
     target.send(&rarp(VM));
     wait_until("it is parked", || pod.mode() == "vepa");
-    // Who ends in order leaves none parked.
+    // A device plugin that ends in order leaves none parked.
     a.plugin.as_ref().unwrap().signal("TERM");
-    wait_until("it is left live", || pod.mode() == "bridge");
+    wait_until("it is left active", || pod.mode() == "bridge");
 }
 
 #[test]

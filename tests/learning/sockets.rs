@@ -1,4 +1,4 @@
-//! The control sockets: they are there while a device plugin runs, whoever ran before it and
+//! The control sockets: they are served while a device plugin runs, whatever ran before it and
 //! whatever happens to their files.
 
 use std::{
@@ -101,7 +101,7 @@ fn what_was_killed_leaves_nothing() {
     drop(other);
     learner.start();
     assert!(sockets(&learner).iter().all(|path| is_served(path)));
-    // What is no socket is not ours, and a socket that is served is somebody's.
+    // What is no socket is not ours, and a socket that is served is in use.
     let (file, served) = (
         Path::new(RUN_DIR).join("file"),
         learner.kubelet_dir().join(".macvtap/other"),

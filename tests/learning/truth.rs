@@ -106,7 +106,7 @@ fn wait_long(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_mode_that_somebody_else_sets_is_believed() {
+fn a_mode_that_an_administrator_sets_is_believed() {
     let learner = Learner::new();
     let port = learner.attach_parked();
     for mode in ["bridge", "vepa", "bridge"] {

@@ -1,5 +1,5 @@
-//! A guest migrates while everybody talks to it: neighbours on both nodes, and somebody
-//! outside. Without learning neighbours lose it; with learning nobody does.
+//! A guest migrates while it exchanges packets with neighbours on both nodes and with a station
+//! outside. Without learning neighbours lose it; with learning none does.
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +53,7 @@ struct Plan {
 /// What a migration was like.
 struct Outcome {
     table: Table,
-    /// From RESUME on the target until the source was parked and the target live, if so.
+    /// From RESUME on the target until the source was parked and the target active, if so.
     reactions: Option<[f64; 2]>,
     reflections: u64,
 }
@@ -396,7 +396,7 @@ fn assert_whole(table: &Table) {
 }
 
 #[test]
-fn with_learning_nobody_does() {
+fn with_learning_none_loses_the_guest() {
     let plan = Plan {
         learning: true,
         reflecting: false,
@@ -410,7 +410,7 @@ fn with_learning_nobody_does() {
 }
 
 #[test]
-fn nor_where_broadcasts_come_back_and_the_guest_is_silent() {
+fn none_does_where_broadcasts_come_back_and_the_guest_is_silent() {
     let plan = Plan {
         learning: true,
         reflecting: true,
