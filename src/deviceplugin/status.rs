@@ -135,7 +135,14 @@ pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
         let dir = kubelet_dir.display();
         format!("the device plugin of {dir} does not answer; is it running?")
     })?;
-    let Summary { ok, failures } = status.summary();
+    let Summary {
+        mut ok,
+        notes,
+        warnings,
+        failures,
+    } = status.summary();
+    ok.extend(notes);
+    ok.extend(warnings.iter().map(|text| format!("warning: {text}")));
     if !failures.is_empty() {
         bail!("unhealthy: {}", failures.join("; "));
     }

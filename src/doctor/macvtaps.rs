@@ -13,11 +13,12 @@ use crate::{
     },
 };
 
-pub fn lower_devices(inventory: &Inventory) -> Vec<Finding> {
+/// Whether lower devices with macvtaps are eligible; not those that are `named` already.
+pub fn lower_devices(inventory: &Inventory, named: &[String]) -> Vec<Finding> {
     let used = inventory
         .lower_devices
         .iter()
-        .filter(|lower| lower.macvtaps > 0);
+        .filter(|lower| lower.macvtaps > 0 && !named.contains(&lower.link.name));
     used.map(|lower| {
         let name = &lower.link.name;
         let macvtaps = count(lower.macvtaps, "macvtap");
@@ -101,12 +102,9 @@ fn node(macvtap: &Macvtap, devices: &[DeviceNumber]) -> Option<Finding> {
 }
 
 fn tap_only(macvtap: &Macvtap) -> Option<Finding> {
-    let Macvtap { link, netns, .. } = macvtap;
-    netns.is_empty().then(|| {
-        let text = format!(
-            "{} is in the node's network namespace: it is of a pod that uses only the tap",
-            link.name
-        );
+    macvtap.is_tap_only().then(|| {
+        let name = &macvtap.link.name;
+        let text = format!("{name} is in the node's network namespace: its pod uses the tap alone");
         Finding::note("macvtap", text)
     })
 }

@@ -35,12 +35,13 @@ fn check(options: &cli::Doctor) -> Vec<Finding> {
         plugins::bandwidth(),
         plugins::kubelet_socket(&options.kubelet_dir),
     ];
-    findings.extend(plugins::device_plugin(&options.kubelet_dir));
+    let (device_plugin, named) = plugins::device_plugin(&options.kubelet_dir);
+    findings.extend(device_plugin);
     findings.push(plugins::cni_plugin(&options.cni_dir));
     findings.push(plugins::cni_configuration(&options.cni_conf_dir));
     match Inventory::new() {
         Ok(inventory) => {
-            findings.extend(macvtaps::lower_devices(&inventory));
+            findings.extend(macvtaps::lower_devices(&inventory, &named));
             findings.extend(macvtaps::macvtaps(&inventory));
         }
         Err(error) => findings.push(Finding::fail(

@@ -71,37 +71,46 @@ pub fn kubelet_socket(kubelet_dir: &Path) -> Finding {
     )
 }
 
-pub fn device_plugin(kubelet_dir: &Path) -> Vec<Finding> {
+/// The findings about the device plugin, and the lower devices that they already name.
+pub fn device_plugin(kubelet_dir: &Path) -> (Vec<Finding>, Vec<String>) {
     let check = "device plugin";
     let status = match status::query(kubelet_dir) {
         Ok(status) => status,
         Err(error) => {
-            return vec![Finding::fail(
+            let finding = Finding::fail(
                 check,
                 format!("no answer: {error:#}"),
                 "run doctor in the device plugin's network namespace; \
                  see kubectl -n macvtap logs ds/macvtap",
-            )];
+            );
+            return (vec![finding], Vec::new());
         }
     };
-    let Summary { ok, failures } = status.summary();
-    let ok = ok.into_iter().map(|text| Finding::ok(check, text));
-    let fix = "see the device plugin's log, and check that the kubelet runs";
-    let failures = failures
-        .into_iter()
-        .map(|text| Finding::fail(check, text, fix));
-    let mut findings: Vec<Finding> = ok.chain(failures).collect();
-    for resource in &status.resources {
-        if let Some(reason) = &resource.unhealthy_reason {
-            findings.push(Finding::fail(
-                "lower device",
-                format!("resource {} is unhealthy: {reason}", resource.name),
-                "bring the lower device up, or configure another one",
-            ));
-        }
-    }
-    findings.extend(learning(&status));
-    findings
+    let mut findings = findings(check, status.summary());
+    findings.extend(learner_is_hidden(&status));
+    let unhealthy = status.resources.into_iter();
+    let unhealthy = unhealthy.filter(|resource| resource.unhealthy_reason.is_some());
+    let named = unhealthy.map(|resource| resource.lower_device);
+    (findings, named.collect())
+}
+
+fn findings(check: &str, summary: Summary) -> Vec<Finding> {
+    let ok = summary.ok.into_iter().map(|text| Finding::ok(check, text));
+    let notes = summary.notes.into_iter();
+    let notes = notes.map(|text| Finding::note(check, text));
+    let fail = |texts: Vec<String>, fix: &'static str| {
+        let findings = texts.into_iter();
+        findings.map(move |text| Finding::fail(check, text, fix))
+    };
+    let failures = fail(
+        summary.failures,
+        "see the device plugin's log, and check that the kubelet runs",
+    );
+    let warnings = fail(
+        summary.warnings,
+        "see the device plugin's log; bring the lower device up, or change the configuration",
+    );
+    ok.chain(notes).chain(failures).chain(warnings).collect()
 }
 
 /// A directory of the node that this container does not mount.
@@ -111,24 +120,17 @@ fn not_visible(check: &str, path: &Path) -> Finding {
     Finding::note(check, text)
 }
 
-/// Says that learning is off, or that it has stopped.
-fn learning(status: &Status) -> Option<Finding> {
-    let check = "learning";
-    let effect = "VMs are unreachable from VMs on the same node during migration";
-    match &status.learning {
-        None => Some(Finding::note(check, format!("off: {effect}"))),
-        Some(learning) if !learning.running => Some(Finding::fail(
-            check,
-            format!("stopped: {effect}"),
-            "see the device plugin's log, and restart it",
-        )),
-        Some(_) if query::find().is_none() => Some(Finding::fail(
-            check,
-            format!("ADD does not find the device plugin's socket: {effect}"),
+/// Says that ADD cannot ask the learner, which the device plugin cannot know.
+fn learner_is_hidden(status: &Status) -> Option<Finding> {
+    let hidden = status.running_learning().is_some() && query::find().is_none();
+    hidden.then(|| {
+        Finding::fail(
+            "learning",
+            "ADD does not find the device plugin's socket: VMs are unreachable from VMs on the \
+             same node during migration",
             "mount the node's /run/macvtap in the device plugin's container",
-        )),
-        Some(_) => None,
-    }
+        )
+    })
 }
 
 pub fn cni_plugin(dir: &Path) -> Finding {

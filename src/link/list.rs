@@ -123,9 +123,11 @@ pub fn row(macvtap: &MacvtapEntry) -> Vec<String> {
     let owner = macvtap
         .owner
         .map(|owner| format!("{}:{}", owner.user, owner.group));
+    let tap_only = || macvtap.tap_only.then(|| "(tap only)".to_owned());
+    let pod = macvtap.pod.clone().or_else(tap_only);
     vec![
         macvtap.tap.to_string(),
-        or_none(macvtap.pod.clone()),
+        or_none(pod),
         macvtap.interface.clone(),
         or_none(macvtap.mac.clone()),
         if macvtap.up { "up" } else { "down" }.to_owned(),

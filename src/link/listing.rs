@@ -56,6 +56,9 @@ pub struct MacvtapEntry {
     pub netns: String,
     /// The pod's namespace and name.
     pub pod: Option<String>,
+    /// Whether it is in this network namespace because its pod uses the tap alone.
+    #[serde(default)]
+    pub tap_only: bool,
     /// The owner of its tap.
     pub owner: Option<Owner>,
     /// The processes that have its tap open.
@@ -162,6 +165,7 @@ impl From<&Macvtap> for MacvtapEntry {
             lower_device: macvtap.lower.clone(),
             netns: macvtap.netns.clone(),
             pod: macvtap.pod.clone(),
+            tap_only: macvtap.is_tap_only(),
             owner: macvtap.owner().map(|owner| Owner {
                 user: owner.user,
                 group: owner.group,

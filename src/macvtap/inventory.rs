@@ -25,7 +25,7 @@ use crate::{
     },
     learning,
     netlink::{Link, Socket},
-    types::{device_number::DeviceNumber, owner::Owner},
+    types::{device_id::TAPS, device_number::DeviceNumber, owner::Owner},
 };
 
 /// Where libcni keeps the results of ADD, with the pod's name (`libcni` of
@@ -84,6 +84,14 @@ impl Macvtap {
     #[must_use]
     pub fn is_parked(&self) -> bool {
         learning::is_parked(&self.link)
+    }
+
+    /// Whether the device plugin made it for a pod that uses the tap alone: by its place, its
+    /// number and its name, which is that of a macvtap of kubevirt/macvtap-cni.
+    #[must_use]
+    pub fn is_tap_only(&self) -> bool {
+        let Link { index, name, .. } = &self.link;
+        self.netns.is_empty() && TAPS.contains(index) && name.starts_with("mvt")
     }
 
     /// Who may open its tap, if the node is in our `/dev`.

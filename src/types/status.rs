@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::plural::count;
+
+/// The effect of a lack of learning.
+const UNREACHABLE: &str = "VMs are unreachable from VMs on the same node during migration";
+
 /// The status of a device plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -128,6 +133,11 @@ pub struct NriStatus {
 pub struct Summary {
     /// What works.
     pub ok: Vec<String>,
+    /// What is not as usual, but possibly intended.
+    pub notes: Vec<String>,
+    /// What is wrong on the node or in the configuration: a restart of the device plugin would
+    /// not help.
+    pub warnings: Vec<String>,
     /// What the device plugin fails to do.
     pub failures: Vec<String>,
 }
@@ -139,8 +149,8 @@ impl Status {
         self.learning.as_ref().filter(|learning| learning.running)
     }
 
-    /// What works and what does not. A lower device that is missing is a failure of the node,
-    /// not of the device plugin.
+    /// What works and what does not, each fact once. A lower device that is missing is a failure
+    /// of the node, not of the device plugin.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let mut summary = Summary::default();
@@ -151,21 +161,33 @@ impl Status {
                 summary.failures.push(text);
             }
         }
-        if let Some(LearningStatus { active, parked, .. }) = self.running_learning() {
-            let text = format!("learning is on: {active} ports active, {parked} parked");
-            summary.ok.push(text);
+        match &self.learning {
+            Some(LearningStatus {
+                running: true,
+                active,
+                parked,
+                ..
+            }) => summary.ok.push(format!(
+                "learning is on: {} active, {parked} parked",
+                count(active, "port")
+            )),
+            Some(_) => summary
+                .warnings
+                .push(format!("learning has stopped: {UNREACHABLE}")),
+            None => summary
+                .notes
+                .push(format!("learning is off: {UNREACHABLE}")),
         }
         if let Some(nri) = &self.nri {
             nri.summarize(&mut summary);
         }
         for resource in &self.resources {
-            match resource.registration() {
-                Ok(text) => summary.ok.push(text),
-                Err(text) => summary.failures.push(text),
-            }
+            resource.add_to(&mut summary);
         }
         if self.resources.is_empty() {
-            summary.ok.push("no resources to offer".to_owned());
+            let text = "no resource is offered: the configuration lists none, and no NIC or bond \
+                        of this node is eligible";
+            summary.warnings.push(text.to_owned());
         }
         summary
     }
@@ -193,23 +215,24 @@ impl NriStatus {
 }
 
 impl ResourceStatus {
-    /// Says that the resource is registered, or as an error why it is not.
-    fn registration(&self) -> Result<String, String> {
-        let Self { name, devices, .. } = self;
+    /// Says whether the resource is registered, and its devices healthy.
+    fn add_to(&self, summary: &mut Summary) {
+        let name = &self.name;
         if self.registered {
-            let health = match &self.unhealthy_reason {
-                None => "healthy".to_owned(),
-                Some(reason) => format!("unhealthy: {reason}"),
-            };
-            return Ok(format!(
-                "resource {name} is registered, {devices} devices {health}"
-            ));
+            let devices = count(self.devices, "device");
+            let text = format!("resource {name} is registered with {devices}");
+            summary.ok.push(text);
+        } else {
+            let text = format!("resource {name} is not registered");
+            summary.failures.push(match self.last_error.as_str() {
+                "" => text,
+                error => format!("{text}: {error}"),
+            });
         }
-        let text = format!("resource {name} is not registered");
-        Err(match self.last_error.as_str() {
-            "" => text,
-            error => format!("{text}: {error}"),
-        })
+        if let Some(reason) = &self.unhealthy_reason {
+            let text = format!("resource {name} is unhealthy: {reason}");
+            summary.warnings.push(text);
+        }
     }
 }
 
@@ -238,8 +261,11 @@ mod tests {
     #[test]
     fn an_unregistered_resource_is_a_failure() {
         let summary = status(dataplane()).summary();
-        assert_eq!(summary.ok.len(), 2);
-        assert!(summary.failures.is_empty());
+        assert_eq!(
+            summary.ok[1],
+            "resource dataplane is registered with 100 devices"
+        );
+        assert!(summary.failures.is_empty() && summary.warnings.is_empty());
         let summary = status(ResourceStatus {
             registered: false,
             last_error: "connection refused".to_owned(),
@@ -268,7 +294,15 @@ mod tests {
         })
         .summary();
         assert!(summary.failures.is_empty());
-        assert!(summary.ok[1].contains("does not exist"), "{summary:?}");
+        let expected = "resource dataplane is unhealthy: the lower device does not exist";
+        assert_eq!(summary.warnings, [expected]);
+        assert_eq!(summary.ok.len(), 2, "{summary:?}");
+    }
+
+    #[test]
+    fn a_node_without_resources_is_not_well() {
+        let summary = Status::default().summary();
+        assert!(summary.warnings[0].starts_with("no resource is offered"));
     }
 
     #[test]
@@ -283,10 +317,15 @@ mod tests {
                 learning: Some(learning),
                 ..Status::default()
             };
-            status.summary().ok.join("; ")
+            status.summary()
         };
-        assert!(summary(learning(true)).contains("3 ports active"));
-        assert!(!summary(learning(false)).contains("learning"));
+        assert_eq!(
+            summary(learning(true)).ok[1],
+            "learning is on: 3 ports active, 0 parked"
+        );
+        let stopped = summary(learning(false));
+        assert!(stopped.warnings[0].starts_with("learning has stopped"));
+        assert!(!stopped.ok.iter().any(|text| text.contains("learning")));
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn is_content_while_registered_and_says_what_is_not_well() {
     let (_, text) = probe(&node.host, dir.path());
     assert!(text.contains("netlink answers"), "{text}");
     assert!(
-        text.contains("dataplane is registered, 100 devices healthy"),
+        text.contains("dataplane is registered with 100 devices"),
         "{text}"
     );
     node.host.ip(&format!("link delete {LOWER}"));

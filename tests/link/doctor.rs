@@ -8,7 +8,7 @@ use std::{
 
 use kit::{
     binary,
-    kubelet::{Plugin, connected},
+    kubelet::{Plugin, RESOURCE, connected},
     netns::{FAR_END, Host, IFNAME, LOWER, Node, tap, tap_number, wait_until},
 };
 use macvtap::selftest::kubelet::Kubelet;
@@ -171,13 +171,18 @@ fn finds_problems_of_links_and_taps() {
     let host = &healthy.node.host;
     let path = tap(healthy.number);
     host.ip(&format!("link set {LOWER} down"));
-    healthy.finds("lower device", "has 1 macvtap but is down");
+    wait_until("the device plugin sees it", || {
+        let problems = healthy.problems(&[]);
+        problems
+            .iter()
+            .any(|(check, text)| check == "device plugin" && text.contains("is down"))
+    });
     host.ip(&format!("link set {LOWER} name other"));
     wait_until("the device plugin sees it", || {
         healthy.problems(&[]).len() > 1
     });
     healthy.finds(
-        "lower device",
+        "device plugin",
         "is unhealthy: lower device \"eth0\" does not exist",
     );
     host.ip(&format!("link set other name {LOWER}"));
@@ -236,6 +241,60 @@ fn finds_problems_of_links_and_taps() {
     healthy.finds_nothing();
     fs::remove_file(&path).unwrap();
     healthy.finds("tap", "is missing");
+}
+
+/// The macvtap of a pod that uses the tap alone is in the node's network namespace.
+#[test]
+fn knows_the_macvtap_of_a_pod_that_uses_the_tap_alone() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    let kubelet = healthy.kubelet.as_ref().unwrap();
+    let resource = kubelet.resource(RESOURCE).unwrap();
+    let id = resource.healthy().into_iter().nth(7).unwrap();
+    kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    let tap = id.rsplit(':').next().unwrap();
+    healthy.finds_nothing();
+    let list = succeed(&healthy.node.host, &["link", "list", tap]);
+    assert!(
+        list.contains("(tap only)") && list.contains("mvt"),
+        "{list}"
+    );
+    let words = healthy.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let text = succeed(&healthy.node.host, &words);
+    assert!(text.contains("its pod uses the tap alone"), "{text}");
+    kubelet.allocate(RESOURCE, &[id]).unwrap();
+}
+
+#[test]
+fn a_lower_device_that_is_down_is_one_problem() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    healthy.node.host.ip(&format!("link set {LOWER} down"));
+    let problems = || healthy.problems(&[]);
+    wait_until("the device plugin sees it", || {
+        problems().iter().any(|(check, _)| check == "device plugin")
+    });
+    let problems = problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].1.contains("is down"), "{problems:?}");
+}
+
+#[test]
+fn a_node_without_resources_has_a_problem() {
+    let _alone = alone();
+    let mut healthy = Healthy::new();
+    healthy.plugin = None;
+    let empty = Host::new();
+    let words = healthy.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    healthy.plugin = Some(Plugin::configured(&empty, &healthy.path("kubelet"), "[]"));
+    wait_until("it finds no resource", || {
+        let output = run(&empty, &words);
+        String::from_utf8_lossy(&output.stdout).contains("no resource is offered")
+    });
 }
 
 #[test]
