@@ -9,7 +9,6 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Seek, Write},
-    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -23,11 +22,7 @@ use kit::{
     binary,
     netns::{Host, IFNAME, LOWER, Node, device_id, tap_number},
 };
-use macvtap::{
-    learning::{self, query},
-    netlink::Create,
-    types::mode::Mode,
-};
+use macvtap::learning::query;
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
@@ -219,31 +214,18 @@ impl Crowd {
         }
     }
 
-    /// Makes attachments, as ADD makes them, until there are `wanted`.
+    /// Attaches until there are `wanted`.
     fn grow(&mut self, wanted: usize) {
-        let mut socket = self.node.host.0.socket().unwrap();
-        let lower = socket.link_by_name(LOWER).unwrap().unwrap().index;
-        for number in self.attachments..wanted {
-            if number % ATTACHMENTS_IN_A_POD == 0 {
-                self.pods.push(Host::new());
+        while self.attachments < wanted {
+            let end = wanted.min(self.attachments + ATTACHMENTS_IN_A_POD);
+            let pod = Host::new();
+            self.node.attach(&pod, self.attachments..end);
+            for number in self.attachments..end {
+                pod.ip(&format!("link set net{number} up"));
             }
-            let pod = self.pods.last().unwrap();
-            let name = format!("net{number}");
-            let create = Create {
-                name: &name,
-                index: Some(tap_number()),
-                lower,
-                mode: Mode::Bridge,
-                mac: None,
-                mtu: None,
-                queue_length: 1000,
-                group: learning::group(Mode::Bridge),
-                netns: Some(pod.0.as_fd()),
-            };
-            socket.create(&create).unwrap();
-            pod.ip(&format!("link set {name} up"));
+            self.pods.push(pod);
+            self.attachments = end;
         }
-        self.attachments = wanted;
     }
 }
 

@@ -3,12 +3,13 @@
 //! Called by `scripts/bench`.
 
 use std::{
-    path::PathBuf,
+    io::Write,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use kit::kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT};
-use kit::netns::{LOWER, Node};
+use kit::netns::{Host, LOWER, Node};
 use macvtap::{
     deviceplugin::grpc::{
         api::{
@@ -18,7 +19,7 @@ use macvtap::{
     },
     selftest::kubelet::{Kubelet, Resource},
 };
-use tempfile::tempdir;
+use tempfile::{NamedTempFile, tempdir};
 
 const ROUNDS: usize = 50;
 
@@ -27,8 +28,8 @@ fn main() {
     println!("| --- | --- |");
     start_to_list();
     restarts();
-    many_devices();
     link_events();
+    at_size();
 }
 
 fn median(mut times: Vec<Duration>) -> String {
@@ -64,7 +65,7 @@ fn restarts() {
     let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
     let before = plugin.descriptors();
     let ids = resource.healthy();
-    let times = allocations(dir.path().join(SOCKET), &ids);
+    let times = allocations(&dir.path().join(SOCKET), &ids, 1, 1000);
     println!("| Allocate round trip | {} |", median(times));
     let memory = plugin.memory();
     let mut times = Vec::new();
@@ -81,30 +82,48 @@ fn restarts() {
     println!("| resident memory, 1 resource of 100 devices | {memory} KiB |");
 }
 
-/// The times of calls by a client that is already connected, as the kubelet is.
-fn allocations(socket: PathBuf, ids: &[String]) -> Vec<Duration> {
+/// The times of calls, `calls` by each of `clients` that are already connected, as the kubelet is.
+fn allocations(socket: &Path, ids: &[String], clients: usize, calls: usize) -> Vec<Duration> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().unwrap();
     runtime.block_on(async {
-        let channel = channel::connect(socket).await.unwrap();
-        let mut client = DevicePluginClient::new(channel);
+        let clients = (0..clients).map(|client| {
+            let (socket, ids) = (socket.to_owned(), ids.to_vec());
+            tokio::spawn(async move { allocate(socket, &ids, client * calls, calls).await })
+        });
+        let clients: Vec<_> = clients.collect();
         let mut times = Vec::new();
-        for id in ids.iter().cycle().take(1000) {
-            let request = AllocateRequest {
-                container_requests: vec![ContainerAllocateRequest {
-                    device_ids: vec![id.clone()],
-                }],
-            };
-            let start = Instant::now();
-            client.allocate(request).await.unwrap();
-            times.push(start.elapsed());
+        for client in clients {
+            times.extend(client.await.unwrap());
         }
         times
     })
 }
 
-fn many_devices() {
+async fn allocate(socket: PathBuf, ids: &[String], first: usize, calls: usize) -> Vec<Duration> {
+    let channel = channel::connect(socket).await.unwrap();
+    let mut client = DevicePluginClient::new(channel);
+    let mut times = Vec::new();
+    for id in ids.iter().cycle().skip(first % ids.len()).take(calls) {
+        let request = AllocateRequest {
+            container_requests: vec![ContainerAllocateRequest {
+                device_ids: vec![id.clone()],
+            }],
+        };
+        let start = Instant::now();
+        client.allocate(request).await.unwrap();
+        times.push(start.elapsed());
+    }
+    times
+}
+
+/// As large as a node gets.
+fn at_size() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
+    let pods: Vec<Host> = (0..100).map(|_| Host::new()).collect();
+    for (number, pod) in pods.iter().enumerate() {
+        node.attach(pod, number * 10..number * 10 + 10);
+    }
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let entries = (0..64).map(|number| {
         format!(r#"{{"name": "r{number}", "lowerDevice": "{LOWER}", "capacity": 1000}}"#)
@@ -113,14 +132,30 @@ fn many_devices() {
     let text = format!("[{}]", entries.join(","));
     let start = Instant::now();
     let plugin = Plugin::configured(&node.host, dir.path(), &text);
+    let name = |number| format!("macvtap.network.kubevirt.io/r{number}");
     for number in 0..64 {
-        let name = format!("macvtap.network.kubevirt.io/r{number}");
         let all = |resource: &Resource| resource.healthy().len() == 1000;
-        kubelet.wait_for(&name, WAIT_TIMEOUT, all).unwrap();
+        kubelet.wait_for(&name(number), WAIT_TIMEOUT, all).unwrap();
     }
     let took = start.elapsed().as_secs_f64() * 1e3;
-    let memory = plugin.memory();
-    println!("| 64 resources of 1,000 devices | {took:.0} ms to the last list, {memory} KiB |");
+    let what = "64 resources of 1,000 devices beside 1,000 macvtaps";
+    let (memory, used) = (plugin.memory(), plugin.processor_time().as_millis());
+    println!(
+        "| {what} | {took:.0} ms to the last list, {used} ms of processor time, {memory} KiB |"
+    );
+    let ids = kubelet.resource(&name(0)).unwrap().healthy();
+    let socket = dir.path().join("macvtap.network.kubevirt.io_r0");
+    for (clients, calls) in [(1, 2000), (64, 50)] {
+        let mut times = allocations(&socket, &ids, clients, calls);
+        times.sort();
+        let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e3;
+        let (median, last) = (at(50), at(99));
+        println!("| Allocate there, {clients} clients | {median:.2} ms p50, {last:.2} ms p99 |");
+    }
+    events(&node, &plugin, "there");
+    let lists = (0..64).map(|number| kubelet.resource(&name(number)).unwrap().lists);
+    let (lists, memory) = (lists.sum::<u32>(), plugin.memory());
+    println!("| lists sent to the kubelet by then, and memory | {lists}, {memory} KiB |");
 }
 
 fn link_events() {
@@ -128,19 +163,21 @@ fn link_events() {
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let plugin = Plugin::start(&node.host, dir.path());
     kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
+    events(&node, &plugin, "with 1 resource");
+}
+
+/// What 10,000 link events cost.
+fn events(node: &Node, plugin: &Plugin, with: &str) {
     node.host.ip("link add flap type bridge");
-    let batch = dir.path().join("batch");
-    std::fs::write(
-        &batch,
-        "link set flap up\nlink set flap down\n".repeat(5000),
-    )
-    .unwrap();
+    let mut batch = NamedTempFile::new().unwrap();
+    let lines = "link set flap up\nlink set flap down\n".repeat(5000);
+    batch.write_all(lines.as_bytes()).unwrap();
     let before = plugin.processor_time();
     let start = Instant::now();
-    node.host.ip(&format!("-batch {}", batch.display()));
+    node.host.ip(&format!("-batch {}", batch.path().display()));
     let took = start.elapsed();
     std::thread::sleep(Duration::from_millis(100));
     let used = plugin.processor_time().saturating_sub(before).as_millis();
     let took = took.as_millis();
-    println!("| processor time for 10,000 link events in {took} ms | {used} ms |");
+    println!("| processor time for 10,000 link events in {took} ms, {with} | {used} ms |");
 }

@@ -4,18 +4,13 @@
 //! Called by `scripts/bench`.
 
 use std::{
-    os::fd::AsFd,
     process::{Child, Command, Stdio},
     time::Instant,
 };
 
 use kit::{
     binary,
-    netns::{Host, LOWER, Node, tap_number},
-};
-use macvtap::{
-    netlink::{Create, Socket},
-    types::mode::Mode,
+    netns::{Host, Node},
 };
 
 const NAMESPACES: usize = 200;
@@ -23,26 +18,12 @@ const EACH: usize = 5;
 const ROUNDS: usize = 30;
 
 /// A pod with macvtaps, and a process by which it is found.
-fn pod(node: &Node, socket: &mut Socket, lower: u32) -> (Host, Child) {
+fn pod(node: &Node) -> (Host, Child) {
     let host = Host::new();
-    for number in 0..EACH {
-        let create = Create {
-            name: &format!("net{number}"),
-            index: Some(tap_number()),
-            lower,
-            mode: Mode::Bridge,
-            mac: None,
-            mtu: None,
-            queue_length: 1000,
-            group: 0,
-            netns: Some(host.0.as_fd()),
-        };
-        socket.create(&create).unwrap();
-    }
+    node.attach(&host, 0..EACH);
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "sleep", "600"]);
     let child = host.0.run(|| Ok(command.spawn()?)).unwrap();
-    assert!(!node.host.links().is_empty());
     (host, child)
 }
 
@@ -63,11 +44,7 @@ fn median(node: &Node, words: &[&str]) -> f64 {
 
 fn main() {
     let node = Node::new();
-    let mut socket = node.host.0.socket().unwrap();
-    let lower = socket.link_by_name(LOWER).unwrap().unwrap().index;
-    let mut pods: Vec<(Host, Child)> = (0..NAMESPACES)
-        .map(|_| pod(&node, &mut socket, lower))
-        .collect();
+    let mut pods: Vec<(Host, Child)> = (0..NAMESPACES).map(|_| pod(&node)).collect();
     let start = median(&node, &["--version"]);
     println!("| call | macvtaps | median ms | against --version |");
     println!("| --- | --- | --- | --- |");

@@ -1,10 +1,9 @@
 //! What a call costs, in counts that are the same on any machine: instructions, by callgrind, and
 //! system calls, by strace.
 
-use std::{env, fs, os::fd::AsFd, process::Command};
+use std::{env, fs, process::Command};
 
-use kit::netns::{Case, Cni, Host, LOWER, skipped, tap_number};
-use macvtap::{learning, netlink::Create, types::mode::Mode};
+use kit::netns::{Case, Cni, Host, skipped};
 use tempfile::NamedTempFile;
 
 /// The most instructions of user mode that a call may take, of the binary that is shipped. It
@@ -37,27 +36,6 @@ fn instructions(call: &Cni<'_>, verb: &str) -> u64 {
     total.unwrap().trim().parse().unwrap()
 }
 
-/// Macvtaps on the node's lower device in another netns, as ADD makes them.
-fn crowd(case: &Case, count: u32) -> Host {
-    let (pod, mut socket) = (Host::new(), case.node.host.0.socket().unwrap());
-    let lower = socket.link_by_name(LOWER).unwrap().unwrap().index;
-    for number in 0..count {
-        let create = Create {
-            name: &format!("net{number}"),
-            index: Some(tap_number()),
-            lower,
-            mode: Mode::Bridge,
-            mac: None,
-            mtu: None,
-            queue_length: 1000,
-            group: learning::group(Mode::Bridge),
-            netns: Some(pod.0.as_fd()),
-        };
-        socket.create(&create).unwrap();
-    }
-    pod
-}
-
 #[test]
 fn two_hundred_macvtaps_make_no_call_dearer() {
     if !has_valgrind() {
@@ -75,7 +53,8 @@ fn two_hundred_macvtaps_make_no_call_dearer() {
         ]
     };
     let alone = measure();
-    let _crowd = crowd(&case, 200);
+    let crowd = Host::new();
+    case.node.attach(&crowd, 0..200);
     let beside = measure();
     for (alone, beside) in alone.into_iter().zip(beside) {
         assert!(beside * 100 <= alone * 105, "{alone} became {beside}");

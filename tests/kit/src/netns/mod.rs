@@ -8,6 +8,7 @@ use std::{
     env,
     fs::{self, OpenOptions},
     io::Write,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd},
         linux::net::SocketAddrExt,
@@ -25,7 +26,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macvtap::{host::netns::Netns, types::device_id::DeviceId};
+use macvtap::{
+    host::netns::Netns,
+    learning,
+    netlink::Create,
+    types::{device_id::DeviceId, mode::Mode},
+};
 use serde_json::{Value, json};
 
 use crate::binary;
@@ -201,6 +207,26 @@ impl Node {
         host.ip(&format!("link set {LOWER} up"));
         wire.ip(&format!("link set {FAR_END} up"));
         Self { host, wire }
+    }
+
+    /// Makes macvtaps in `pod` as ADD makes them, down, with these numbers behind `net`.
+    pub fn attach(&self, pod: &Host, numbers: Range<usize>) {
+        let mut socket = self.host.0.socket().unwrap();
+        let lower = socket.link_by_name(LOWER).unwrap().unwrap().index;
+        for number in numbers {
+            let create = Create {
+                name: &format!("net{number}"),
+                index: Some(tap_number()),
+                lower,
+                mode: Mode::Bridge,
+                mac: None,
+                mtu: None,
+                queue_length: 1000,
+                group: learning::group(Mode::Bridge),
+                netns: Some(pod.0.as_fd()),
+            };
+            socket.create(&create).unwrap();
+        }
     }
 
     /// A call of the plugin on this node for `pod`.
