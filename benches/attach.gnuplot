@@ -1,5 +1,5 @@
 # Plots attach.dat, which the benchmark `attach` writes: gnuplot -e 'results="DIR"' attach.gnuplot
-set terminal svg size 1050,420 font "sans-serif,13" background "white"
+set terminal svg size 1200,440 font "sans-serif,13" background "white"
 set output results."/attach.svg"
 data = results."/attach.dat"
 programs = "'floor.c' 'macvtap' 'macvtap, device plugin asked' \"Debian's macvlan\""
