@@ -20,6 +20,7 @@ use crate::{
 pub struct CheckpointFile {
     path: PathBuf,
     id: Option<FileId>,
+    failed: bool,
     allocations: Vec<Allocation>,
 }
 
@@ -30,16 +31,30 @@ impl CheckpointFile {
         Self {
             path: kubelet_dir.join(checkpoint::FILE),
             id: None,
+            failed: false,
             allocations: Vec::new(),
         }
+    }
+
+    /// Whether there is one that was read.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.id.is_some() && !self.failed
     }
 
     /// The allocations now. One that cannot be read leaves the former ones.
     pub fn read(&mut self) -> &[Allocation] {
         if let Err(error) = self.try_read() {
+            self.failed = true;
             let error = format!("{error:#}");
             warn!(error; "cannot read the kubelet's checkpoint; former allocations stay");
         }
+        &self.allocations
+    }
+
+    /// The allocations when it was last read.
+    #[must_use]
+    pub fn allocations(&self) -> &[Allocation] {
         &self.allocations
     }
 
@@ -56,6 +71,7 @@ impl CheckpointFile {
         let bytes = fs::read(&self.path);
         let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
         self.allocations = checkpoint::allocations(&bytes, NAMESPACE)?;
+        self.failed = false;
         Ok(())
     }
 }

@@ -61,6 +61,12 @@ impl Held {
         self.originals = originals(evidence.checkpoint);
     }
 
+    /// The device that holds this tap.
+    #[must_use]
+    pub fn at(&self, tap: u32) -> Option<&DeviceId> {
+        self.by_tap.get(&tap)
+    }
+
     /// The devices of a resource.
     pub fn of_resource(&self, resource: &str) -> impl Iterator<Item = &DeviceId> {
         let devices = self.by_tap.values();

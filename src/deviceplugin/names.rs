@@ -29,6 +29,13 @@ pub fn socket_name(directory: &Path, resource: &str) -> String {
     format!("{NAMESPACE}_{}", short_hash(resource))
 }
 
+/// Whether a resource's socket has this name.
+#[must_use]
+pub fn is_resource_socket(name: &str) -> bool {
+    let rest = name.strip_prefix(NAMESPACE);
+    rest.is_some_and(|rest| rest.starts_with('_'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

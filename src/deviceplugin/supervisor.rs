@@ -1,7 +1,7 @@
 //! The state of the device plugin: the configuration, the links and the resources of a node.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, mem,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use super::{
     event::{EventSender, ResourceEvent},
     held::{Evidence, Held},
     learning_task::LearningTask,
-    names::KUBELET_SOCKET,
+    names::{KUBELET_SOCKET, is_resource_socket, socket_name},
     node_identity::NodeIdentity,
     nri::Nri,
     resource::{Resource, Shared},
@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     cli,
-    host::{file_id::FileId, tap},
-    macvtap::lower::LowerDevice,
+    host::{control_socket, file_id::FileId, tap},
+    macvtap::{lower::LowerDevice, tap_only},
     netlink::{Link, Socket},
     types::{device_id::DeviceId, status::Status},
 };
@@ -115,6 +115,7 @@ impl Supervisor {
         };
         supervisor.plan();
         supervisor.reconcile();
+        supervisor.remove_stale_sockets();
         Ok(supervisor)
     }
 
@@ -122,6 +123,18 @@ impl Supervisor {
     pub fn serve_nri(&mut self, nri: &cli::Nri) -> Result<()> {
         self.nri = Nri::start(nri, &self.shared.kubelet_dir)?;
         Ok(())
+    }
+
+    /// Removes the sockets of resources that are not offered any more, if nothing serves them: a
+    /// device plugin that was killed left them.
+    fn remove_stale_sockets(&self) {
+        let dir = &self.shared.kubelet_dir;
+        let resources = self.plans.keys();
+        let kept: BTreeSet<String> = resources.map(|name| socket_name(dir, name)).collect();
+        let is_stale = |name: &str| is_resource_socket(name) && !kept.contains(name);
+        if let Err(error) = control_socket::remove_unserved(dir, is_stale) {
+            debug!(error = format!("{error:#}"); "stale sockets not removed");
+        }
     }
 
     /// Does what is due: serves, registers, stops what is not offered any more.
@@ -169,6 +182,32 @@ impl Supervisor {
             self.plan_resources();
             self.reconcile();
         }
+        self.remove_released();
+    }
+
+    /// Deletes the macvtaps of pods without the CNI plugin that are gone: the kubelet has released
+    /// their devices. It writes each allocation into its checkpoint before the container starts.
+    fn remove_released(&self) {
+        if !self.checkpoint.exists() {
+            return;
+        }
+        let macvtaps = self.links.iter().filter(|link| link.is_macvtap());
+        let released = macvtaps.filter_map(|link| {
+            let device = self.held.at(link.index)?;
+            let released = tap_only::is_named_for(link, device) && !self.is_allocated(device);
+            released.then(|| device.clone())
+        });
+        let released: Vec<DeviceId> = released.collect();
+        if !released.is_empty() {
+            self.shared.tap_only.clear(released);
+        }
+    }
+
+    fn is_allocated(&self, device: &DeviceId) -> bool {
+        let id = device.to_string();
+        let mut checkpoint = self.checkpoint.allocations().iter();
+        checkpoint.any(|allocation| allocation.devices.contains(&id))
+            || self.recent.iter().any(|(_, recent)| recent == device)
     }
 
     fn kubelet_restarted(&mut self) -> bool {

@@ -82,7 +82,7 @@ impl Job {
 
 fn ensure(device: &DeviceId) -> Result<()> {
     if !tap::devices(device.tap)?.is_empty() {
-        return Ok(());
+        return tap_only::check_owner(device);
     }
     tap_only::create_for(device).with_context(|| format!("creating the macvtap of {device}"))?;
     info!(device:%; "created a macvtap without the CNI plugin");

@@ -110,7 +110,7 @@ impl Server {
     pub fn bind(dir: &Path, name: &str) -> Result<Self> {
         make_private_dir(dir)?;
         let _lock = lock(dir)?;
-        remove_unserved(dir)?;
+        remove_unserved(dir, |_| true)?;
         let path = dir.join(name);
         let listener = UnixListener::bind(&path);
         let listener = listener.with_context(|| format!("listening on {}", path.display()))?;
@@ -184,15 +184,18 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
     }
 }
 
-/// Removes what a process that was killed left. The caller holds the lock.
-fn remove_unserved(dir: &Path) -> Result<()> {
+/// Removes the sockets in `dir` that nothing serves, as a process that was killed left them, of
+/// those whose name `is_ours`.
+pub fn remove_unserved(dir: &Path, is_ours: impl Fn(&str) -> bool) -> Result<()> {
     let entries = fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))?;
     for entry in entries.flatten() {
         let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        let is_ours = entry.file_name().to_str().is_some_and(&is_ours);
         let path = entry.path();
         // A socket of another type refuses the connection, but only where one is served.
-        let served = try_connect(&path, SockType::Datagram);
-        if is_socket && matches!(served, Err(Errno::ECONNREFUSED)) {
+        let served = || try_connect(&path, SockType::Datagram);
+        let refused = || matches!(served(), Err(Errno::ECONNREFUSED));
+        if is_socket && is_ours && refused() {
             files::remove(&path)?;
         }
     }

@@ -163,6 +163,21 @@ impl Inventory {
     }
 }
 
+/// Finds the macvtap with this tap number in any network namespace that can be entered.
+pub fn find(number: u32) -> Result<Option<Macvtap>> {
+    let home = Netns::current()?;
+    let links = Socket::open()?.links().context("listing links")?;
+    let names = links.into_iter().map(|link| (link.index, link.name));
+    let names = names.collect();
+    let found = netns::all().find_map(|path| {
+        let macvtaps = macvtaps_in(&path, &home, &names).ok()?.into_iter();
+        macvtaps
+            .into_iter()
+            .find(|macvtap| macvtap.link.index == number)
+    });
+    Ok(found)
+}
+
 fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Result<Vec<Macvtap>> {
     let netns = match Netns::open(path) {
         Ok(Some(netns)) => netns,

@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{
     create::{Spec, create},
     guard::Settings,
+    inventory,
     lower::LowerDevice,
 };
 use crate::{
@@ -78,6 +79,49 @@ fn create_alone(host: &mut Socket, index: u32, spec: &Spec<'_>) -> Result<()> {
     })?;
     macvtap.keep();
     Ok(())
+}
+
+/// Fails if the device's tap, which exists, is another device's or another node's. Where its
+/// network namespace cannot be found, nothing speaks against it.
+pub fn check_owner(device: &DeviceId) -> Result<()> {
+    let path = tap::path(device.tap).display().to_string();
+    ensure!(
+        tap::devices(device.tap)?.len() == 1,
+        "{path} exists more than once on this machine"
+    );
+    let Some(found) = inventory::find(device.tap)? else {
+        return Ok(());
+    };
+    let lower = Socket::open()?.link_by_name(&device.lower)?;
+    let same_lower = match (&found.lower, lower) {
+        (Some(name), Some(lower)) => *name == lower.name,
+        // It was renamed since.
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    let mode = if found.is_parked() {
+        Some(Mode::Bridge)
+    } else {
+        found.link.mode
+    };
+    let same_mode = mode == Some(device.mode);
+    let (interface, netns) = (&found.link.name, &found.netns);
+    ensure!(
+        same_lower && same_mode,
+        "{path} is interface {interface:?} in netns {netns:?}, which is not a {} macvtap on {:?} \
+         of this node; if nodes share a kernel, their NODE_NAMEs have to differ",
+        device.mode,
+        device.lower.to_string()
+    );
+    Ok(())
+}
+
+/// Whether this link of our own network namespace has the name of the device's macvtap.
+#[must_use]
+pub fn is_named_for(link: &Link, device: &DeviceId) -> bool {
+    link.is_macvtap()
+        && link.index == device.tap
+        && link.name == original_link_name(&device.to_string())
 }
 
 /// Deletes the device's macvtap in our own network namespace, which a former pod had. False if

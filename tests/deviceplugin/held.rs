@@ -212,3 +212,48 @@ fn the_host_name_does_not_matter() {
     assert_eq!(lists[0], lists[1]);
     assert_eq!(lists[0].len(), 100);
 }
+
+/// The macvtap of a pod without the CNI plugin outlives the device plugin, and not the pod: the
+/// kubelet's checkpoint tells.
+#[test]
+fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
+    let world = World::new(LOWER, "bridge");
+    let id = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[5]
+        .clone();
+    let other = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[6]
+        .clone();
+    world.checkpoint(&id, tap_of(&id));
+    for id in [&id, &other] {
+        world
+            .kubelet
+            .pre_start(RESOURCE, std::slice::from_ref(id))
+            .unwrap();
+    }
+    wait_until("the one that was never allocated is gone", || {
+        !tap_exists(tap_of(&other))
+    });
+    drop(world.plugin);
+    let file = world.config.path().join("conf");
+    let _plugin = Plugin::with_file(&world.node.host, world.dir.path(), &file);
+    let again = |resource: &Resource| resource.connected && resource.registrations > 1;
+    world
+        .kubelet
+        .wait_for(RESOURCE, WAIT_TIMEOUT, again)
+        .unwrap();
+    world
+        .kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    assert!(tap_exists(tap_of(&id)));
+    write_checkpoint(world.dir.path(), &serde_json::Value::Null);
+    wait_until("its pod is gone", || !tap_exists(tap_of(&id)));
+    let links = world.node.host.links();
+    assert!(
+        links.iter().all(|name| !name.starts_with("mvt")),
+        "{links:?}"
+    );
+}

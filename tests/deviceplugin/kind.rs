@@ -1,7 +1,7 @@
 //! Two nodes on one kernel, as in `KinD`: each has a /dev of its own, but the numbers of taps
 //! are the machine's.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, process::Command};
 
 use kit::{
     kubelet::{Plugin, RESOURCE, command, connected},
@@ -99,4 +99,30 @@ fn of_two_nodes_with_one_name_one_gets_the_tap() {
     second.clone().added().succeed("CHECK");
     second.succeed("DEL");
     wait_until("the tap is gone", || !tap_exists(tap_of(&id)));
+}
+
+/// A pod that uses the tap without the CNI plugin must not get that of another node's pod.
+#[test]
+fn pre_start_refuses_the_tap_of_another_node() {
+    let nodes = [KindNode::new(Some("kind")), KindNode::new(Some("kind"))];
+    let id = nodes[0].ids()[43].clone();
+    let pod = Host::new();
+    let call = nodes[0].call(&pod, &id).added();
+    // By a process the device plugins find the pod's netns.
+    let mut process = pod
+        .0
+        .run(|| Ok(Command::new("sleep").arg("60").spawn()?))
+        .unwrap();
+    let ids = [id.clone()];
+    nodes[0].kubelet.pre_start(RESOURCE, &ids).unwrap();
+    let error = nodes[1]
+        .kubelet
+        .pre_start(RESOURCE, &ids)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("of this node"), "{error}");
+    call.succeed("CHECK");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    call.succeed("DEL");
 }

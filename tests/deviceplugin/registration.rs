@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     process::Command,
     time::{Duration, Instant},
 };
@@ -216,4 +216,24 @@ fn a_name_that_is_too_long_for_a_socket_is_hashed() {
         "{endpoint}"
     );
     assert!(endpoint.len() < 45, "{endpoint}");
+}
+
+/// A device plugin that was killed leaves its sockets. Those of other resources, and what is
+/// served, is not its business, nor what is no socket.
+#[test]
+fn stale_sockets_are_removed() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let path = |name: &str| dir.path().join(name);
+    let stale = path("macvtap.network.kubevirt.io_gone");
+    drop(UnixListener::bind(&stale).unwrap());
+    let served = path("macvtap.network.kubevirt.io_other");
+    let _other = UnixListener::bind(&served).unwrap();
+    let foreign = path("example.com_gone");
+    drop(UnixListener::bind(&foreign).unwrap());
+    let file = path("macvtap.network.kubevirt.io_file");
+    fs::write(&file, "").unwrap();
+    let _plugin = Plugin::start(&node.host, dir.path());
+    wait_until("the stale socket is gone", || !stale.exists());
+    wait_until("its own is there", || path(SOCKET).exists());
+    assert!(served.exists() && foreign.exists() && file.exists());
 }

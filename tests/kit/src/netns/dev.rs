@@ -13,7 +13,8 @@ pub struct Dev(Child);
 
 impl Dev {
     pub fn new() -> Self {
-        let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && echo && read x";
+        let script = "mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 \
+            && mknod -m 666 /dev/random c 1 8 && mknod -m 666 /dev/urandom c 1 9 && echo && read x";
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -42,10 +43,10 @@ impl Dev {
         PathBuf::from(format!("/proc/{}/root/dev/{name}", self.0.id()))
     }
 
-    /// What is in it, beside the null device.
+    /// What is in it, beside the devices that every /dev has.
     pub fn names(&self) -> Vec<String> {
         let mut names = names(&self.path(""));
-        names.retain(|name| name != "null");
+        names.retain(|name| !["null", "random", "urandom"].contains(&name.as_str()));
         names
     }
 }
