@@ -18,10 +18,10 @@ pub mod applets;
 
 pub mod cni;
 pub mod deviceplugin;
-pub mod doctor;
-pub mod install;
+pub(crate) mod doctor;
+pub(crate) mod install;
 pub mod kubectl;
-pub mod link;
+pub(crate) mod link;
 pub mod selftest;
 
 pub mod cli;

@@ -11,7 +11,7 @@ use std::{
 use kit::kubelet::{Plugin, RESOURCE, SOCKET, command, connected};
 use kit::{
     binary,
-    netns::{Case, Host, Node, dev::Dev, owner, tap},
+    netns::{Case, Host, Node, dev::Dev, names, owner, tap},
 };
 use macvtap::selftest::kubelet::Kubelet;
 
@@ -20,8 +20,10 @@ const MAKERS: &str = "trace=open,openat,creat,socket,socketpair,pipe,pipe2,accep
     epoll_create,epoll_create1,eventfd,eventfd2,inotify_init,inotify_init1,fcntl,timerfd_create,\
     signalfd,signalfd4,memfd_create";
 
-fn assert_all_closed_at_exec(log: &Path) {
-    let text = fs::read_to_string(log).unwrap();
+/// Reads the traces in a directory, one of each thread.
+fn assert_all_closed_at_exec(dir: &Path) {
+    let read = |name: &String| fs::read_to_string(dir.join(name)).unwrap();
+    let text: String = names(dir).iter().map(read).collect();
     // What a descriptor that is not close-on-exec is made by; fcntl does much else.
     let makes = |line: &&str| !line.contains("fcntl(") || line.contains("F_DUPFD");
     let made: Vec<&str> = text
@@ -36,14 +38,14 @@ fn assert_all_closed_at_exec(log: &Path) {
     }
 }
 
-fn traced(log: &Path) -> [String; 6] {
-    let log = log.to_str().unwrap();
-    ["strace", "-f", "-o", log, "-e", MAKERS].map(str::to_owned)
+fn traced(dir: &Path) -> [String; 6] {
+    let log = dir.join("trace");
+    ["strace", "-ff", "-o", log.to_str().unwrap(), "-e", MAKERS].map(str::to_owned)
 }
 
 #[test]
 fn every_descriptor_is_closed_at_exec() {
-    let log = tempfile::NamedTempFile::new().unwrap();
+    let log = tempfile::tempdir().unwrap();
     let words = traced(log.path());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let case = Case::new();
@@ -76,7 +78,7 @@ fn every_descriptor_is_closed_at_exec() {
 fn every_descriptor_of_the_device_plugin_is_closed_at_exec() {
     let (node, dir) = (Node::new(), tempfile::tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
-    let log = tempfile::NamedTempFile::new().unwrap();
+    let log = tempfile::tempdir().unwrap();
     let words = traced(log.path());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut command = command(&[&words[..], &["-D"]].concat(), dir.path());

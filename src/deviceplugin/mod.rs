@@ -15,7 +15,7 @@ mod http;
 mod inputs;
 mod learning_task;
 pub mod metrics;
-pub mod names;
+pub(crate) mod names;
 mod node_identity;
 pub mod nri;
 mod registration;

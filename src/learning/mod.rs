@@ -11,11 +11,11 @@
 //! with the kernel. `query` is between ADD and the device plugin.
 
 mod closer;
-pub mod filter;
+pub(crate) mod filter;
 pub mod frame;
 mod group;
 mod netns;
-pub mod port;
+pub(crate) mod port;
 pub mod query;
 mod recovery;
 mod sockets;

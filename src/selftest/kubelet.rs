@@ -206,9 +206,15 @@ impl Kubelet {
         self.call(resource, call).map(|_| ())
     }
 
-    /// Blocks for `time`, as under a heavy load.
+    /// Blocks for `time` from now on, as under a heavy load.
     pub fn freeze(&self, time: Duration) {
-        self.runtime.spawn(async move { std::thread::sleep(time) });
+        let (sender, frozen) = mpsc::channel::<()>();
+        self.runtime.spawn(async move {
+            drop(sender);
+            std::thread::sleep(time);
+        });
+        // Fails as soon as the task runs.
+        let _ = frozen.recv();
     }
 
     /// Drops the streams of all resources.

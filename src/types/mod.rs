@@ -2,15 +2,15 @@
 
 pub mod checkpoint;
 pub mod device_id;
-pub mod device_number;
-pub mod errors;
-pub mod json;
-pub mod link_name;
-pub mod listen_address;
+pub(crate) mod device_number;
+pub(crate) mod errors;
+pub(crate) mod json;
+pub(crate) mod link_name;
+pub(crate) mod listen_address;
 pub mod mac;
 pub mod mode;
 pub mod owner;
-pub mod plural;
+pub(crate) mod plural;
 pub mod prefix;
-pub mod resource_name;
+pub(crate) mod resource_name;
 pub mod status;

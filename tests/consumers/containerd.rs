@@ -12,6 +12,7 @@ use std::{
 use kit::{
     binary,
     guest::{QEMU, can_run},
+    lock_dev,
     netns::{Node, device_id, owner, skipped, tap, tap_number},
     wire::sha256,
 };
@@ -448,6 +449,7 @@ fn a_file_at_the_taps_path_is_named_before_the_container_fails() {
     if !has_containerd() {
         return;
     }
+    let _dev = lock_dev();
     let (node, number) = (Node::new(), tap_number());
     let containerd = Containerd::start(&node);
     let config = containerd.pod("vm", &device_id(number));

@@ -10,6 +10,7 @@ use std::{
 
 use kit::{
     guest::{APPEND, QEMU, Shell, can_run, file, qemu_dir},
+    lock_dev,
     netns::{Case, Cni, Host, owner, tap, tap_number, wait_until},
     wire::{ADDRESS, ADDRESS_V6, Router, serve_noise},
 };
@@ -352,6 +353,7 @@ fn assert_own_device(case: &Case) {
 /// keeps /dev they are not ours to remove, so ADD fails and says what is there.
 #[test]
 fn a_file_in_the_way_is_named_by_add() {
+    let _dev = lock_dev();
     let case = Case::new();
     let other = (Host::new(), tap_number());
     case.node.allocated(&other.0, other.1).add();
@@ -371,7 +373,7 @@ fn a_file_in_the_way_is_named_by_add() {
         fs::remove_file(&path).unwrap();
         assert_eq!(code, 11, "{msg}");
         let expected = format!(
-            "{} is there, but is not the node of a macvtap",
+            "{} exists, but is not the node of a macvtap",
             path.display()
         );
         assert!(msg.contains(&expected), "{msg}");

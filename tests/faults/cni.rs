@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kit::{
     kubelet::Plugin,
-    netns::{Cni, Host, LOWER, Node, dev::Dev, tap, tap_exists, tap_number},
+    netns::{Cni, Host, LOWER, Node, dev::Dev, foreign_tap_number, tap, tap_exists, tap_number},
 };
 use macvtap::netlink::Nft;
 use serde_json::{Value, json};
@@ -55,7 +55,10 @@ impl World {
         Self {
             way,
             pod: Host::new(),
-            number: tap_number(),
+            number: match way {
+                Way::Existing => foreign_tap_number(),
+                _ => tap_number(),
+            },
             dev: (way == Way::Tmpfs).then(Dev::new),
             _plugin: (way == Way::Learning).then(|| learning(&node)),
             node,

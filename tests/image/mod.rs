@@ -176,7 +176,12 @@ fn check_bill_of_materials(digest: &str) {
         assert!(names.contains(name), "{name}");
     }
     // Of the build, of macros, of tests.
-    for name in ["protox", "tonic-prost-build", "clap_derive", "tempfile"] {
+    for name in [
+        "protox",
+        "tonic-prost-build",
+        "clap_derive",
+        "pretty_assertions",
+    ] {
         assert!(!names.contains(name), "{name}");
     }
     for component in components {

@@ -9,16 +9,15 @@ mod limits;
 mod list;
 
 use std::{
+    fs::File,
     process::{Child, Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use kit::{binary, netns::Host};
 
 /// What is looked at is the whole machine, so one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+fn alone() -> File {
+    kit::lock_dev()
 }
 
 /// Somebody in a network namespace, by whom it is found.

@@ -2,6 +2,6 @@
 
 pub mod api;
 pub mod channel;
-pub mod kubelet;
-pub mod server;
+pub(crate) mod kubelet;
+pub(crate) mod server;
 pub mod service;

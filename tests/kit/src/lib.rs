@@ -20,6 +20,7 @@ pub mod wire;
 
 use std::{
     env,
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -27,6 +28,14 @@ use std::{
 pub fn root() -> &'static Path {
     let kit = Path::new(env!("CARGO_MANIFEST_DIR"));
     kit.ancestors().nth(2).unwrap()
+}
+
+/// For tests that leave stale nodes in /dev, or look at all of it: one at a time on the machine,
+/// as long as this is held.
+pub fn lock_dev() -> File {
+    let dev = File::open("/dev").unwrap();
+    dev.lock().unwrap();
+    dev
 }
 
 /// The binary under test: what `scripts/test` built for shipping, or else what cargo built for
