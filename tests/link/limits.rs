@@ -2,12 +2,11 @@
 
 use std::io::Write;
 
-use kit::lock_dev;
 use kit::netns::{Case, IFNAME, taps::open};
 use macvtap::host::tap::VNET_HEADER;
 use serde_json::{Value, json};
 
-use super::{Resident, run, succeed};
+use super::{Resident, alone, run, succeed};
 
 fn shown(case: &Case) -> Value {
     let words = ["link", "show", &case.number.to_string(), "--json"];
@@ -17,7 +16,7 @@ fn shown(case: &Case) -> Value {
 
 #[test]
 fn security_and_what_it_dropped_are_shown_by_reason() {
-    let _dev = lock_dev();
+    let _alone = alone();
     let case = Case::new();
     let _resident = Resident::new(&case.pod);
     let call = case.call().with("mac", "02:00:00:00:00:aa");
@@ -43,7 +42,7 @@ fn security_and_what_it_dropped_are_shown_by_reason() {
 
 #[test]
 fn rates_change_on_a_living_attachment_and_del_leaves_nothing_of_them() {
-    let _dev = lock_dev();
+    let _alone = alone();
     let case = Case::new();
     let _resident = Resident::new(&case.pod);
     let call = case.call().added();
