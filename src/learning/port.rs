@@ -37,6 +37,8 @@ const LOOK_INTERVAL_PARKED: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long until a change that the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a frame that was counted may take to be received.
+const RECEIPT: Duration = Duration::from_millis(1);
 /// The kernel counts a frame just after it has shown it. So often it is looked again whether
 /// the port has sent it, after 1 ms, 2 ms, 4 ms and so on.
 const MAX_LOOKS: u32 = 7;
@@ -92,6 +94,8 @@ enum Question {
     Sent { replay: bool, looks: u32 },
     /// Its MAC was seen elsewhere: has it ever sent anything?
     EverSent,
+    /// It has sent its first frame: is that one still to be received here?
+    Counted,
 }
 
 /// A port.
@@ -246,6 +250,11 @@ impl Port {
         let sent = kernel.sent_frames > self.kernel.sent_frames;
         if kernel.parked != self.kernel.parked {
             (self.park, self.since) = (kernel.parked, now);
+        }
+        if sent && self.question.is_none() && kernel.parked && !self.sent {
+            self.question = Some(Question::Counted);
+            self.look_at = now + RECEIPT;
+            return Action::Nothing;
         }
         self.kernel = kernel;
         self.schedule_look(now);
@@ -456,6 +465,8 @@ mod tests {
         ("ob ou", &[UnparkAndReplay], false),
         ("ou", &[UnparkAndReplay], false),
         ("lb 1", &[UnparkAndReplay], false),
+        // It is counted before it is received.
+        ("c 20 sb", &[UnparkAndReplay], false),
         // With a tag it does not go out twice.
         ("ot", &[Unpark], false),
         // Its frames have other MACs than its interface.
