@@ -236,6 +236,7 @@ fn keys_in(sources: &[&str]) -> BTreeSet<String> {
         ".integer(",
         ".list(",
         "(id(",
+        ".value(",
         " id(",
     ];
     let mut keys = BTreeSet::new();

@@ -14,11 +14,11 @@ use log::{info, warn};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
-    task::AbortHandle,
+    task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{accept::Acceptor, metrics};
+use super::{accept::Acceptor, attachment_limits, metrics};
 use crate::types::{listen_address::ListenAddress, status::Status};
 
 /// The maximum number of connections at a time. One more closes the oldest, so that connections
@@ -122,7 +122,10 @@ async fn serve(stream: TcpStream, queries: mpsc::Sender<Query>) {
         let queries = &queries;
         async move {
             let response = match status(queries).await {
-                Some(status) => respond(request.uri().path(), &status),
+                Some(status) => {
+                    let path = request.uri().path();
+                    respond(path, &with_limits(path, status).await)
+                }
                 None => response(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "shutting down\n".to_owned(),
@@ -144,6 +147,25 @@ async fn status(queries: &mpsc::Sender<Query>) -> Option<Status> {
     let (query, status) = oneshot::channel();
     queries.send(query).await.ok()?;
     status.await.ok()
+}
+
+/// Metrics have what the limits of attachments did. The kernel is asked in a thread beside, for
+/// that goes through many network namespaces.
+async fn with_limits(path: &str, status: Status) -> Status {
+    if path != "/metrics" {
+        return status;
+    }
+    let read = spawn_blocking({
+        let status = status.clone();
+        move || attachment_limits::read(&status)
+    });
+    match read.await {
+        Ok(limits) => Status { limits, ..status },
+        Err(error) => {
+            warn!(error:%; "cannot read the limits of attachments");
+            status
+        }
+    }
 }
 
 fn respond(path: &str, status: &Status) -> Response<String> {

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt::Write};
 
-use crate::types::status::{LearningStatus, NriStatus, ResourceStatus, Status};
+use crate::types::status::{LearningStatus, NriStatus, RateStatus, ResourceStatus, Status};
 
 /// A metric: its name, its type, what it is, and where its samples are in the status.
 pub struct Metric {
@@ -19,7 +19,7 @@ pub struct Metric {
 type Sample = (Vec<(&'static str, String)>, u64);
 
 /// All of them.
-pub const METRICS: [Metric; 24] = [
+pub const METRICS: [Metric; 28] = [
     metric(
         "macvtap_build_info",
         "gauge",
@@ -210,6 +210,38 @@ pub const METRICS: [Metric; 24] = [
         "Containers that run without their taps",
         |status| vec![(vec![], nri(status).without.len() as u64)],
     ),
+    metric(
+        "macvtap_frames_dropped_total",
+        "counter",
+        "Frames of guests that port security dropped, by tap and reason",
+        |status| {
+            let samples = status.limits.iter().flat_map(|(tap, limits)| {
+                limits.dropped.iter().map(|(reason, count)| {
+                    let tap = ("tap", tap.to_string());
+                    (vec![tap, ("reason", reason.clone())], *count)
+                })
+            });
+            samples.collect()
+        },
+    ),
+    metric(
+        "macvtap_limited_bytes_total",
+        "counter",
+        "Bytes that passed a rate, by tap and direction",
+        |status| rates(status, |rate| rate.bytes),
+    ),
+    metric(
+        "macvtap_throttled_total",
+        "counter",
+        "Times that a frame had to wait for a rate, by tap and direction",
+        |status| rates(status, |rate| rate.throttled),
+    ),
+    metric(
+        "macvtap_throttled_bytes",
+        "gauge",
+        "Bytes that wait for a rate, by tap and direction",
+        |status| rates(status, |rate| rate.waiting_bytes),
+    ),
 ];
 
 const fn metric(
@@ -272,6 +304,21 @@ fn resources(status: &Status, value: impl Fn(&ResourceStatus) -> u64) -> Vec<Sam
     resources
         .map(|resource| (labels(resource), value(resource)))
         .collect()
+}
+
+fn rates(status: &Status, value: impl Fn(&RateStatus) -> u64) -> Vec<Sample> {
+    let both = status.limits.iter().flat_map(|(tap, limits)| {
+        let ways = [("ingress", &limits.ingress), ("egress", &limits.egress)];
+        ways.map(|(direction, rate)| (tap, direction, rate))
+    });
+    let samples = both.filter_map(|(tap, direction, rate)| {
+        let labels = vec![
+            ("tap", tap.to_string()),
+            ("direction", direction.to_owned()),
+        ];
+        Some((labels, value(rate.as_ref()?)))
+    });
+    samples.collect()
 }
 
 /// The numbers of learning; zeros if it is off.

@@ -3,6 +3,7 @@
 //! One event loop owns all state; `config`, `device_list` and `registration` decide.
 
 mod accept;
+mod attachment_limits;
 mod checkpoint_file;
 pub mod config;
 mod config_source;

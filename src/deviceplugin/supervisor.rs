@@ -395,6 +395,7 @@ impl Supervisor {
             link_resyncs: self.link_resyncs,
             learning: self.learning.status(),
             nri: self.nri.as_ref().map(Nri::status),
+            limits: BTreeMap::new(),
         }
     }
 

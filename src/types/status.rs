@@ -27,6 +27,33 @@ pub struct Status {
     /// NRI; none if it is off.
     #[serde(default)]
     pub nri: Option<NriStatus>,
+    /// The limits of attachments, by the number of their tap. They are read for `/metrics` only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<u32, LimitsStatus>,
+}
+
+/// What the limits of an attachment did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitsStatus {
+    /// Frames of the guest that security dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// The rate of what the guest receives, if there is one.
+    pub ingress: Option<RateStatus>,
+    /// The rate of what the guest sends, if there is one.
+    pub egress: Option<RateStatus>,
+}
+
+/// What a rate did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateStatus {
+    /// Bytes that passed.
+    pub bytes: u64,
+    /// Bytes that wait now.
+    pub waiting_bytes: u64,
+    /// How often a frame had to wait.
+    pub throttled: u64,
 }
 
 /// The status of one resource.
