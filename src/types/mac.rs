@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// A 48-bit Ethernet address.
@@ -21,11 +21,12 @@ impl MacAddr {
 
 impl MacAddr {
     /// A random one that an interface can hold, locally administered, as the kernel itself
-    /// makes them (`eth_random_addr`).
+    /// makes them (`eth_random_addr`). By `getrandom(2)`, which needs no /dev and returns 6 bytes
+    /// whole.
     pub fn random() -> Result<Self> {
         let mut octets = [0; 6];
-        getrandom::fill(&mut octets)
-            .map_err(|error| anyhow!("asking for random bytes: {error}"))?;
+        rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty())
+            .context("asking the kernel for random bytes")?;
         octets[0] = octets[0] & 0xfc | 2;
         Ok(Self(octets))
     }
