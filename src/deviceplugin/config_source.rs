@@ -15,6 +15,14 @@ const VARIABLE: &str = "DP_MACVTAP_CONF";
 /// The maximum length of a configuration, in bytes: that of a `ConfigMap`.
 const MAX_BYTES: u64 = 1 << 20;
 
+/// A configuration, with what is wrong with it.
+pub struct Loaded {
+    /// The configuration.
+    pub configuration: Configuration,
+    /// Warnings about entries, some of which are left out.
+    pub warnings: Vec<String>,
+}
+
 /// The source of the configuration.
 pub enum ConfigSource {
     /// The text of the environment variable.
@@ -48,14 +56,14 @@ impl ConfigSource {
     }
 
     /// Reads the configuration for the first time.
-    pub fn load(&mut self) -> Result<Configuration> {
-        let configuration = self.reload(&[])?;
-        configuration.context("the configuration was loaded before")
+    pub fn load(&mut self) -> Result<Loaded> {
+        let loaded = self.reload(&[])?;
+        loaded.context("the configuration was loaded before")
     }
 
     /// Reads the configuration again; none if its text has not changed. An entry that became
     /// wrong keeps its definition in `former`.
-    pub fn reload(&mut self, former: &[ResourceConfig]) -> Result<Option<Configuration>> {
+    pub fn reload(&mut self, former: &[ResourceConfig]) -> Result<Option<Loaded>> {
         let (name, text) = match self {
             Self::Environment(text) => (VARIABLE.to_owned(), text.clone()),
             Self::File(path, before) => {
@@ -74,10 +82,13 @@ impl ConfigSource {
         let (configuration, warnings) =
             parsed.with_context(|| format!("the configuration in {name}"))?;
         log_configuration(&name, &configuration);
-        for warning in warnings {
+        for warning in &warnings {
             warn!(source = name; "{warning}");
         }
-        Ok(Some(configuration))
+        Ok(Some(Loaded {
+            configuration,
+            warnings,
+        }))
     }
 }
 

@@ -19,12 +19,18 @@ pub struct Metric {
 type Sample = (Vec<(&'static str, String)>, u64);
 
 /// All of them.
-pub const METRICS: [Metric; 28] = [
+pub const METRICS: [Metric; 29] = [
     metric(
         "macvtap_build_info",
         "gauge",
         "The version; always 1",
         |_| vec![(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1)],
+    ),
+    metric(
+        "macvtap_configuration_warnings",
+        "gauge",
+        "Mistakes in the configuration, such as entries that are left out",
+        |status| vec![(vec![], status.config_warnings.len() as u64)],
     ),
     metric(
         "macvtap_devices",

@@ -36,7 +36,7 @@ use tokio::{sync::mpsc, time::timeout_at};
 use tokio_stream::StreamExt;
 
 use self::{
-    config_source::ConfigSource,
+    config_source::{ConfigSource, Loaded},
     directory::DirectoryWatch,
     http::HttpServer,
     inputs::{Input, Inputs, signals},
@@ -73,7 +73,10 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
         http: HttpServer::new(settings.status_address.clone()),
         signals: signals()?,
     };
-    let configuration = source.load()?;
+    let Loaded {
+        configuration,
+        warnings: mut config_warnings,
+    } = source.load()?;
     let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
     let mut supervisor = Supervisor::new(settings, configuration, learning, sender)?;
     supervisor.serve_nri(&settings.nri)?;
@@ -88,9 +91,9 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
                 check_mount(&inputs.kubelet_dir, kubelet_dir)?;
                 supervisor.directory_changed();
             }
-            Input::Configuration => reload(&mut supervisor, &mut source),
+            Input::Configuration => reload(&mut supervisor, &mut source, &mut config_warnings),
             // The client may be gone.
-            Input::Query(query) => drop(query.send(supervisor.status())),
+            Input::Query(query) => drop(query.send(supervisor.status(config_warnings.clone()))),
             Input::Signal(signal) => {
                 info!(signal; "shutting down");
                 return Ok(shut_down(supervisor, inputs.signals).await);
@@ -109,12 +112,18 @@ fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
 }
 
 /// A wrong configuration leaves the former one in force.
-fn reload(supervisor: &mut Supervisor, source: &mut ConfigSource) {
+fn reload(supervisor: &mut Supervisor, source: &mut ConfigSource, warnings: &mut Vec<String>) {
     match source.reload(supervisor.listed()) {
-        Ok(Some(configuration)) => supervisor.configure(configuration),
+        Ok(Some(loaded)) => {
+            *warnings = loaded.warnings;
+            supervisor.configure(loaded.configuration);
+        }
         Ok(None) => {}
         Err(error) => {
             error!(error:% = format!("{error:#}"); "the former configuration stays in force");
+            *warnings = vec![format!(
+                "{error:#}; the former configuration stays in force"
+            )];
         }
     }
 }

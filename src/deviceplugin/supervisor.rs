@@ -381,7 +381,7 @@ impl Supervisor {
     }
 
     /// The status.
-    pub fn status(&mut self) -> Status {
+    pub fn status(&mut self, config_warnings: Vec<String>) -> Status {
         let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
         let resources = self.resources.values().map(|resource| {
@@ -390,6 +390,7 @@ impl Supervisor {
         });
         Status {
             netlink_error,
+            config_warnings,
             resources: resources.collect(),
             kubelet_restarts: self.kubelet_restarts,
             link_resyncs: self.link_resyncs,

@@ -45,7 +45,14 @@ fn candidates(text: &str) -> Result<Vec<SocketAddr>> {
             (Ipv4Addr::UNSPECIFIED, port()?).into(),
         ],
         "localhost" => vec![(Ipv4Addr::LOCALHOST, port()?).into()],
-        _ => vec![text.parse()?],
+        _ => match host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            // Go allows brackets around any address: manifests can put them around a node's.
+            Some(address) => vec![SocketAddr::new(address.parse()?, port()?)],
+            None => vec![text.parse()?],
+        },
     })
 }
 
@@ -60,13 +67,24 @@ mod tests {
             ("localhost:9403", "127.0.0.1:9403"),
             ("127.0.0.1:0", "127.0.0.1:0"),
             ("[::1]:9403", "[::1]:9403"),
+            ("[192.0.2.1]:9403", "192.0.2.1:9403"),
         ] {
             let address: ListenAddress = text.parse().unwrap();
             let candidates = address.candidates.iter().map(SocketAddr::to_string);
             assert_eq!(candidates.collect::<Vec<_>>().join(" "), expected);
             assert_eq!(address.to_string(), text);
         }
-        for text in ["", "9403", ":", ":x", ":65536", "::1:9403", "example.com:1"] {
+        for text in [
+            "",
+            "9403",
+            ":",
+            ":x",
+            ":65536",
+            "::1:9403",
+            "[]:1",
+            "[::1]",
+            "example.com:1",
+        ] {
             let error = text.parse::<ListenAddress>().unwrap_err();
             assert!(format!("{error:#}").contains(":PORT"), "{text}: {error:#}");
         }

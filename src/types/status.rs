@@ -16,6 +16,10 @@ pub struct Status {
     /// Why netlink does not work; none if it does.
     #[serde(rename = "netlink")]
     pub netlink_error: Option<String>,
+    /// What is wrong with the configuration: entries that are left out or changed, or why a text
+    /// that replaced it cannot be used.
+    #[serde(default)]
+    pub config_warnings: Vec<String>,
     /// The resources that are offered.
     pub resources: Vec<ResourceStatus>,
     /// How often the kubelet restarted.
@@ -208,6 +212,9 @@ impl Status {
         if let Some(nri) = &self.nri {
             nri.summarize(&mut summary);
         }
+        let mistakes = self.config_warnings.iter();
+        let mistakes = mistakes.map(|warning| format!("configuration: {warning}"));
+        summary.warnings.extend(mistakes);
         for resource in &self.resources {
             resource.add_to(&mut summary);
         }

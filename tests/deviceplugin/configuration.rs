@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process:
 use kit::{
     binary,
     kubelet::{Plugin, WAIT_TIMEOUT},
-    netns::{Host, LOWER, Node, skipped},
+    netns::{Host, LOWER, Node, skipped, wait_until},
 };
-use macvtap::{host::netns::Netns, selftest::kubelet::Kubelet};
+use macvtap::{deviceplugin::status, host::netns::Netns, selftest::kubelet::Kubelet};
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -85,6 +85,38 @@ fn a_bad_entry_does_not_cost_the_others() {
     expect(&kubelet, "two", 100);
     assert_eq!(kubelet.resources(), [resource("one"), resource("two")]);
     plugin.wait_for_log("it is left out (it is {");
+}
+
+/// What probe, doctor and metrics say of the configuration.
+#[test]
+fn mistakes_are_reported_until_they_are_corrected() {
+    let (node, dir, config) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let file = config.path().join("DP_MACVTAP_CONF");
+    let warnings = || status::query(dir.path()).unwrap().config_warnings;
+    fs::write(
+        &file,
+        format!("[{}, {{\"name\": \"bad\"}}]", entry("one", 3)),
+    )
+    .unwrap();
+    let _plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    expect(&kubelet, "one", 3);
+    assert_eq!(warnings().len(), 1);
+    for applet in ["probe", "doctor"] {
+        let mut command = Command::new(binary());
+        command.arg(applet).arg("--kubelet-dir").arg(dir.path());
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut lines = text.lines().filter(|line| line.contains("configuration"));
+        assert!(lines.any(|line| line.contains("no lowerDevice")), "{text}");
+        assert!(applet == "doctor" || output.status.success(), "{text}");
+    }
+    fs::write(&file, "[ broken").unwrap();
+    wait_until("the broken text is reported", || {
+        warnings()[0].contains("the former configuration stays in force")
+    });
+    fs::write(&file, format!("[{}]", entry("one", 3))).unwrap();
+    wait_until("nothing is wrong", || warnings().is_empty());
 }
 
 #[test]
