@@ -330,8 +330,11 @@ fn no_device_id(fields: &Fields<'_>) -> CniError {
          (2) the pod requests no such resource: \
          resources.limits must have macvtap.network.kubevirt.io/<name>: 1; \
          (3) the pod has several networks of one resource, and requests less than one for each; \
-         (4) KubeVirt 1.9 and later leaves the request to the network-resources-injector webhook \
-         or an admission policy, and neither is installed"
+         (4) KubeVirt 1.9 and later requests no resource. Let the API server request it: \
+         manifests/injection, or the network-resources-injector webhook. \
+         Or write the limit into the VM. \
+         Or let the container runtime give the tap: manifests/components/nri, with lowerDevice \
+         in the network instead of the annotation"
     );
     CniError::new(code::CONFIG, text)
 }

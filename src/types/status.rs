@@ -244,7 +244,9 @@ impl NriStatus {
             let text = format!("NRI is not connected: {last_error}");
             summary.failures.push(text);
         }
-        summary.ok.extend(self.without.iter().cloned());
+        let without = self.without.iter();
+        let delete = |text: &String| format!("{text}: delete the pod");
+        summary.warnings.extend(without.map(delete));
     }
 }
 
@@ -360,6 +362,35 @@ mod tests {
         let stopped = summary(learning(false));
         assert!(stopped.warnings[0].starts_with("learning has stopped"));
         assert!(!stopped.ok.iter().any(|text| text.contains("learning")));
+    }
+
+    #[test]
+    fn a_container_without_its_tap_is_a_warning_and_a_lost_runtime_a_failure() {
+        let summary = |nri| {
+            let status = Status {
+                nri: Some(nri),
+                ..Status::default()
+            };
+            status.summary()
+        };
+        let ready = NriStatus {
+            running: true,
+            ready: true,
+            without: vec!["container c of pod p runs without /dev/tap1".to_owned()],
+            ..NriStatus::default()
+        };
+        let expected = "container c of pod p runs without /dev/tap1: delete the pod";
+        assert_eq!(summary(ready.clone()).warnings[0], expected);
+        assert!(summary(ready.clone()).failures.is_empty());
+        let lost = |absent| NriStatus {
+            ready: false,
+            absent,
+            last_error: "refused".to_owned(),
+            ..ready.clone()
+        };
+        let failures = summary(lost(false)).failures;
+        assert_eq!(failures, ["NRI is not connected: refused"]);
+        assert!(summary(lost(true)).failures.is_empty());
     }
 
     #[test]
