@@ -8,10 +8,15 @@ use std::{
 };
 
 use kit::netns::{
-    Cni, Host, Node, tap_number,
+    Case, Cni, Host, IFNAME, Node, tap_number,
     taps::{far_tap, open},
 };
-use macvtap::{host::tap::VNET_HEADER, types::mac::MacAddr};
+use macvtap::{
+    host::tap::VNET_HEADER,
+    macvtap::security::Security,
+    netlink::{Nft, Table},
+    types::mac::MacAddr,
+};
 use serde_json::{Value, json};
 
 use crate::forged::{self, Frame, IPV4, IPV6, Kind, MAC, Transport};
@@ -53,11 +58,12 @@ impl To {
 
 /// A guarded guest, a neighbour on the same node, and somebody on the wire.
 struct Network {
-    _node: Node,
-    _pods: [Host; 2],
+    node: Node,
+    pods: [Host; 2],
     guest: File,
     sibling: File,
     wire: File,
+    number: u32,
     next_mark: u32,
 }
 
@@ -82,8 +88,9 @@ impl Network {
             guest: open(numbers[0]),
             sibling: open(numbers[1]),
             wire: far_tap(&node),
-            _node: node,
-            _pods: pods,
+            node,
+            pods,
+            number: numbers[0],
             next_mark: 0,
         }
     }
@@ -263,4 +270,55 @@ fn off_lets_everything_pass() {
     let mut network = Network::new(&json!("off"));
     network.check(&forged::forged(), |_, _| true);
     network.check(&forged::honest(), |_, _| true);
+}
+
+/// What a pod accepts in a table of its own does not lift ours, and DEL leaves that table.
+#[test]
+fn tables_of_the_pod_itself_lift_nothing_and_stay() {
+    let mut network = Network::new(&json!("mac"));
+    let anything = Security {
+        macs: None,
+        ..Security::mac()
+    };
+    let filter = anything.filter(MacAddr(MAC));
+    let own = Table {
+        name: "own",
+        device: IFNAME,
+        comment: "of the pod",
+        filter: &filter,
+    };
+    let pod = &network.pods[0].0;
+    pod.run(|| Ok(Nft::open()?.install(&own)?)).unwrap();
+    network.check(&forged::forged(), |kind, _| kind.mac);
+    let pod = &network.pods[0];
+    let call = network.node.allocated(pod, network.number);
+    call.with("security", "mac").succeed("DEL");
+    let tables = || Ok(Nft::open()?.tables()?);
+    let tables = pod.0.run(tables).unwrap();
+    assert_eq!(tables, [("own".to_owned(), "of the pod".to_owned())]);
+}
+
+#[test]
+fn a_macvtap_that_is_handed_over_is_secured_too() {
+    let case = Case::new();
+    let words = format!(
+        "link add dev5Mvp0 index {} link eth0 type macvtap",
+        case.number
+    );
+    case.node.host.ip(&words);
+    let call = case
+        .call()
+        .with("deviceID", "dev5Mvp0")
+        .with("security", "mac");
+    let call = call.added();
+    call.succeed("CHECK");
+    case.pod.ip("link set net1 down");
+    case.pod.ip(&format!(
+        "link set {IFNAME} address {}",
+        text(forged::OTHER)
+    ));
+    case.pod.ip("link set net1 up");
+    let (_, msg) = call.fail("CHECK");
+    assert!(msg.contains(&text(forged::OTHER)), "{msg}");
+    call.succeed("DEL");
 }

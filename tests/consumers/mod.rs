@@ -4,6 +4,7 @@ mod chain;
 mod containerd;
 mod cri;
 mod libvirt;
+mod limits;
 mod nri;
 mod podman;
 mod qemu;
