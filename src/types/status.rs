@@ -396,6 +396,7 @@ mod tests {
     #[test]
     fn the_keys_stay() {
         let status = Status {
+            config_warnings: vec!["entry 2".to_owned()],
             learning: Some(LearningStatus::default()),
             nri: Some(NriStatus::default()),
             ..status(dataplane())
@@ -415,8 +416,8 @@ mod tests {
             "refused": 0, "without": [],
         });
         let expected = json!({
-            "netlink": null, "resources": [resource], "kubeletRestarts": 0, "linkResyncs": 0,
-            "learning": learning, "nri": nri,
+            "netlink": null, "configWarnings": ["entry 2"], "resources": [resource],
+            "kubeletRestarts": 0, "linkResyncs": 0, "learning": learning, "nri": nri,
         });
         assert_eq!(serde_json::to_value(&status).unwrap(), expected);
         assert_eq!(serde_json::from_value::<Status>(expected).unwrap(), status);
