@@ -32,6 +32,9 @@ pub enum ResourceEvent {
         /// The number of devices.
         count: u64,
     },
+    /// The kubelet released the devices of pods that are gone. It writes its checkpoint when it
+    /// receives a list.
+    Released,
     /// A request of the kubelet failed.
     RequestFailed {
         /// The reason, as the label of a metric.

@@ -77,6 +77,11 @@ impl Resource {
         }
     }
 
+    /// Where its events are reported.
+    pub fn events(&self) -> EventSender {
+        self.events.clone()
+    }
+
     /// Its devices.
     pub fn list(&self) -> &DeviceList {
         &self.list
@@ -145,6 +150,11 @@ impl Resource {
             ResourceEvent::StreamClosed { generation } => self.stream_changed(generation, false),
             ResourceEvent::RegistrationAnswered { call, outcome } => self.answered(call, &outcome),
             ResourceEvent::Allocated { count, .. } => self.counts.allocations += count,
+            ResourceEvent::Released => {
+                if let Some(server) = &self.server {
+                    server.send_again();
+                }
+            }
             ResourceEvent::RequestFailed { reason } => {
                 *self.counts.failures.entry(reason.to_owned()).or_default() += 1;
             }

@@ -17,6 +17,7 @@ use super::{
     config::{Configuration, ResourceConfig},
     device_list::{self, DeviceList, ListedDevice, Plan},
     event::{EventSender, ResourceEvent},
+    grpc::pod_resources,
     held::{Evidence, Held},
     learning_task::LearningTask,
     names::{KUBELET_SOCKET, is_resource_socket, socket_name},
@@ -38,6 +39,8 @@ use crate::{
 const MAX_IDLE: Duration = Duration::from_hours(1);
 /// The shortest time between two looks at what pods hold.
 const HELD_INTERVAL: Duration = Duration::from_millis(200);
+/// The time between two looks of the kubelet, while there are macvtaps of pods without CNI.
+const RELEASE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long after its allocation a device counts as held without other evidence. The kubelet
 /// writes its checkpoint at once.
 const RECENT: Duration = Duration::from_mins(1);
@@ -57,6 +60,7 @@ pub struct Supervisor {
     /// What pods hold.
     held: Held,
     held_at: Instant,
+    release_at: Instant,
     checkpoint: CheckpointFile,
     /// What was allocated, and when.
     recent: Vec<(Instant, DeviceId)>,
@@ -102,6 +106,7 @@ impl Supervisor {
             devices: BTreeMap::new(),
             held: Held::default(),
             held_at: Instant::now(),
+            release_at: Instant::now(),
             recent: Vec::new(),
             plans: BTreeMap::new(),
             resources: BTreeMap::new(),
@@ -187,20 +192,48 @@ impl Supervisor {
 
     /// Deletes the macvtaps of pods without the CNI plugin that are gone: the kubelet has released
     /// their devices. It writes each allocation into its checkpoint before the container starts.
-    fn remove_released(&self) {
+    fn remove_released(&mut self) {
         if !self.checkpoint.exists() {
             return;
         }
-        let macvtaps = self.links.iter().filter(|link| link.is_macvtap());
-        let released = macvtaps.filter_map(|link| {
+        let links = self.links.iter();
+        let macvtaps = links.filter_map(|link| {
             let device = self.held.at(link.index)?;
-            let released = tap_only::is_named_for(link, device) && !self.is_allocated(device);
-            released.then(|| device.clone())
+            tap_only::is_named_for(link, device).then(|| device.clone())
         });
-        let released: Vec<DeviceId> = released.collect();
+        let (allocated, released): (Vec<DeviceId>, Vec<DeviceId>) =
+            macvtaps.partition(|device| self.is_allocated(device));
         if !released.is_empty() {
             self.shared.tap_only.clear(released);
         }
+        if !allocated.is_empty() && self.release_at <= Instant::now() {
+            self.release_at = Instant::now() + RELEASE_INTERVAL;
+            self.release(&allocated);
+        }
+    }
+
+    /// Makes the kubelet look whether the pods of these devices are gone, and write what it
+    /// finds into its checkpoint.
+    fn release(&self, devices: &[DeviceId]) {
+        let Some(socket) = pod_resources::socket(&self.shared.kubelet_dir) else {
+            return;
+        };
+        let resources = devices.iter().map(|device| device.resource.as_str());
+        let resources: BTreeSet<&str> = resources.collect();
+        let resources = resources
+            .into_iter()
+            .filter_map(|name| self.resources.get(name));
+        let events: Vec<EventSender> = resources.map(Resource::events).collect();
+        tokio::spawn(async move {
+            match pod_resources::release(socket).await {
+                Ok(()) => events
+                    .iter()
+                    .for_each(|events| events.send(ResourceEvent::Released)),
+                Err(error) => {
+                    debug!(error = format!("{error:#}"); "kubelet's pod resources not listed");
+                }
+            }
+        });
     }
 
     fn is_allocated(&self, device: &DeviceId) -> bool {

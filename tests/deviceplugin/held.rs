@@ -1,6 +1,13 @@
 //! Devices that pods hold, whatever happens to the configuration, the host name and the kubelet.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kit::{
@@ -8,35 +15,48 @@ use kit::{
     netns::{Host, LOWER, Node, tap_exists, tap_of, wait_until},
 };
 use macvtap::{
-    deviceplugin::grpc::api::ContainerAllocateResponse,
+    deviceplugin::grpc::{
+        api::ContainerAllocateResponse,
+        pod_resources::api::{
+            ListPodResourcesRequest, ListPodResourcesResponse,
+            pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
+        },
+    },
     selftest::kubelet::{Kubelet, Resource},
 };
 use prost::Message;
 use serde_json::json;
 use tempfile::{TempDir, tempdir};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
 
 /// A node whose device plugin reads a file.
 struct World {
     node: Node,
     kubelet: Kubelet,
     plugin: Plugin,
-    dir: TempDir,
+    dir: PathBuf,
+    _root: TempDir,
     config: TempDir,
 }
 
 impl World {
     fn new(lower: &str, mode: &str) -> Self {
-        let (node, dir, config) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
+        let (node, root, config) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
+        let dir = root.path().join("device-plugins");
+        fs::create_dir(&dir).unwrap();
         node.host.ip("link add eth7 type veth peer name far7");
         node.host.ip("link set eth7 up");
-        let kubelet = Kubelet::start(dir.path()).unwrap();
+        let kubelet = Kubelet::start(&dir).unwrap();
         configure(config.path(), lower, mode);
-        let plugin = Plugin::with_file(&node.host, dir.path(), &config.path().join("conf"));
+        let plugin = Plugin::with_file(&node.host, &dir, &config.path().join("conf"));
         let world = Self {
             node,
             kubelet,
             plugin,
             dir,
+            _root: root,
             config,
         };
         world.wait("all is healthy", |resource| resource.healthy().len() == 100);
@@ -77,7 +97,7 @@ impl World {
             "PodUID": "a3c7", "ContainerName": "compute", "ResourceName": RESOURCE,
             "DeviceIDs": {"-1": [id]}, "AllocResp": STANDARD.encode(response.encode_to_vec()),
         });
-        write_checkpoint(self.dir.path(), &json!([entry]));
+        write_checkpoint(&self.dir, &json!([entry]));
     }
 }
 
@@ -146,13 +166,13 @@ fn a_device_stays_listed_while_the_checkpoint_names_it() {
     world.wait("it is offered alone", alone);
     drop(world.plugin);
     let file = world.config.path().join("conf");
-    let _plugin = Plugin::with_file(&world.node.host, world.dir.path(), &file);
+    let _plugin = Plugin::with_file(&world.node.host, &world.dir, &file);
     let again = |resource: &Resource| resource.registrations > 1 && alone(resource);
     world
         .kubelet
         .wait_for(RESOURCE, WAIT_TIMEOUT, again)
         .unwrap();
-    write_checkpoint(world.dir.path(), &serde_json::Value::Null);
+    write_checkpoint(&world.dir, &serde_json::Value::Null);
     let gone = |resource: &Resource| !resource.connected;
     world
         .kubelet
@@ -238,7 +258,7 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
     });
     drop(world.plugin);
     let file = world.config.path().join("conf");
-    let _plugin = Plugin::with_file(&world.node.host, world.dir.path(), &file);
+    let _plugin = Plugin::with_file(&world.node.host, &world.dir, &file);
     let again = |resource: &Resource| resource.connected && resource.registrations > 1;
     world
         .kubelet
@@ -249,11 +269,63 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
         .pre_start(RESOURCE, std::slice::from_ref(&id))
         .unwrap();
     assert!(tap_exists(tap_of(&id)));
-    write_checkpoint(world.dir.path(), &serde_json::Value::Null);
+    write_checkpoint(&world.dir, &serde_json::Value::Null);
     wait_until("its pod is gone", || !tap_exists(tap_of(&id)));
     let links = world.node.host.links();
     assert!(
         links.iter().all(|name| !name.starts_with("mvt")),
         "{links:?}"
     );
+}
+
+/// A kubelet that releases the devices of pods that are gone when its pod resources are listed, and
+/// writes its checkpoint when it receives a list.
+struct Releasing(Arc<AtomicBool>);
+
+#[tonic::async_trait]
+impl PodResourcesLister for Releasing {
+    async fn list(
+        &self,
+        _: Request<ListPodResourcesRequest>,
+    ) -> Result<Response<ListPodResourcesResponse>, Status> {
+        self.0.store(true, Ordering::Relaxed);
+        Ok(Response::new(ListPodResourcesResponse {}))
+    }
+}
+
+/// On a quiet node nobody asks the kubelet for devices, so it would never write that it
+/// released some.
+#[test]
+fn the_kubelet_is_asked_to_release_the_devices_of_pods_that_are_gone() {
+    let world = World::new(LOWER, "bridge");
+    let id = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[7]
+        .clone();
+    let resources = world.dir.parent().unwrap().join("pod-resources");
+    fs::create_dir(&resources).unwrap();
+    let listed = Arc::new(AtomicBool::new(false));
+    let service = PodResourcesListerServer::new(Releasing(Arc::clone(&listed)));
+    let path = resources.join("kubelet.sock");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = std::thread::spawn(move || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap().block_on(async {
+            let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
+            let server = Server::builder().serve_with_incoming(service, incoming);
+            tokio::select! { _ = server => {}, _ = stopped => {} }
+        });
+    });
+    world.checkpoint(&id, tap_of(&id));
+    world
+        .kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    wait_until("the kubelet was asked", || listed.load(Ordering::Relaxed));
+    let lists = world.kubelet.resource(RESOURCE).unwrap().lists;
+    world.wait("it gets the list again", |resource| resource.lists > lists);
+    write_checkpoint(&world.dir, &serde_json::Value::Null);
+    wait_until("its pod is gone", || !tap_exists(tap_of(&id)));
+    drop(stop);
+    server.join().unwrap();
 }

@@ -3,5 +3,6 @@
 pub mod api;
 pub mod channel;
 pub(crate) mod kubelet;
+pub mod pod_resources;
 pub(crate) mod server;
 pub mod service;

@@ -73,6 +73,11 @@ impl ResourceServer {
         });
     }
 
+    /// Sends the list again.
+    pub fn send_again(&self) {
+        self.list.send_modify(|_| {});
+    }
+
     /// Whether the socket's file is still the one that was bound.
     #[must_use]
     pub fn is_intact(&self) -> bool {
