@@ -36,3 +36,24 @@ fn uninstall() {
     }
     assert!(help("uninstall").contains("--timeout DURATION"));
 }
+
+#[test]
+fn cross() {
+    for (words, expected) in [
+        (&[][..], "use scripts/cross [--test] aarch64, or s390x"),
+        (&["--test"], "use scripts/cross [--test] aarch64, or s390x"),
+        (
+            &["--selftest", "s390x"],
+            "unknown option '--selftest'; use scripts/cross [--test] ARCH",
+        ),
+        (&["mips"], "'mips' is not aarch64 or s390x"),
+        (
+            &["aarch64", "s390x"],
+            "one architecture at a time: aarch64 or s390x",
+        ),
+    ] {
+        let text = refused("cross", words);
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(help("cross").contains("scripts/cross [--test] ARCH"));
+}
