@@ -191,7 +191,7 @@ impl Containerd {
     }
 
     pub fn remove(&self, pod: &Pod) {
-        self.cri.remove_sandbox(&pod.sandbox);
+        self.cri.remove(&pod.sandbox, &pod.container);
     }
 
     /// Runs a command in the pod's container, which has to succeed; what it printed.

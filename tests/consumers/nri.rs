@@ -59,6 +59,7 @@ impl Setup {
         let containerd = Containerd::with_nri(&node, bin);
         let kubelet_dir = tempfile::tempdir().unwrap();
         let plugin = plugin(&node, &containerd, kubelet_dir.path());
+        wait_until_ready(&plugin);
         Self {
             node,
             containerd,
@@ -69,6 +70,7 @@ impl Setup {
 
     fn start_plugin(&mut self) {
         self.plugin = plugin(&self.node, &self.containerd, self.kubelet_dir.path());
+        wait_until_ready(&self.plugin);
     }
 }
 
@@ -142,7 +144,6 @@ fn without_a_device_plugin_the_sandbox_fails_and_no_container_starts() {
     for bin in releases() {
         let mut setup = Setup::new(&bin);
         let config = setup.containerd.pod("vm", "");
-        wait_until_ready(&setup.plugin);
         setup.plugin.signal("KILL");
         setup.plugin.end();
         let error = setup.containerd.run(&config, sleeping()).err().unwrap();
@@ -159,7 +160,6 @@ fn a_container_that_started_without_is_reported() {
     for bin in releases() {
         let mut setup = Setup::new(&bin);
         let config = setup.containerd.pod("vm", "");
-        wait_until_ready(&setup.plugin);
         let cri = &setup.containerd.cri;
         let sandbox = cri.run_sandbox(&config).unwrap();
         setup.plugin.signal("KILL");
@@ -221,7 +221,6 @@ fn of_a_vm_s_containers_compute_alone_gets_the_tap() {
 fn a_second_device_plugin_waits_for_the_first_one() {
     for bin in releases() {
         let mut setup = Setup::new(&bin);
-        wait_until_ready(&setup.plugin);
         let dir = tempfile::tempdir().unwrap();
         let second = plugin(&setup.node, &setup.containerd, dir.path());
         second.wait_for_log("another device plugin serves NRI");
