@@ -242,10 +242,16 @@ impl<'a> Work<'a> {
     /// had for the tap alone is deleted.
     fn wait_until_free(&mut self, device: &DeviceId) -> Result<()> {
         while is_in_use(device.tap)? {
-            if tap_only::delete_of(&mut self.host, device)? {
+            if !tap_only::exists(&mut self.host, device)? {
+                pause(self.request.deadline, || tap_held(device.tap))?;
+                continue;
+            }
+            let processes = inventory::processes_with(device.tap);
+            if processes.is_empty() {
+                tap_only::delete_of(&mut self.host, device)?;
                 warn!(device:%; "deleted the stale macvtap of a previous pod");
             } else {
-                pause(self.request.deadline, || tap_held(device.tap))?;
+                pause(self.request.deadline, || tap_open(device.tap, &processes))?;
             }
         }
         Ok(())
@@ -257,6 +263,15 @@ fn is_in_use(number: u32) -> Result<bool> {
     let device = devnode::find(number)?.number();
     let found = device.map(tap::number_of).transpose()?.flatten();
     Ok(found == Some(number))
+}
+
+fn tap_open(number: u32, processes: &[String]) -> AttachError {
+    let text = format!(
+        "{} is still open in {}",
+        tap::path(number).display(),
+        processes.join(", ")
+    );
+    AttachError::new(Kind::TryAgain, text)
 }
 
 fn tap_held(number: u32) -> AttachError {

@@ -1,6 +1,6 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
-use log::{info, warn};
+use log::{debug, info, warn};
 use serde_json::Value;
 
 use super::{
@@ -50,13 +50,16 @@ impl Attachment {
         }
     }
 
-    /// Whether this macvtap, the interface `ifname` of the pod, is the attachment.
-    fn is(&self, index: u32) -> bool {
+    /// Whether `link`, the interface of that name in the pod, is the attachment. Macvtaps of the
+    /// original have no index of their own; their lower device is on the host.
+    fn is(&self, link: &Link, environment: &Environment) -> bool {
+        let index = link.index;
         let ours = TAPS.contains(&index) || STANDALONE_TAPS.contains(&index);
+        let from_host = link.lower_nsid.is_some() || environment.netns_override;
         match self {
             Self::Allocated(tap) => index == *tap,
             Self::Standalone(taps) => taps.contains(&index),
-            Self::Original(_) => !ours,
+            Self::Original(_) => !ours && from_host,
             Self::Unknown => ours,
         }
     }
@@ -79,14 +82,12 @@ pub fn del(environment: &Environment, json: &Value, netns: Option<&Netns>) -> Re
     let mut errors = Vec::new();
     let mut taps = Vec::new();
     if let Some(netns) = netns {
-        if policy::has_security(json) {
-            let removed = remove_security(netns, &environment.ifname);
-            errors.extend(removed.err());
-        }
-        match remove_links(netns, &attachment, &environment.ifname) {
+        match remove_links(netns, &attachment, environment) {
             Ok(removed) => taps.extend(removed),
             Err(error) => errors.push(error),
         }
+        let removed = remove_security(netns, &environment.ifname, policy::has_security(json));
+        errors.extend(removed.err());
     } else {
         info!("the netns is gone, and with it the interface");
     }
@@ -106,26 +107,38 @@ pub fn del(environment: &Environment, json: &Value, netns: Option<&Netns>) -> Re
     CniError::all(errors)
 }
 
-fn remove_security(netns: &Netns, ifname: &str) -> Result<()> {
+/// Removes the rules for an interface that is gone. One that is there may be another attachment,
+/// which keeps its rules. The configuration may have lost its keys since ADD, so they are looked
+/// for in any case; that fails the call only where it `has` them, for the kernel may have none.
+fn remove_security(netns: &Netns, ifname: &str, has: bool) -> Result<()> {
+    if LinkName::flaw(ifname).is_some() || netns.socket()?.link_by_name(ifname)?.is_some() {
+        return Ok(());
+    }
     let interface = Interface {
         netns: Some(netns),
         name: ifname,
         index: 0,
     };
-    Ok(interface.remove_security()?)
+    match interface.remove_security() {
+        Err(error) if !has => {
+            debug!(error = format!("{error:#}"); "no rules can be looked for");
+            Ok(())
+        }
+        removed => Ok(removed?),
+    }
 }
 
 /// Deletes the attachment's links in the pod; the numbers of their taps.
-fn remove_links(netns: &Netns, attachment: &Attachment, ifname: &str) -> Result<Vec<u32>> {
+fn remove_links(
+    netns: &Netns,
+    attachment: &Attachment,
+    environment: &Environment,
+) -> Result<Vec<u32>> {
     let mut pod = netns.socket()?;
     let mut links = Vec::new();
-    match attachment {
-        Attachment::Allocated(tap) => links.extend(pod.link(*tap)?),
-        _ if LinkName::flaw(ifname).is_none() => {
-            let found = pod.link_by_name(ifname)?;
-            links.extend(found.filter(|link| attachment.is(link.index)));
-        }
-        _ => {}
+    if LinkName::flaw(&environment.ifname).is_none() {
+        let found = pod.link_by_name(&environment.ifname)?;
+        links.extend(found.filter(|link| attachment.is(link, environment)));
     }
     if let Attachment::Original(name) = attachment {
         // Where ADD was stopped in the middle of the hand-over.

@@ -74,9 +74,10 @@ pub fn make_private_dir(dir: &Path) -> Result<()> {
     }
     let metadata = fs::symlink_metadata(dir).with_context(|| format!("looking at {shown}"))?;
     let user = metadata.uid();
+    ensure!(metadata.is_dir(), "{shown} is not a directory; remove it");
     ensure!(
-        metadata.is_dir() && user == 0,
-        "{shown} is not a directory of root, but of uid {user}; remove it"
+        user == 0,
+        "{shown} belongs to uid {user}, not to root; remove it"
     );
     if metadata.permissions().mode() & 0o077 != 0 {
         let private = fs::set_permissions(dir, Permissions::from_mode(0o700));

@@ -241,6 +241,12 @@ fn name_of(path: &Path) -> String {
     }
 }
 
+/// The processes that have tap `number` open, as far as they can be seen from here.
+#[must_use]
+pub fn processes_with(number: u32) -> Vec<String> {
+    holders().remove(&number).unwrap_or_default()
+}
+
 /// By tap, the processes that have it open.
 fn holders() -> BTreeMap<u32, Vec<String>> {
     let mut holders: BTreeMap<u32, Vec<String>> = BTreeMap::new();

@@ -124,16 +124,19 @@ pub fn is_named_for(link: &Link, device: &DeviceId) -> bool {
         && link.name == original_link_name(&device.to_string())
 }
 
-/// Deletes the device's macvtap in our own network namespace, which a former pod had. False if
-/// there is none; another link with that index is left alone.
-pub fn delete_of(host: &mut Socket, device: &DeviceId) -> Result<bool> {
-    let Some(link) = host.link(device.tap)? else {
-        return Ok(false);
-    };
-    if !is_of(host, device, &link)? {
-        return Ok(false);
+/// Whether the device's macvtap is in our own network namespace. Another link with that index is
+/// not.
+pub fn exists(host: &mut Socket, device: &DeviceId) -> Result<bool> {
+    match host.link(device.tap)? {
+        Some(link) => is_of(host, device, &link),
+        None => Ok(false),
     }
-    Ok(host.delete(device.tap)?)
+}
+
+/// Deletes the device's macvtap in our own network namespace, which a former pod had. False if
+/// there is none.
+pub fn delete_of(host: &mut Socket, device: &DeviceId) -> Result<bool> {
+    Ok(exists(host, device)? && host.delete(device.tap)?)
 }
 
 /// Whether `link` is what [`create_for`] makes for this very device.

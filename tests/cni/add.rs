@@ -261,6 +261,15 @@ fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
     assert_eq!(node.host.links(), [LOWER]);
     assert_eq!(attached(&pod)["ifindex"], number);
     call.succeed("DEL");
+    // A guest has it open: that pod is not a previous one.
+    leftover(&name);
+    let opened = std::fs::File::open(tap(number)).unwrap();
+    let (code, msg) = call.fail("ADD");
+    assert!(code == 11 && msg.contains("is still open in"), "{msg}");
+    assert!(node.host.link(&name).is_some());
+    drop(opened);
+    call.add();
+    call.succeed("DEL");
     // What only has the number is not ours.
     leftover("foreign");
     let (code, msg) = call.fail("ADD");

@@ -1,6 +1,12 @@
 //! DEL: repeatable, content with whatever is gone, and careful with what is not ours.
 
-use kit::netns::{Host, IFNAME, LOWER, Node, device_id, tap_exists, tap_number, wait_until};
+use std::time::Duration;
+
+use kit::netns::{
+    Host, IFNAME, LOWER, Node, device_id, tap_exists, tap_number,
+    taps::{arrives, far_tap, open as open_tap, send},
+    wait_until,
+};
 use serde_json::json;
 
 #[test]
@@ -156,6 +162,46 @@ fn with_a_device_id_deletes_that_tap_alone() {
     assert_eq!(pod.links(), [IFNAME]);
     call.succeed("DEL");
     assert!(pod.links().is_empty());
+}
+
+/// Its rules go with it, and not before: a guest may be sending.
+#[test]
+fn of_another_attachment_leaves_the_rules_for_the_guest() {
+    let (node, pod) = (Node::new(), Host::new());
+    let (ours, other) = (tap_number(), tap_number());
+    let attached = node.allocated(&pod, ours).with("security", "mac").added();
+    node.allocated(&pod, other)
+        .with("security", "mac")
+        .succeed("DEL");
+    let standalone = node.cni(&pod, json!({"lowerDevice": LOWER, "macspoofchk": true}));
+    standalone.succeed("DEL");
+    attached.succeed("CHECK");
+    // The network lost its key since ADD.
+    node.allocated(&pod, ours).succeed("DEL");
+    assert!(pod.links().is_empty());
+    let open = node.allocated(&pod, ours).with("mac", "02:00:00:00:00:ab");
+    open.add();
+    let (near, far) = (open_tap(ours), far_tap(&node));
+    let mut frame = [2, 0, 0, 0, 0, 0xff, 2, 0, 0, 0, 0, 0xcd, 0x88, 0xb5].to_vec();
+    frame.resize(80, 7);
+    send(&near, &frame);
+    assert!(
+        arrives(&far, &frame, Duration::from_secs(5)),
+        "rules are left"
+    );
+}
+
+#[test]
+fn of_an_id_of_the_original_leaves_the_pods_own_macvtaps_alone() {
+    let (node, pod) = (Node::new(), Host::new());
+    pod.ip("link add inner type veth peer name other");
+    pod.ip(&format!(
+        "link add {IFNAME} link inner type macvtap mode bridge"
+    ));
+    for id in ["bMvp5", "macvtap0"] {
+        node.cni(&pod, json!({"deviceID": id})).succeed("DEL");
+        assert!(pod.link(IFNAME).is_some(), "{id}");
+    }
 }
 
 #[test]
