@@ -58,17 +58,7 @@ pub fn parse(text: &str, former: &[ResourceConfig]) -> Result<(Configuration, Ve
     let mut warnings = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let mut warn = |text: String| warnings.push(format!("entry {}: {text}", index + 1));
-        let resource = resource(entry, &mut warn).or_else(|error| {
-            let kept = former_definition(entry, former);
-            let action = if kept.is_some() {
-                "keeps its former definition"
-            } else {
-                "is left out"
-            };
-            warn(format!("{error:#}; it {action} (it is {entry})"));
-            kept.ok_or(())
-        });
-        let Ok(resource) = resource else {
+        let Some(resource) = resource_or_former(entry, former, &mut warn) else {
             continue;
         };
         let earlier = resources
@@ -84,6 +74,25 @@ pub fn parse(text: &str, former: &[ResourceConfig]) -> Result<(Configuration, Ve
         resources.push(resource);
     }
     Ok((Configuration::Listed(resources), warnings))
+}
+
+/// The resource of an entry, or what a wrong entry was before.
+fn resource_or_former(
+    entry: &Value,
+    former: &[ResourceConfig],
+    warn: &mut impl FnMut(String),
+) -> Option<ResourceConfig> {
+    let error = match resource(entry, warn) {
+        Ok(resource) => return Some(resource),
+        Err(error) => error,
+    };
+    let former = former_definition(entry, former);
+    let action = match former {
+        Some(_) => "keeps its former definition",
+        None => "is left out",
+    };
+    warn(format!("{error:#}; it {action} (it is {entry})"));
+    former
 }
 
 /// What a wrong entry was before.

@@ -19,6 +19,7 @@ pub mod metrics;
 pub(crate) mod names;
 mod node_identity;
 pub mod nri;
+mod pod_devices;
 mod registration;
 mod resource;
 mod settings;

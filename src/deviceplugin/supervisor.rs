@@ -9,20 +9,19 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures_util::future::join_all;
-use log::{debug, error, info, warn};
+use log::{debug, error, info};
 use tokio::sync::mpsc;
 
 use super::{
-    checkpoint_file::CheckpointFile,
     config::{Configuration, ResourceConfig},
     device_list::{self, DeviceList, ListedDevice, Plan},
     event::{EventSender, ResourceEvent},
     grpc::pod_resources,
-    held::{Evidence, Held},
     learning_task::LearningTask,
     names::{KUBELET_SOCKET, is_resource_socket, socket_name},
     node_identity::NodeIdentity,
     nri::Nri,
+    pod_devices::PodDevices,
     resource::{Resource, Shared},
     settings::Settings,
     tap_only::TapOnly,
@@ -37,13 +36,8 @@ use crate::{
 
 /// The longest time between two calls of [`Supervisor::run_due`].
 const MAX_IDLE: Duration = Duration::from_hours(1);
-/// The shortest time between two looks at what pods hold.
-const HELD_INTERVAL: Duration = Duration::from_millis(200);
 /// The time between two looks of the kubelet, while there are macvtaps of pods without CNI.
 const RELEASE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long after its allocation a device counts as held without other evidence. The kubelet
-/// writes its checkpoint at once.
-const RECENT: Duration = Duration::from_mins(1);
 
 /// Keeps the resources of a node registered, in line with its configuration and its links.
 pub struct Supervisor {
@@ -57,13 +51,8 @@ pub struct Supervisor {
     configured: BTreeMap<String, ResourceConfig>,
     /// The devices of each of them.
     devices: BTreeMap<String, Arc<Vec<ListedDevice>>>,
-    /// What pods hold.
-    held: Held,
-    held_at: Instant,
+    pod_devices: PodDevices,
     release_at: Instant,
-    checkpoint: CheckpointFile,
-    /// What was allocated, and when.
-    recent: Vec<(Instant, DeviceId)>,
     /// What is offered, by resource: also devices that pods hold of former resources.
     plans: BTreeMap<String, (ResourceConfig, Plan)>,
     resources: BTreeMap<String, Resource>,
@@ -93,7 +82,7 @@ impl Supervisor {
         let mut supervisor = Self {
             node: NodeIdentity::new(settings.node_name.as_deref(), kubelet_dir)?,
             kubelet: FileId::of(&kubelet_dir.join(KUBELET_SOCKET))?,
-            checkpoint: CheckpointFile::new(kubelet_dir),
+            pod_devices: PodDevices::new(kubelet_dir),
             shared: Shared {
                 kubelet_dir: kubelet_dir.clone(),
                 tap_only: TapOnly::start()?,
@@ -104,10 +93,7 @@ impl Supervisor {
             netlink,
             configured: BTreeMap::new(),
             devices: BTreeMap::new(),
-            held: Held::default(),
-            held_at: Instant::now(),
             release_at: Instant::now(),
-            recent: Vec::new(),
             plans: BTreeMap::new(),
             resources: BTreeMap::new(),
             stopping: Vec::new(),
@@ -168,9 +154,7 @@ impl Supervisor {
     /// Handles the event of a resource.
     pub fn handle(&mut self, resource: &str, event: ResourceEvent) {
         if let ResourceEvent::Allocated { devices, .. } = &event {
-            let now = Instant::now();
-            self.recent
-                .extend(devices.iter().map(|device| (now, device.clone())));
+            self.pod_devices.allocated(devices);
         }
         if let Some(resource) = self.resources.get_mut(resource) {
             resource.handle(event);
@@ -183,7 +167,7 @@ impl Supervisor {
         if self.node.refresh() {
             self.plan();
             self.reconcile();
-        } else if self.held_at.elapsed() > HELD_INTERVAL && self.update_held() {
+        } else if self.pod_devices.is_due() && self.look() {
             self.plan_resources();
             self.reconcile();
         }
@@ -193,16 +177,16 @@ impl Supervisor {
     /// Deletes the macvtaps of pods without the CNI plugin that are gone: the kubelet has released
     /// their devices. It writes each allocation into its checkpoint before the container starts.
     fn remove_released(&mut self) {
-        if !self.checkpoint.exists() {
+        if !self.pod_devices.has_checkpoint() {
             return;
         }
         let links = self.links.iter();
         let macvtaps = links.filter_map(|link| {
-            let device = self.held.at(link.index)?;
+            let device = self.pod_devices.held().at(link.index)?;
             tap_only::is_named_for(link, device).then(|| device.clone())
         });
         let (allocated, released): (Vec<DeviceId>, Vec<DeviceId>) =
-            macvtaps.partition(|device| self.is_allocated(device));
+            macvtaps.partition(|device| self.pod_devices.is_allocated(device));
         if !released.is_empty() {
             self.shared.tap_only.clear(released);
         }
@@ -234,13 +218,6 @@ impl Supervisor {
                 }
             }
         });
-    }
-
-    fn is_allocated(&self, device: &DeviceId) -> bool {
-        let id = device.to_string();
-        let mut checkpoint = self.checkpoint.allocations().iter();
-        checkpoint.any(|allocation| allocation.devices.contains(&id))
-            || self.recent.iter().any(|(_, recent)| recent == device)
     }
 
     fn kubelet_restarted(&mut self) -> bool {
@@ -299,7 +276,7 @@ impl Supervisor {
 
     /// Plans what to offer by the configuration and what pods hold.
     fn plan(&mut self) {
-        self.update_held();
+        self.look();
         self.configured =
             device_list::resources(&self.configuration, &self.links, &self.configured);
         self.devices = device_list::devices(self.node.text(), &self.configured);
@@ -307,40 +284,22 @@ impl Supervisor {
     }
 
     /// Looks which devices pods hold. True if they are others than before.
-    fn update_held(&mut self) -> bool {
-        self.held_at = Instant::now();
-        self.recent.retain(|(at, _)| at.elapsed() < RECENT);
-        let recent: Vec<DeviceId> = self.recent.iter().map(|(_, it)| it.clone()).collect();
-        let taps = match tap::numbers() {
-            Ok(taps) => taps,
-            Err(error) => {
-                let error = format!("{error:#}");
-                warn!(error; "cannot tell which taps exist");
-                return false;
-            }
-        };
+    fn look(&mut self) -> bool {
         let listed = self.devices.values().flat_map(|devices| devices.iter());
-        let listed = listed.map(|device| (device.tap, device.id.as_str()));
-        let evidence = Evidence {
-            checkpoint: self.checkpoint.read(),
-            recent: &recent,
-            taps: &taps,
-        };
-        let before = self.held.clone();
-        self.held.update(listed, evidence);
-        self.held != before
+        self.pod_devices.look(listed)
     }
 
     fn plan_resources(&mut self) {
-        let held = self.held.resources().filter_map(|name| {
-            let resource = device_list::former_resource(name, &self.held)?;
+        let held = self.pod_devices.held();
+        let former = held.resources().filter_map(|name| {
+            let resource = device_list::former_resource(name, held)?;
             Some((name.to_owned(), resource))
         });
-        let resources = held.chain(self.configured.clone());
+        let resources = former.chain(self.configured.clone());
         let resources: BTreeMap<String, ResourceConfig> = resources.collect();
         let plans = resources.into_iter().map(|(name, resource)| {
             let devices = self.devices.get(&name).cloned().unwrap_or_default();
-            let plan = Plan::new(&name, &devices, &self.held);
+            let plan = Plan::new(&name, &devices, held);
             (name, (resource, plan))
         });
         self.plans = plans.collect();

@@ -192,6 +192,25 @@ impl Status {
                 summary.failures.push(text);
             }
         }
+        self.add_learning(&mut summary);
+        if let Some(nri) = &self.nri {
+            nri.summarize(&mut summary);
+        }
+        let mistakes = self.config_warnings.iter();
+        let mistakes = mistakes.map(|warning| format!("configuration: {warning}"));
+        summary.warnings.extend(mistakes);
+        for resource in &self.resources {
+            resource.add_to(&mut summary);
+        }
+        if self.resources.is_empty() {
+            let text = "no resource is offered: the configuration lists none, and no NIC or bond \
+                        of this node is eligible";
+            summary.warnings.push(text.to_owned());
+        }
+        summary
+    }
+
+    fn add_learning(&self, summary: &mut Summary) {
         match &self.learning {
             Some(LearningStatus {
                 running: true,
@@ -209,21 +228,6 @@ impl Status {
                 .notes
                 .push(format!("learning is off: {UNREACHABLE}")),
         }
-        if let Some(nri) = &self.nri {
-            nri.summarize(&mut summary);
-        }
-        let mistakes = self.config_warnings.iter();
-        let mistakes = mistakes.map(|warning| format!("configuration: {warning}"));
-        summary.warnings.extend(mistakes);
-        for resource in &self.resources {
-            resource.add_to(&mut summary);
-        }
-        if self.resources.is_empty() {
-            let text = "no resource is offered: the configuration lists none, and no NIC or bond \
-                        of this node is eligible";
-            summary.warnings.push(text.to_owned());
-        }
-        summary
     }
 }
 

@@ -138,7 +138,8 @@ fn the_directory_may_be_missing_and_be_replaced() {
         if round % 2 == 0 {
             fs::rename(&dir, outer.path().join(format!("old{round}"))).unwrap();
         } else {
-            fs::remove_dir_all(&dir).unwrap();
+            // The device plugin may put a file there meanwhile.
+            wait_until("it is removed", || fs::remove_dir_all(&dir).is_ok());
         }
     }
     assert!(plugin.is_alive());

@@ -20,7 +20,7 @@ use super::container::{Container, own_profile, pod};
 struct World {
     node: Node,
     kubelet: Kubelet,
-    dirs: [TempDir; 2],
+    dirs: [TempDir; 3],
     pod: Host,
     slot: usize,
 }
@@ -28,7 +28,7 @@ struct World {
 impl World {
     fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
         // The plugin that the tests call looks there.
         fs::create_dir_all("/run/macvtap").unwrap();
         fs::write(dirs[1].path().join("DP_MACVTAP_CONF"), configuration()).unwrap();
@@ -46,6 +46,7 @@ impl World {
         let mounts = [
             ("device-plugins", self.dirs[0].path()),
             ("config", self.dirs[1].path()),
+            ("pod-resources", self.dirs[2].path()),
             ("netns", Path::new("/run/netns")),
             ("run", Path::new("/run/macvtap")),
         ];

@@ -1,0 +1,96 @@
+//! Which devices pods hold, as far as the kubelet and the kernel show it now.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use log::warn;
+
+use super::{
+    checkpoint_file::CheckpointFile,
+    device_list::ListedDevice,
+    held::{Evidence, Held},
+};
+use crate::{host::tap, types::device_id::DeviceId};
+
+/// The shortest time between two looks.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// How long after its allocation a device counts as held without other evidence. The kubelet
+/// writes its checkpoint at once.
+const RECENT: Duration = Duration::from_mins(1);
+
+/// The devices that pods hold.
+pub struct PodDevices {
+    held: Held,
+    checkpoint: CheckpointFile,
+    /// What was allocated, and when.
+    recent: Vec<(Instant, DeviceId)>,
+    looked_at: Instant,
+}
+
+impl PodDevices {
+    /// Those of the kubelet with this directory; none before the first look.
+    #[must_use]
+    pub fn new(kubelet_dir: &Path) -> Self {
+        Self {
+            held: Held::default(),
+            checkpoint: CheckpointFile::new(kubelet_dir),
+            recent: Vec::new(),
+            looked_at: Instant::now(),
+        }
+    }
+
+    /// What was seen at the last look.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Whether it is time to look again.
+    pub fn is_due(&self) -> bool {
+        self.looked_at.elapsed() > INTERVAL
+    }
+
+    /// Whether the kubelet's checkpoint can be relied on.
+    pub fn has_checkpoint(&self) -> bool {
+        self.checkpoint.exists()
+    }
+
+    /// Handles the allocation of devices to a container.
+    pub fn allocated(&mut self, devices: &[DeviceId]) {
+        let now = Instant::now();
+        let devices = devices.iter().cloned();
+        self.recent.extend(devices.map(|device| (now, device)));
+    }
+
+    /// Whether the kubelet has allocated a device and not released it.
+    pub fn is_allocated(&self, device: &DeviceId) -> bool {
+        let id = device.to_string();
+        let mut checkpoint = self.checkpoint.allocations().iter();
+        checkpoint.any(|allocation| allocation.devices.contains(&id))
+            || self.recent.iter().any(|(_, recent)| recent == device)
+    }
+
+    /// Looks again. `listed` are the devices of the last lists. True if others are held.
+    pub fn look<'a>(&mut self, listed: impl Iterator<Item = &'a ListedDevice>) -> bool {
+        self.looked_at = Instant::now();
+        self.recent.retain(|(at, _)| at.elapsed() < RECENT);
+        let recent: Vec<DeviceId> = self.recent.iter().map(|(_, it)| it.clone()).collect();
+        let taps = match tap::numbers() {
+            Ok(taps) => taps,
+            Err(error) => {
+                warn!(error = format!("{error:#}"); "cannot tell which taps exist");
+                return false;
+            }
+        };
+        let evidence = Evidence {
+            checkpoint: self.checkpoint.read(),
+            recent: &recent,
+            taps: &taps,
+        };
+        let listed = listed.map(|device| (device.tap, device.id.as_str()));
+        let before = self.held.clone();
+        self.held.update(listed, evidence);
+        self.held != before
+    }
+}
