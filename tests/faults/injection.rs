@@ -14,6 +14,9 @@ use std::{
 /// Worlds side by side: most of the time goes into waiting for the kernel.
 const WORKERS: usize = 12;
 
+/// How many calls are tried that differ in numbers only.
+const MAX_REPEATS: u32 = 8;
+
 /// One test after the other: the more taps there are on the machine, the more system calls it
 /// takes to find one's own.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -102,21 +105,24 @@ fn errnos(call: &str) -> &'static [&'static str] {
 /// call the end, at every one that can fail each of its errors.
 pub fn faults(log: &Path) -> Vec<Fault> {
     let mut faults = Vec::new();
-    for (call, count) in calls(log) {
-        for number in 1..=count {
-            let errnos = errnos(&call).iter().map(|errno| Some(*errno));
-            faults.extend([None].into_iter().chain(errnos).map(|errno| Fault {
-                call: call.clone(),
-                number,
-                errno,
-            }));
-        }
+    for (call, number) in calls(log) {
+        let errnos = errnos(&call).iter().map(|errno| Some(*errno));
+        faults.extend([None].into_iter().chain(errnos).map(|errno| Fault {
+            call: call.clone(),
+            number,
+            errno,
+        }));
     }
     faults
 }
 
-fn calls(log: &Path) -> BTreeMap<String, u32> {
-    let mut calls = BTreeMap::new();
+/// The calls, each with its place among those of its name. Of calls that differ in numbers only
+/// the first few: further ones are further turns of a loop over the processes, taps or network
+/// namespaces that happen to be on the machine.
+fn calls(log: &Path) -> Vec<(String, u32)> {
+    let mut of_name: BTreeMap<String, u32> = BTreeMap::new();
+    let mut of_shape: BTreeMap<String, u32> = BTreeMap::new();
+    let mut calls = Vec::new();
     for line in fs::read_to_string(log).unwrap().lines() {
         // With several threads each line begins with the thread's number.
         let line = line.trim_start_matches(|char: char| char.is_ascii_digit() || char == ' ');
@@ -124,10 +130,23 @@ fn calls(log: &Path) -> BTreeMap<String, u32> {
         // "+++ exited with 0 +++" is none; the program is not ours before execve returned.
         let is_call = |name: &&str| !name.starts_with(['+', '-', '<']) && *name != "execve";
         if let Some(name) = name.filter(is_call) {
-            *calls.entry(name.to_owned()).or_default() += 1;
+            let number = of_name.entry(name.to_owned()).or_default();
+            *number += 1;
+            let repeated = of_shape.entry(shape(line)).or_default();
+            *repeated += 1;
+            if *repeated <= MAX_REPEATS {
+                calls.push((name.to_owned(), *number));
+            }
         }
     }
     calls
+}
+
+/// A call without its numbers and its result.
+fn shape(line: &str) -> String {
+    let call = line.split(" = ").next().unwrap_or_default();
+    let call = call.split(" <unfinished").next().unwrap_or_default();
+    call.chars().filter(|char| !char.is_ascii_digit()).collect()
 }
 
 /// Tries each of the faults, side by side in worlds of their own, and says how many there were.
