@@ -132,7 +132,9 @@ fn from_start_to_end() {
         let (status, log) = (plugin.0.end().0, plugin.0.log());
         let silent = fault.kills() || fault.ends_it();
         // Libraries panic where their own pipes and event counters fail, which never do.
-        let said = log.contains("macvtap: ") || log.contains("panicked at");
+        // On a busy machine the second signal comes before the end that the first one brings.
+        let said = ["macvtap: ", "panicked at", "second signal"];
+        let said = said.iter().any(|text| log.contains(text));
         assert!(
             status == Some(0) || silent || said,
             "{fault}: {status:?}: {log}"
