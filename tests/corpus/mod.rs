@@ -193,7 +193,6 @@ fn start(sample: &Sample) {
 }
 
 #[test]
-#[ignore = "some samples do not hold yet"]
 fn resources_are_offered_as_with_the_original() {
     let samples = corpus("resources");
     assert!(samples.len() > 15);
