@@ -1,6 +1,9 @@
 //! Runs the applet that a command line names.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::CommandFactory;
@@ -12,6 +15,20 @@ use crate::{
     host::{signals, stdout},
     install, kubectl, link, selftest,
 };
+
+/// The exit code of a command. Prints why it failed, unless the reader of standard output is gone.
+#[must_use]
+pub fn exit_code(outcome: Result<ExitCode>) -> ExitCode {
+    match outcome {
+        Ok(code) => code,
+        Err(error) if stdout::is_closed(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do about an error here.
+            let _ = writeln!(io::stderr(), "macvtap: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Runs it to its end.
 pub fn run(command: &Command) -> Result<ExitCode> {

@@ -73,7 +73,7 @@ Examples:
 
 /// macvtap networking for virtual machines on Kubernetes
 ///
-/// Called by a container runtime (without arguments, with `CNI_COMMAND` set), it is a CNI plugin.
+/// Called by a container runtime (without arguments, with CNI_COMMAND set), it is a CNI plugin.
 #[derive(Debug, Parser)]
 #[command(name = crate::dispatch::NAME, version, arg_required_else_help = true)]
 #[command(after_help = EXIT_STATUS)]
@@ -88,9 +88,9 @@ pub struct Cli {
 pub enum Command {
     /// Run as a CNI plugin
     Cni,
-    /// Run the device plugin, which offers macvtaps to the kubelet
+    /// Run the device plugin, which advertises macvtaps to the kubelet
     ///
-    /// The environment variable `DP_MACVTAP_CONF` configures the resources.
+    /// The environment variable DP_MACVTAP_CONF configures the resources.
     Deviceplugin(Deviceplugin),
     /// Check that the device plugin is registered and healthy
     Probe {
@@ -113,7 +113,7 @@ pub enum Command {
     Install(Install),
     /// Remove this program from the CNI directory
     Uninstall(Install),
-    /// Copy as `install` does; existing manifests call it by this name
+    /// Copy as install does; existing manifests call it by this name
     #[command(hide = true)]
     Cp {
         /// File to copy
@@ -141,27 +141,27 @@ pub struct Deviceplugin {
     /// Directory of the kubelet's device plugin socket
     #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
     pub kubelet_dir: PathBuf,
-    /// Read the configuration from this file, whenever it changes, instead of `DP_MACVTAP_CONF`
+    /// Read the configuration from this file, whenever it changes, instead of DP_MACVTAP_CONF
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Learn on which node a MAC is, so that VMs stay reachable during migration (needs
-    /// `CAP_NET_RAW` and `CAP_SYS_ADMIN`)
+    /// CAP_NET_RAW and CAP_SYS_ADMIN)
     #[arg(long, value_name = "WHEN", default_value = "on")]
     pub learning: Switch,
     /// Directory of the pods' network namespaces
     #[arg(long, value_name = "DIR", default_value = NETNS_DIR)]
     pub netns_dir: PathBuf,
     /// The node's name, which keeps its taps apart from those of other nodes on the same kernel
-    /// [default: `$NODE_NAME`, or else a random seed kept in the kubelet's directory]
+    /// [default: the variable NODE_NAME, or else a random seed kept in the kubelet's directory]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// Give taps to containers by NRI: `off`, `auto`, or the runtime's socket
+    /// Give taps to containers by NRI: off, auto, or the runtime's socket
     #[arg(long, value_name = "SOCKET", default_value = "off")]
     pub nri: Nri,
     /// Serve /healthz, /readyz and /metrics on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub status_address: Option<ListenAddress>,
-    /// Log verbosity (4 = debug, 6 = trace); `RUST_LOG` overrides it
+    /// Log verbosity (4 = debug, 6 = trace); RUST_LOG overrides it
     #[arg(
         short,
         value_name = "LEVEL",
@@ -175,12 +175,12 @@ pub struct Deviceplugin {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Link {
     /// List the macvtaps in all network namespaces, and the lower devices (other network
-    /// namespaces need `CAP_SYS_ADMIN`)
+    /// namespaces need CAP_SYS_ADMIN)
     #[command(visible_aliases = ["ls", "show"], after_long_help = LIST_EXAMPLES)]
     List(List),
-    /// Create a macvtap (needs `CAP_NET_ADMIN`)
+    /// Create a macvtap (needs CAP_NET_ADMIN)
     Add(Add),
-    /// Delete macvtaps (needs `CAP_NET_ADMIN`)
+    /// Delete macvtaps (needs CAP_NET_ADMIN)
     #[command(visible_aliases = ["del", "rm"])]
     Delete {
         /// Names of the interfaces
@@ -190,9 +190,11 @@ pub enum Link {
         #[arg(long, value_name = "NETNS", value_parser = netns)]
         netns: Option<PathBuf>,
     },
-    /// Change a macvtap (needs `CAP_NET_ADMIN`)
+    /// Change a macvtap (needs CAP_NET_ADMIN)
+    #[command(override_usage = "macvtap link set [OPTIONS] <NAME>")]
     #[command(group = ArgGroup::new("changes")
-        .args(["mode", "mac", "mtu", "promisc_mode", "all_multicast", "up", "rate", "ingress_rate", "egress_rate"])
+        .args(["mode", "mac", "mtu", "promisc_mode", "all_multicast", "up"])
+        .args(["rate", "ingress_rate", "egress_rate"])
         .multiple(true)
         .required(true))]
     Set {
@@ -258,7 +260,7 @@ pub struct Add {
     pub change: LinkChange,
 }
 
-/// The options of `link top`.
+/// The options of link top.
 #[derive(Args, Clone, Debug)]
 pub struct Top {
     /// Seconds between updates
@@ -348,7 +350,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The options of `doctor`.
+/// The options of doctor.
 #[derive(Args, Clone, Debug)]
 pub struct Doctor {
     /// Directory of the kubelet's device plugin socket
@@ -426,14 +428,14 @@ pub struct InstallTarget {
     /// /opt/cni/bin]
     #[arg(long, value_name = "DIR")]
     pub dir: Vec<PathBuf>,
-    /// Name of the file, which is the `type` in CNI configurations
+    /// Name of the file, which is the type in CNI configurations
     #[arg(long, default_value = crate::dispatch::NAME)]
     pub name: String,
 }
 
 /// Show the macvtaps of the nodes of a cluster, and diagnose them
 ///
-/// Runs `macvtap link list`, `link top`, `doctor` and `probe` by `kubectl exec` in the pods of the
+/// Runs macvtap link list, link top, doctor and probe by kubectl exec in the pods of the
 /// DaemonSet, on all nodes at the same time.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-macvtap", bin_name = "kubectl macvtap", version)]

@@ -12,18 +12,18 @@
 
 use std::{env, ffi::OsString, io, process::ExitCode};
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::Parser;
 use macvtap::{
-    applets, cli::Cli, cli::Kubectl, cni, dispatch, dispatch::Call, host::signals, host::stdout,
+    applets,
+    cli::{Cli, Kubectl},
+    cni,
+    dispatch::{self, Call},
+    host::signals,
 };
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => code,
-        Err(error) if stdout::is_closed(&error) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    }
+    applets::exit_code(run())
 }
 
 fn run() -> Result<ExitCode> {
@@ -37,13 +37,4 @@ fn run() -> Result<ExitCode> {
         Call::CommandLine(line) => applets::run(&Cli::parse_from(line).command),
         Call::Kubectl(line) => applets::run_kubectl(&Kubectl::parse_from(line)),
     }
-}
-
-#[expect(
-    clippy::print_stderr,
-    reason = "the one place where errors are printed"
-)]
-fn fail(error: &Error) -> ExitCode {
-    eprintln!("macvtap: {error:#}");
-    ExitCode::FAILURE
 }

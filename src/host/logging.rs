@@ -164,8 +164,8 @@ fn open(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-/// Opens a file to append to, by one component of its absolute path after the other: whoever can
-/// write to one of the directories must not lead root elsewhere by a symbolic link.
+/// Opens a file to append to, by one component of its absolute path after the other: a user
+/// who can write to one of the directories must not lead root elsewhere by a symbolic link.
 fn open_without_links(path: &Path) -> io::Result<File> {
     let mut names: Vec<&OsStr> = path
         .components()

@@ -158,7 +158,7 @@ impl Output {
         self.status.success()
     }
 
-    /// Whether the API server refused it for want of a right.
+    /// Whether the API server refused it because the user lacks a right.
     pub fn is_forbidden(&self) -> bool {
         !self.is_ok() && self.stderr.contains("(Forbidden)")
     }

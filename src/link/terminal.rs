@@ -42,7 +42,7 @@ pub fn heading(text: &str) -> String {
 
 /// The time of day, as the logs have it.
 pub fn timestamp() -> String {
-    #[expect(clippy::disallowed_methods, reason = "people want the time of day")]
+    #[expect(clippy::disallowed_methods, reason = "people read the time of day")]
     let now = SystemTime::now();
     humantime::format_rfc3339_millis(now).to_string()
 }

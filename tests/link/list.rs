@@ -72,7 +72,7 @@ fn finds_macvtaps_wherever_they_are() {
     let elsewhere = Node::new();
     let list = listed(&elsewhere.host);
     assert_eq!(find(&list, pods[0].2).unwrap()["lowerDevice"], Value::Null);
-    // One whose pod nobody is in any more is told by its tap alone.
+    // Of one whose pod has no process any more, only the tap is visible.
     let (resident, _pod, number, ..) = pods.remove(0);
     drop(resident);
     let list = listed(&node.host);

@@ -20,7 +20,7 @@ fn alone() -> File {
     kit::lock_dev()
 }
 
-/// Somebody in a network namespace, by whom it is found.
+/// A process in a network namespace, by which that is found.
 struct Resident(Child);
 
 impl Resident {
