@@ -278,7 +278,8 @@ fn hidden(chars: &[char], at: usize) -> usize {
         ['/', '/', ..] => rest.iter().take_while(|char| **char != '\n').count(),
         ['/', '*', ..] => end(rest, 2, "*/"),
         ['"', ..] => quoted(rest, '"'),
-        ['r', '#' | '"', ..] if !after_name => {
+        // `r#type` is a name.
+        ['r', '"', ..] | ['r', '#', '"' | '#', ..] if !after_name => {
             let hashes = rest[1..].iter().take_while(|char| **char == '#').count();
             let closing = format!("\"{}", "#".repeat(hashes));
             end(rest, hashes + 2, &closing)
