@@ -318,13 +318,13 @@ impl<'a> NewMacvtap<'a> {
         if matches!(undo, Undo::Keep) {
             return Ok(());
         }
-        // The link first: while there is one, no frame may pass it unchecked.
         let mut errors = Vec::new();
-        errors.extend(self.undo_link(undo).err());
         if self.is_shaped {
             let removed = shaping::remove_ifb(&mut self.socket, self.index);
             errors.extend(removed.map_err(Error::from).err());
         }
+        errors.extend(self.undo_link(undo).err());
+        // The rules last: while there is a link, no frame may pass it unchecked.
         if self.is_secured {
             errors.extend(self.interface().remove_security().err());
         }
