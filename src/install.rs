@@ -304,7 +304,8 @@ fn remove_profile(path: &Path) -> Result<String> {
 /// Writes a temporary file that is root's, and to the disk. It is removed when dropped.
 fn write(mut from: impl Read, dir: &Path, mode: u32) -> Result<TempPath> {
     let mut file = Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
-    io::copy(&mut from, &mut file)?;
+    // From file to file the kernel copies by itself.
+    io::copy(&mut from, file.as_file_mut())?;
     let to = file.as_file();
     fchown(to, Some(0), Some(0)).context("changing its owner to root")?;
     to.set_permissions(Permissions::from_mode(mode))?;
@@ -317,13 +318,18 @@ fn write(mut from: impl Read, dir: &Path, mode: u32) -> Result<TempPath> {
 fn try_out(program: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command.env_clear().env("CNI_COMMAND", "VERSION");
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.context("executing the copy")?;
-    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    // Not by `output`, which panics where reading fails.
+    let mut child = command.spawn().context("executing the copy")?;
+    let mut text = Vec::new();
+    let stdout = child.stdout.take();
+    let read = stdout.map(|mut stdout| stdout.read_to_end(&mut text));
+    let status = child.wait().context("waiting for the copy")?;
+    read.transpose().context("reading what the copy printed")?;
+    let answer: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     ensure!(
-        output.status.success() && answer["supportedVersions"].is_array(),
-        "the copy does not run as a CNI plugin: {}",
-        output.status
+        status.success() && answer["supportedVersions"].is_array(),
+        "the copy does not run as a CNI plugin: {status}"
     );
     Ok(())
 }
