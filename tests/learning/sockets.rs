@@ -72,7 +72,7 @@ fn a_directory_of_another_user_is_not_used() {
     std::os::unix::fs::chown(&dir, Some(1000), None).unwrap();
     learner.start();
     let plugin = learner.plugin.as_ref().unwrap();
-    plugin.wait_for_log("is not a directory of root, but of uid 1000; remove it");
+    plugin.wait_for_log("belongs to uid 1000, not to root; remove it");
     let error = status::query(&learner.kubelet_dir()).unwrap_err();
     assert!(
         error.to_string().contains("not a directory of root alone"),
