@@ -7,7 +7,7 @@ use super::{
     config,
     environment::Environment,
     error::{CniError, Result, code},
-    policy,
+    policy, result,
 };
 use crate::{
     host::{devnode, netns::Netns},
@@ -16,6 +16,7 @@ use crate::{
     types::{
         device_id::{DeviceId, STANDALONE_TAPS, TAPS, original_link_name, standalone_taps},
         link_name::LinkName,
+        mac::MacAddr,
     },
 };
 
@@ -28,25 +29,24 @@ enum Attachment {
     Standalone(Vec<u32>),
     /// One that the original made, and its name on the host.
     Original(String),
-    /// Nothing that can be understood. ADD fails then, so it was another configuration's.
-    Unknown,
+    /// Not clear: ADD fails with such a configuration, so that the interface may be another
+    /// attachment's. It is this one's if its index is one of these, or if ADD reported its MAC.
+    Unclear(Vec<u32>, Option<MacAddr>),
 }
 
 impl Attachment {
     fn of(json: &Value, environment: &Environment) -> Self {
-        let pod_uid = config::pod_uid(&environment.args);
+        let unclear = || Self::Unclear(standalone(environment), reported_mac(json, environment));
         match config::device_id(json) {
-            Some(id) if id.contains('@') => id.parse().map_or(Self::Unknown, |device: DeviceId| {
-                Self::Allocated(device.tap)
-            }),
+            Some(id) if id.contains('@') => match id.parse::<DeviceId>() {
+                Ok(device) => Self::Allocated(device.tap),
+                Err(_) => unclear(),
+            },
             Some(id) => Self::Original(original_link_name(id)),
             None if config::lower_device(json).is_some() => {
-                let seeds = [Some(&environment.container_id), pod_uid.as_ref()];
-                let seeds = seeds.into_iter().flatten();
-                let taps = seeds.flat_map(|seed| standalone_taps(seed, &environment.ifname));
-                Self::Standalone(taps.collect())
+                Self::Standalone(standalone(environment))
             }
-            None => Self::Unknown,
+            None => unclear(),
         }
     }
 
@@ -60,7 +60,9 @@ impl Attachment {
             Self::Allocated(tap) => index == *tap,
             Self::Standalone(taps) => taps.contains(&index),
             Self::Original(_) => !ours && from_host,
-            Self::Unknown => ours,
+            Self::Unclear(taps, mac) => {
+                taps.contains(&index) || (ours && mac.is_some() && link.mac == *mac)
+            }
         }
     }
 
@@ -68,10 +70,26 @@ impl Attachment {
     fn taps(self) -> Vec<u32> {
         match self {
             Self::Allocated(tap) => vec![tap],
-            Self::Standalone(taps) => taps,
-            Self::Original(_) | Self::Unknown => Vec::new(),
+            Self::Standalone(taps) | Self::Unclear(taps, _) => taps,
+            Self::Original(_) => Vec::new(),
         }
     }
+}
+
+/// The taps that ADD may have chosen without a device ID.
+fn standalone(environment: &Environment) -> Vec<u32> {
+    let pod_uid = config::pod_uid(&environment.args);
+    let seeds = [Some(&environment.container_id), pod_uid.as_ref()];
+    let seeds = seeds.into_iter().flatten();
+    let taps = seeds.flat_map(|seed| standalone_taps(seed, &environment.ifname));
+    taps.collect()
+}
+
+/// The MAC that ADD, or a later plugin of the chain, reported for the interface.
+fn reported_mac(json: &Value, environment: &Environment) -> Option<MacAddr> {
+    let prev = json.get("prevResult")?;
+    let interface = result::find(prev, &environment.ifname, &environment.netns)?;
+    interface.get("mac")?.as_str()?.parse().ok()
 }
 
 /// Removes the interface and, where the kernel does not, the tap's node.

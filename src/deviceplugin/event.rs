@@ -40,6 +40,8 @@ pub enum ResourceEvent {
         /// The reason, as the label of a metric.
         reason: &'static str,
     },
+    /// The other process that served the resource's socket has ended.
+    SocketFreed,
     /// A server ended.
     ServerEnded {
         /// The server's generation.

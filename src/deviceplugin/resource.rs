@@ -4,19 +4,23 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
+use futures_util::future::join;
 use log::{debug, info, warn};
-use tokio::task::JoinHandle;
+use tokio::{
+    task::{AbortHandle, JoinHandle},
+    time::sleep,
+};
 
 use super::{
     device_list::DeviceList,
     event::{EventSender, ResourceEvent},
     grpc::{
         kubelet,
-        server::ResourceServer,
+        server::{OtherServer, ResourceServer, StartError},
         service::{PluginService, SentList},
     },
     names::{KUBELET_SOCKET, socket_name},
@@ -24,6 +28,10 @@ use super::{
     tap_only::TapOnly,
 };
 use crate::types::status::ResourceStatus;
+
+/// The shortest wait for the end of another server: one that closes each connection at once must
+/// not make it spin.
+const MIN_WAIT: Duration = Duration::from_millis(200);
 
 /// What the resources of a node have in common.
 #[derive(Clone)]
@@ -46,6 +54,8 @@ pub struct Resource {
     registration: RegistrationState,
     call: Option<JoinHandle<()>>,
     calls: u64,
+    /// Waits for the end of another process that serves the socket.
+    wait: Option<AbortHandle>,
     /// Logged once, not at each attempt.
     last_error: String,
     counts: Counts,
@@ -72,6 +82,7 @@ impl Resource {
             registration: RegistrationState::new(Instant::now()),
             call: None,
             calls: 0,
+            wait: None,
             last_error: String::new(),
             counts: Counts::default(),
         }
@@ -118,6 +129,7 @@ impl Resource {
     }
 
     async fn serve(&mut self) -> Result<()> {
+        self.cancel_wait();
         self.generation += 1;
         let path = self.shared.kubelet_dir.join(self.socket_name());
         let service = |list| PluginService {
@@ -126,9 +138,29 @@ impl Resource {
             events: self.events.clone(),
             tap_only: self.shared.tap_only.clone(),
         };
-        let server = ResourceServer::start(path, self.sent.clone(), service).await?;
-        self.server = Some(server);
-        Ok(())
+        let shown = path.display().to_string();
+        match ResourceServer::start(path, self.sent.clone(), service).await {
+            Ok(server) => {
+                self.server = Some(server);
+                Ok(())
+            }
+            Err(StartError::InUse(other)) => {
+                self.wait_for(other);
+                bail!("another device plugin serves {shown}")
+            }
+            Err(StartError::Failed(error)) => Err(error),
+        }
+    }
+
+    /// Takes over from another device plugin as soon as it ends, kubevirt/macvtap-cni for one.
+    /// Until then the kubelet has no devices to allocate.
+    fn wait_for(&mut self, other: OtherServer) {
+        let events = self.events.clone();
+        let wait = tokio::spawn(async move {
+            join(other.ended(), sleep(MIN_WAIT)).await;
+            events.send(ResourceEvent::SocketFreed);
+        });
+        self.wait = Some(wait.abort_handle());
     }
 
     fn register(&mut self) {
@@ -155,6 +187,10 @@ impl Resource {
                     server.send_again();
                 }
             }
+            ResourceEvent::SocketFreed if self.server.is_none() => {
+                self.registration.restart(Instant::now());
+            }
+            ResourceEvent::SocketFreed => {}
             ResourceEvent::RequestFailed { reason } => {
                 *self.counts.failures.entry(reason.to_owned()).or_default() += 1;
             }
@@ -263,6 +299,7 @@ impl Resource {
 
     /// Stops serving.
     pub async fn stop(mut self) {
+        self.cancel_wait();
         self.cancel_call();
         self.stop_server().await;
     }
@@ -273,6 +310,12 @@ impl Resource {
             && let Err(error) = server.stop().await
         {
             self.report_error(&error);
+        }
+    }
+
+    fn cancel_wait(&mut self) {
+        if let Some(wait) = self.wait.take() {
+            wait.abort();
         }
     }
 

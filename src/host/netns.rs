@@ -10,6 +10,7 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::{Context, Result, bail};
@@ -100,14 +101,14 @@ impl Netns {
     /// Makes a new namespace.
     pub fn create() -> Result<Self> {
         // A thread may leave its namespace and end; the descriptor holds the new one.
-        let thread = std::thread::spawn(|| {
+        let thread = thread::Builder::new().spawn(|| {
             match unshare(CloneFlags::CLONE_NEWNET) {
                 Err(Errno::EPERM) => bail!("creating a network namespace needs CAP_SYS_ADMIN"),
                 other => other.context("creating a network namespace")?,
             }
             Self::current()
         });
-        match thread.join() {
+        match thread.context("starting a thread")?.join() {
             Ok(netns) => netns,
             Err(_) => bail!("the thread that makes a network namespace panicked"),
         }

@@ -119,7 +119,7 @@ impl Kubelet {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let service = RegistrationServer::new(Registrar(shared.clone()));
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             runtime.block_on(async {
                 let incoming = UnixListenerStream::new(listener);
                 tokio::select! {
@@ -134,7 +134,7 @@ impl Kubelet {
             shared,
             runtime: handle,
             stop: Some(stop),
-            thread: Some(thread),
+            thread: Some(thread.context("starting a thread")?),
         })
     }
 

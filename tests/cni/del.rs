@@ -64,10 +64,40 @@ fn does_not_mind_what_is_wrong_with_the_configuration() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     let call = node.allocated(&pod, number).added();
     let call = call.with("mtu", -1).with("owner", "x").with("mac", "x");
-    let call = call
-        .with("deviceID", "nonsense@")
-        .with("prevResult", "broken");
+    let call = call.with("prevResult", "broken");
     call.env("CNI_ARGS", "nonsense").succeed("DEL");
+    assert!(pod.links().is_empty());
+}
+
+/// ADD fails without one, so that the interface may be another attachment's. Only what ADD
+/// reported proves that it is this one.
+#[test]
+fn without_a_usable_device_id_deletes_what_add_reported() {
+    let (node, pod) = (Node::new(), Host::new());
+    for id in [json!("nonsense@"), json!(7), json!(null)] {
+        let call = node.allocated(&pod, tap_number()).added();
+        let unclear = call.clone().with("deviceID", id.clone());
+        for prev in [
+            json!(null),
+            json!("broken"),
+            json!({"interfaces": [{"name": IFNAME, "sandbox": pod.path(), "mac": "02:00:00:00:00:01"}]}),
+        ] {
+            unclear.clone().with("prevResult", prev).succeed("DEL");
+            assert_eq!(pod.links(), [IFNAME], "{id}");
+        }
+        unclear.succeed("DEL");
+        assert!(pod.links().is_empty(), "{id}");
+    }
+    // Without the lower device the index tells.
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER})).added();
+    let call = call
+        .with("lowerDevice", json!(7))
+        .with("prevResult", json!(null));
+    call.clone()
+        .env("CNI_CONTAINERID", "another")
+        .succeed("DEL");
+    assert_eq!(pod.links(), [IFNAME]);
+    call.succeed("DEL");
     assert!(pod.links().is_empty());
 }
 

@@ -41,6 +41,27 @@ fn status_says_whether_limits_could_be_enforced() {
     assert_eq!(node.host.links(), [LOWER]);
 }
 
+/// The limits are tried out in a network namespace that a thread makes.
+#[test]
+fn status_without_a_thread_is_an_error() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.cni(&pod, json!({"bandwidth": {"egressRate": 1000}}));
+    let trace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=clone,clone3",
+    ];
+    let fault = ["-e", "inject=clone,clone3:error=EAGAIN"];
+    let call = call.by(&[&trace[..], &fault].concat());
+    let (code, msg) = call.fail("STATUS");
+    assert_eq!(code, 50, "{msg}");
+    assert!(msg.contains("starting a thread"), "{msg}");
+}
+
 #[test]
 fn gc_leaves_attachments_alone() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());

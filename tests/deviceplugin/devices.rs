@@ -136,6 +136,21 @@ fn allocate_answers_with_the_taps() {
     assert_eq!(device.host_path, "/dev/tap17000000");
 }
 
+/// A runtime refuses a container that is given a node twice.
+#[test]
+fn a_device_that_is_requested_twice_is_given_once() {
+    let case = Case::new();
+    let ids = case.healthy(100);
+    let twice = [ids[0].clone(), ids[1].clone(), ids[0].clone()];
+    let answer = case.kubelet.allocate(RESOURCE, &twice).unwrap();
+    let devices = answer.container_responses[0].devices.iter();
+    let paths: Vec<String> = devices.map(|device| device.host_path.clone()).collect();
+    let expected = ids[..2]
+        .iter()
+        .map(|id| format!("/dev/tap{}", parse(id).tap));
+    assert_eq!(paths, expected.collect::<Vec<_>>());
+}
+
 #[test]
 fn unknown_ids_are_refused_by_name() {
     let case = Case::new();

@@ -1,6 +1,11 @@
 //! Kubelets that do not behave, directories that cannot be used, a second device plugin.
 
-use std::{fs, io::Write, os::unix::net::UnixListener, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    os::unix::net::UnixListener,
+    time::{Duration, Instant},
+};
 
 use kit::{
     kubelet::{Fault, Faulty, Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, connected},
@@ -138,6 +143,34 @@ fn a_second_device_plugin_leaves_the_first_alone_and_takes_over_from_it() {
         })
         .unwrap();
     assert!(second.is_alive());
+}
+
+/// Until it is registered the kubelet has no devices to allocate, as at an upgrade from
+/// kubevirt/macvtap-cni. Without a hold on the other's socket the next attempt would be five
+/// seconds later.
+#[test]
+fn it_takes_over_as_soon_as_the_other_device_plugin_ends() {
+    for signal in ["TERM", "KILL"] {
+        let (node, dir) = (Node::new(), tempdir().unwrap());
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        let mut first = Plugin::start(&node.host, dir.path());
+        connected(&kubelet);
+        let second = Plugin::start(&node.host, dir.path());
+        second.wait_for_log("another device plugin serves");
+        // The third attempt was the last for five seconds.
+        std::thread::sleep(Duration::from_millis(3500));
+        first.signal(signal);
+        first.end();
+        let ended = Instant::now();
+        kubelet
+            .wait_for(RESOURCE, WAIT_TIMEOUT, |resource| {
+                resource.connected && resource.registrations == 2
+            })
+            .unwrap();
+        let gap = ended.elapsed();
+        println!("{signal}: registered {gap:?} after the end");
+        assert!(gap < Duration::from_secs(2), "{signal}: {gap:?}");
+    }
 }
 
 #[test]

@@ -9,9 +9,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result};
 use futures_util::stream::{self, Stream};
 use tokio::{
+    io::AsyncReadExt,
     net::{UnixListener, UnixStream},
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -29,6 +30,34 @@ use crate::{
 
 /// How long connections may take to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why a socket cannot be served.
+#[derive(Debug)]
+pub enum StartError {
+    /// Another process serves it.
+    InUse(OtherServer),
+    /// Anything else.
+    Failed(Error),
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A connection to the server of another process, which ends with that.
+#[derive(Debug)]
+pub struct OtherServer(UnixStream);
+
+impl OtherServer {
+    /// Returns when it has ended.
+    pub async fn ended(mut self) {
+        let mut buffer = [0; 256];
+        // What it sends, the settings of HTTP/2, is of no concern.
+        while matches!(self.0.read(&mut buffer).await, Ok(1..)) {}
+    }
+}
 
 /// A running server.
 pub struct ResourceServer {
@@ -48,7 +77,7 @@ impl ResourceServer {
         path: PathBuf,
         list: Arc<SentList>,
         service: impl FnOnce(watch::Receiver<Arc<SentList>>) -> PluginService,
-    ) -> Result<Self> {
+    ) -> Result<Self, StartError> {
         let listener = bind(&path).await?;
         let file = FileId::of(&path)?;
         let file = file.with_context(|| format!("{} vanished", path.display()))?;
@@ -131,13 +160,16 @@ fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>
     })
 }
 
-async fn bind(path: &Path) -> Result<UnixListener> {
+async fn bind(path: &Path) -> Result<UnixListener, StartError> {
     let shown = path.display();
     match UnixStream::connect(path).await {
-        Ok(_) => bail!("another device plugin serves {shown}"),
+        Ok(connection) => return Err(StartError::InUse(OtherServer(connection))),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => files::remove(path)?,
-        Err(error) => return Err(error).with_context(|| format!("connecting to {shown}")),
+        Err(error) => {
+            let error = Error::new(error).context(format!("connecting to {shown}"));
+            return Err(error.into());
+        }
     }
     let listener = UnixListener::bind(path).with_context(|| format!("making socket {shown}"))?;
     fs::set_permissions(path, Permissions::from_mode(0o600))

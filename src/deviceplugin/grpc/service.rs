@@ -67,10 +67,12 @@ impl PluginService {
     }
 
     /// Parses device IDs of this resource, of the present or a former configuration: a pod
-    /// keeps what was allocated to it.
+    /// keeps what was allocated to it. Each of them once, however often it is requested.
     fn parse(&self, ids: &[String]) -> Result<Vec<Requested>, Status> {
         let resource = self.events.resource();
-        let requested = ids.iter().map(|id| {
+        let mut seen = BTreeSet::new();
+        let ids = ids.iter().filter(|id| seen.insert(*id));
+        let requested = ids.map(|id| {
             let requested = Requested::parse(id);
             let requested =
                 requested.map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
