@@ -24,7 +24,9 @@ use crate::{
 
 /// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
 /// `deviceplugin/v1beta1`).
-const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
+pub const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
+/// Where runtimes have their socket (`DefaultSocketPath` of containerd/nri).
+pub const NRI_SOCKET: &str = "/var/run/nri/nri.sock";
 /// Where iproute2 and container runtimes keep network namespaces by name.
 const NETNS_DIR: &str = "/run/netns";
 
@@ -215,13 +217,16 @@ pub enum Link {
         /// Print JSON, one line for each change
         #[arg(long)]
         json: bool,
+        /// Directory of the kubelet's device plugin socket
+        #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
+        kubelet_dir: PathBuf,
     },
     /// Show the traffic of each macvtap; q ends it
     Top(Top),
 }
 
 /// The options of `link list`.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct List {
     /// Only macvtaps with one of these interface names or tap numbers
     #[arg(value_name = "NAME")]
@@ -232,6 +237,9 @@ pub struct List {
     /// Only macvtaps on this lower device
     #[arg(long, value_name = "NAME")]
     pub lower_device: Option<String>,
+    /// Directory of the kubelet's device plugin socket
+    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
+    pub kubelet_dir: PathBuf,
     /// Show all columns, even if they do not fit in the terminal
     #[arg(long)]
     pub wide: bool,
@@ -269,6 +277,9 @@ pub struct Top {
     /// Number of updates [default: unlimited]
     #[arg(long, value_name = "N")]
     pub count: Option<u32>,
+    /// Directory of the kubelet's device plugin socket
+    #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
+    pub kubelet_dir: PathBuf,
     /// Print JSON, one line for each update
     #[arg(long)]
     pub json: bool,
@@ -362,6 +373,12 @@ pub struct Doctor {
     /// Directory of the CNI configurations
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
+    /// NRI socket of the container runtime
+    #[arg(long, value_name = "SOCKET", default_value = NRI_SOCKET)]
+    pub nri_socket: PathBuf,
+    /// Directory of containerd/config.toml or crio/crio.conf
+    #[arg(long, value_name = "DIR", default_value = "/etc")]
+    pub runtime_conf_dir: PathBuf,
     /// Send ARP requests for this IPv4 address from a temporary MAC, to find out whether the
     /// network drops frames of MACs that it does not know
     #[arg(long, value_name = "ADDRESS", requires = "lower_device")]

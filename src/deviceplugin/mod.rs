@@ -25,6 +25,7 @@ mod resource;
 mod settings;
 pub mod status;
 mod supervisor;
+pub mod tap_containers;
 pub mod tap_only;
 
 use std::{path::Path, process::ExitCode, time::Duration};

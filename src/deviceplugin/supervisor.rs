@@ -209,8 +209,8 @@ impl Supervisor {
             .filter_map(|name| self.resources.get(name));
         let events: Vec<EventSender> = resources.map(Resource::events).collect();
         tokio::spawn(async move {
-            match pod_resources::release(socket).await {
-                Ok(()) => events
+            match pod_resources::list(socket).await {
+                Ok(_) => events
                     .iter()
                     .for_each(|events| events.send(ResourceEvent::Released)),
                 Err(error) => {

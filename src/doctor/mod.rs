@@ -4,6 +4,8 @@ pub(crate) mod finding;
 mod macvtaps;
 mod network;
 mod plugins;
+pub(crate) mod requests;
+mod runtime;
 
 use std::{net::Ipv4Addr, process::ExitCode};
 
@@ -37,6 +39,7 @@ fn check(options: &cli::Doctor) -> Vec<Finding> {
     ];
     let (device_plugin, named) = plugins::device_plugin(&options.kubelet_dir);
     findings.extend(device_plugin);
+    findings.extend(runtime::findings(options));
     findings.push(plugins::cni_plugin(&options.cni_dir));
     findings.push(plugins::cni_configuration(&options.cni_conf_dir));
     match Inventory::new() {

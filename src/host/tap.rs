@@ -30,6 +30,12 @@ pub fn path(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/tap{number}"))
 }
 
+/// The number of the tap whose node has this path, if it is one.
+#[must_use]
+pub fn number_in(path: &str) -> Option<u32> {
+    path.strip_prefix("/dev/tap")?.parse().ok()
+}
+
 /// A tap and the macvtap interface that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tap {

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{ErrorKind, Read, Seek},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use anyhow::{Context, Error, Result, bail};
 use serde::de::DeserializeOwned;
 
 use super::node::Node;
-use crate::cli::Cluster;
+use crate::cli::{Cluster, KUBELET_DIR};
 
 /// Nodes that are asked at the same time.
 const MAX_CALLS: usize = 32;
@@ -20,6 +21,12 @@ const MAX_CALLS: usize = 32;
 const PROGRAM: &str = "/macvtap";
 /// How often an unfinished call is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The option that names the kubelet's directory, unless that is the usual one.
+pub fn on_node(kubelet_dir: &Path) -> Option<String> {
+    let usual = kubelet_dir == Path::new(KUBELET_DIR);
+    (!usual).then(|| format!("--kubelet-dir={}", kubelet_dir.display()))
+}
 
 /// How `kubectl` is called.
 pub struct Kubectl {

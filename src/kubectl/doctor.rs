@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{
     call::{Kubectl, Output},
+    cluster,
     node::Node,
 };
 use crate::{
@@ -20,41 +21,43 @@ struct OnNode<'a> {
     finding: &'a Finding,
 }
 
+/// How what concerns all nodes is marked.
+const CLUSTER: &str = "(cluster)";
+
 /// Diagnoses the nodes. False if one has a problem or does not answer.
 pub fn doctor(kubectl: &Kubectl, nodes: &[Node], json: bool) -> Result<bool> {
+    let of_cluster = cluster::finding(kubectl).into_iter();
+    let mut found: Vec<(&str, Finding)> = of_cluster.map(|each| (CLUSTER, each)).collect();
     let answers = kubectl.exec(nodes, &["doctor", "--json"].map(str::to_owned));
-    let findings: Vec<Vec<Finding>> = answers
-        .into_iter()
-        .map(|answer| {
-            let parsed = answer.and_then(Output::parse);
-            parsed.unwrap_or_else(|error| {
-                let fix = "see kubectl describe pod, and check that kubectl exec works";
-                vec![Finding::fail("node", format!("{error:#}"), fix)]
-            })
-        })
-        .collect();
-    let found = || nodes.iter().zip(&findings);
-    let text = if json {
-        let all = found().flat_map(|(node, findings)| {
-            let node = &node.name;
-            findings.iter().map(move |finding| OnNode { node, finding })
+    for (node, answer) in nodes.iter().zip(answers) {
+        let findings = answer.and_then(Output::parse).unwrap_or_else(|error| {
+            let fix = "see kubectl describe pod, and check that kubectl exec works";
+            vec![Finding::fail("node", format!("{error:#}"), fix)]
         });
-        format!(
-            "{}\n",
-            serde_json::to_string_pretty(&all.collect::<Vec<_>>())?
-        )
+        found.extend(findings.into_iter().map(|each| (&node.name[..], each)));
+    }
+    print_report(&if json {
+        to_json(&found)?
     } else {
-        let width = nodes.iter().map(|node| node.name.len()).max().unwrap_or(0);
-        let lines = found().flat_map(|(node, findings)| {
-            let lines = findings.iter().map(Finding::lines).collect::<String>();
-            let lines = lines
-                .lines()
-                .map(|line| format!("{:width$}{line}\n", node.name));
-            lines.collect::<Vec<_>>()
-        });
-        let lines: String = lines.collect();
-        format!("{lines}\n{}\n", summary(&findings.concat()))
-    };
-    print_report(&text)?;
-    Ok(!findings.iter().flatten().any(Finding::is_failure))
+        to_text(&found)
+    })?;
+    Ok(!found.iter().any(|(_, finding)| finding.is_failure()))
+}
+
+fn to_json(found: &[(&str, Finding)]) -> Result<String> {
+    let all = found.iter().map(|(node, finding)| OnNode { node, finding });
+    let all: Vec<OnNode> = all.collect();
+    Ok(format!("{}\n", serde_json::to_string_pretty(&all)?))
+}
+
+fn to_text(found: &[(&str, Finding)]) -> String {
+    let width = found.iter().map(|(node, _)| node.len()).max().unwrap_or(0);
+    let lines = found.iter().flat_map(|(node, finding)| {
+        let lines = finding.lines();
+        let lines = lines.lines().map(|line| format!("{node:width$}{line}\n"));
+        lines.collect::<Vec<_>>()
+    });
+    let lines: String = lines.collect();
+    let findings: Vec<Finding> = found.iter().map(|(_, finding)| finding.clone()).collect();
+    format!("{lines}\n{}\n", summary(&findings))
 }

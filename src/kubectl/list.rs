@@ -3,7 +3,10 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{call::Kubectl, node::Node};
+use super::{
+    call::{Kubectl, on_node},
+    node::Node,
+};
 use crate::{
     cli,
     host::stdout::print,
@@ -43,6 +46,7 @@ fn words(options: &cli::List) -> Vec<String> {
     words.extend(options.pod.iter().map(|pod| format!("--pod={pod}")));
     let lower = options.lower_device.iter();
     words.extend(lower.map(|name| format!("--lower-device={name}")));
+    words.extend(on_node(&options.kubelet_dir));
     words.push("--".to_owned());
     words.extend(options.names.iter().cloned());
     words

@@ -1,6 +1,7 @@
 //! `kubectl macvtap`: commands of this program on the nodes of a cluster, by `kubectl exec`.
 
 mod call;
+mod cluster;
 mod doctor;
 mod list;
 mod node;

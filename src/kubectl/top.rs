@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    call::{Kubectl, Output},
+    call::{Kubectl, Output, on_node},
     node::Node,
 };
 use crate::{
@@ -41,7 +41,7 @@ pub fn top(kubectl: &Kubectl, nodes: &[Node], options: &cli::Top) -> Result<bool
     let display = Display::open(options.json)?;
     let (mut updates, mut ok) = (0, true);
     while options.count.is_none_or(|count| updates < count) {
-        let merged = measure(kubectl, nodes, options.interval);
+        let merged = measure(kubectl, nodes, options);
         display.show(&merged, &table(&merged), merged.macvtaps.len())?;
         ok &= merged.errors.is_empty();
         updates += 1;
@@ -53,8 +53,8 @@ pub fn top(kubectl: &Kubectl, nodes: &[Node], options: &cli::Top) -> Result<bool
 }
 
 /// Each node measures for one interval.
-fn measure(kubectl: &Kubectl, nodes: &[Node], interval: f64) -> Merged {
-    let interval = interval.to_string();
+fn measure(kubectl: &Kubectl, nodes: &[Node], options: &cli::Top) -> Merged {
+    let interval = options.interval.to_string();
     let words = [
         "link",
         "top",
@@ -64,7 +64,9 @@ fn measure(kubectl: &Kubectl, nodes: &[Node], interval: f64) -> Merged {
         "--interval",
         &interval,
     ];
-    let answers = kubectl.exec(nodes, &words.map(str::to_owned));
+    let words = words.map(str::to_owned).into_iter();
+    let words: Vec<String> = words.chain(on_node(&options.kubelet_dir)).collect();
+    let answers = kubectl.exec(nodes, &words);
     let mut merged = Merged {
         time: timestamp(),
         macvtaps: Vec::new(),

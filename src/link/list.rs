@@ -4,13 +4,14 @@ use anyhow::Result;
 
 use super::{
     listing::{Filter, Listing, LowerDeviceEntry, MacvtapEntry, RateEntry},
+    pods,
     table::{Table, bytes},
     terminal::print_sentence,
 };
 use crate::{cli, host::stdout::print, macvtap::inventory::Inventory, types::plural::count};
 
 /// The columns of macvtaps, those first that are most often looked for.
-pub const COLUMNS: [&str; 17] = [
+pub const COLUMNS: [&str; 18] = [
     "TAP",
     "POD",
     "INTERFACE",
@@ -28,6 +29,7 @@ pub const COLUMNS: [&str; 17] = [
     "RATE IN",
     "RATE OUT",
     "DROPPED",
+    "CONTAINER",
 ];
 /// The columns of lower devices.
 pub const LOWER_COLUMNS: [&str; 4] = ["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE"];
@@ -39,7 +41,7 @@ const MAX_UNSEEN: usize = 10;
 pub fn list(options: &cli::List) -> Result<()> {
     let mut inventory = Inventory::new()?;
     inventory.find_holders();
-    inventory.find_pods();
+    pods::find(&mut inventory, &options.kubelet_dir);
     let mut listing = Listing::from(&inventory);
     filter(options).apply(&mut listing);
     if options.json {
@@ -98,8 +100,8 @@ pub fn notes(listing: &Listing) -> Vec<String> {
     }
     if listing.in_container && !listing.macvtaps.is_empty() {
         notes.push(
-            "This container does not see the node's container runtime, processes and /dev. To \
-             see POD, OPEN BY and OWNER, run on the node: /opt/cni/bin/macvtap link list"
+            "This container does not see the node's processes and /dev. To see OPEN BY and OWNER, \
+             run on the node: /opt/cni/bin/macvtap link list"
                 .to_owned(),
         );
     }
@@ -143,6 +145,7 @@ pub fn row(macvtap: &MacvtapEntry) -> Vec<String> {
         or_none(macvtap.ingress.as_ref().map(rate)),
         or_none(macvtap.egress.as_ref().map(rate)),
         named(macvtap.shown_drops()),
+        or_none(macvtap.container.clone()),
     ]
 }
 

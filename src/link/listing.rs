@@ -27,7 +27,7 @@ pub struct Listing {
     #[serde(default)]
     pub closed_reason: Option<String>,
     /// Whether it is seen from the device plugin's container, which has neither the node's
-    /// processes nor its `/dev` nor the results of its container runtime.
+    /// processes nor its `/dev`.
     #[serde(default)]
     pub in_container: bool,
 }
@@ -56,6 +56,9 @@ pub struct MacvtapEntry {
     pub netns: String,
     /// The pod's namespace and name.
     pub pod: Option<String>,
+    /// The container of the pod that has its tap.
+    #[serde(default)]
+    pub container: Option<String>,
     /// Whether it is in this network namespace because its pod uses the tap alone.
     #[serde(default)]
     pub tap_only: bool,
@@ -165,6 +168,7 @@ impl From<&Macvtap> for MacvtapEntry {
             lower_device: macvtap.lower.clone(),
             netns: macvtap.netns.clone(),
             pod: macvtap.pod.clone(),
+            container: macvtap.container.clone(),
             tap_only: macvtap.is_tap_only(),
             owner: macvtap.owner().map(|owner| Owner {
                 user: owner.user,

@@ -3,6 +3,7 @@
 mod change;
 pub(crate) mod list;
 pub(crate) mod listing;
+mod pods;
 mod screen;
 pub(crate) mod table;
 pub(crate) mod terminal;
@@ -28,7 +29,7 @@ pub fn main(command: &cli::Link) -> Result<ExitCode> {
             rates,
             change,
         } => change::set(name, (*mode, rates), change),
-        cli::Link::Watch { json } => watch::watch(*json),
+        cli::Link::Watch { json, kubelet_dir } => watch::watch(kubelet_dir, *json),
         cli::Link::Top(options) => top::top(options),
     };
     outcome.map(|()| ExitCode::SUCCESS)

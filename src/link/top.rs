@@ -1,6 +1,7 @@
 //! `link top`: the traffic of each macvtap, the busiest first.
 
 use std::{
+    path::Path,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     listing::{Listing, MacvtapEntry},
+    pods,
     screen::{Screen, draw},
     table::Table,
     terminal::{timestamp, width},
@@ -30,10 +32,10 @@ pub struct Update {
 pub fn top(options: &cli::Top) -> Result<()> {
     let display = Display::open(options.json)?;
     let interval = Duration::from_secs_f64(options.interval);
-    let mut before = (Instant::now(), macvtaps()?);
+    let mut before = (Instant::now(), macvtaps(&options.kubelet_dir)?);
     let mut updates = 0;
     while options.count.is_none_or(|count| updates < count) && display.wait(interval)? {
-        let now = (Instant::now(), macvtaps()?);
+        let now = (Instant::now(), macvtaps(&options.kubelet_dir)?);
         let seconds = (now.0 - before.0).as_secs_f64();
         let update = Update {
             time: timestamp(),
@@ -46,9 +48,9 @@ pub fn top(options: &cli::Top) -> Result<()> {
     Ok(())
 }
 
-fn macvtaps() -> Result<Vec<MacvtapEntry>> {
+fn macvtaps(kubelet_dir: &Path) -> Result<Vec<MacvtapEntry>> {
     let mut inventory = Inventory::new()?;
-    inventory.find_pods();
+    pods::find(&mut inventory, kubelet_dir);
     Ok(Listing::from(&inventory).macvtaps)
 }
 

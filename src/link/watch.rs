@@ -3,13 +3,14 @@
 //! The kernel reports changes of links only to sockets of their own network namespace. Pods
 //! come and go, so all namespaces are listed again and again instead.
 
-use std::{collections::BTreeMap, thread::sleep, time::Duration};
+use std::{collections::BTreeMap, path::Path, thread::sleep, time::Duration};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
     listing::{Listing, MacvtapEntry},
+    pods,
     terminal::timestamp,
 };
 use crate::{host::stdout::print, macvtap::inventory::Inventory};
@@ -39,14 +40,14 @@ struct Change<'a> {
 }
 
 /// Prints what is there, then what changes, without end.
-pub fn watch(json: bool) -> Result<()> {
-    let mut before = snapshot()?;
+pub fn watch(kubelet_dir: &Path, json: bool) -> Result<()> {
+    let mut before = snapshot(kubelet_dir)?;
     for macvtap in before.values() {
         report(Event::Is, macvtap, json)?;
     }
     loop {
         sleep(INTERVAL);
-        let now = snapshot()?;
+        let now = snapshot(kubelet_dir)?;
         for (event, macvtap) in changes(&before, &now) {
             report(event, macvtap, json)?;
         }
@@ -54,10 +55,10 @@ pub fn watch(json: bool) -> Result<()> {
     }
 }
 
-fn snapshot() -> Result<Snapshot> {
+fn snapshot(kubelet_dir: &Path) -> Result<Snapshot> {
     let mut inventory = Inventory::new()?;
     inventory.find_holders();
-    inventory.find_pods();
+    pods::find(&mut inventory, kubelet_dir);
     let macvtaps = Listing::from(&inventory).macvtaps.into_iter();
     Ok(macvtaps.map(|macvtap| (macvtap.tap, macvtap)).collect())
 }
@@ -92,7 +93,7 @@ fn report(event: Event, macvtap: &MacvtapEntry, json: bool) -> Result<()> {
 fn text(macvtap: &MacvtapEntry) -> String {
     format!(
         "tap={} interface={:?} mac={} mode={:?} state={} mtu={} lower={} netns={:?} pod={:?} \
-         open_by={:?}",
+         container={:?} open_by={:?}",
         macvtap.tap,
         macvtap.interface,
         macvtap.mac.as_deref().unwrap_or_default(),
@@ -102,6 +103,7 @@ fn text(macvtap: &MacvtapEntry) -> String {
         macvtap.lower_device.as_deref().unwrap_or_default(),
         macvtap.netns,
         macvtap.pod.as_deref().unwrap_or_default(),
+        macvtap.container.as_deref().unwrap_or_default(),
         macvtap.holders.join(", "),
     )
 }

@@ -45,6 +45,8 @@ pub struct Macvtap {
     pub lower: Option<String>,
     /// The pod's namespace and name, as far as the runtime told [`Inventory::find_pods`].
     pub pod: Option<String>,
+    /// The name of the container that has its tap, if the caller asked for it.
+    pub container: Option<String>,
     /// What stands at the path of its tap's node in our `/dev`, if we may look there.
     pub node: Option<Found>,
     /// What its guest may send and receive.
@@ -199,15 +201,13 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
     let nsid = if ours {
         None
     } else {
-        Some(socket.nsid(home.as_fd())?)
+        socket.nsid(home.as_fd())?
     };
     let name = if ours { String::new() } else { name_of(path) };
-    let is_on_ours = |link: &Link| match nsid {
-        None => link.lower_nsid.is_none(),
-        Some(nsid) => link.lower_nsid.is_some() && link.lower_nsid == nsid,
-    };
     let lower_name = |link: &Link| {
-        let lower = link.lower.filter(|_| is_on_ours(link))?;
+        // None: both are in one namespace, which is ours or not.
+        let is_on_ours = link.lower_nsid.map_or(ours, |_| link.lower_nsid == nsid);
+        let lower = link.lower.filter(|_| is_on_ours)?;
         lowers.get(&lower).cloned()
     };
     let mut found = Vec::new();
@@ -216,6 +216,7 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
             netns: name.clone(),
             lower: lower_name(&link),
             pod: None,
+            container: None,
             node: devnode::find(link.index).ok(),
             limits: Limits::read(&Interface::of(&link, elsewhere), &mut socket)?,
             holders: Vec::new(),
@@ -260,11 +261,7 @@ fn holders() -> BTreeMap<u32, Vec<String>> {
             .flatten();
         let taps = descriptors.flatten().filter_map(|descriptor| {
             let target = fs::read_link(descriptor.path()).ok()?;
-            target
-                .to_str()?
-                .strip_prefix("/dev/tap")?
-                .parse::<u32>()
-                .ok()
+            tap::number_in(target.to_str()?)
         });
         // Once for each of several queues.
         for tap in taps.collect::<BTreeSet<u32>>() {

@@ -12,5 +12,6 @@ pub mod mode;
 pub mod owner;
 pub(crate) mod plural;
 pub mod prefix;
+pub(crate) mod release;
 pub(crate) mod resource_name;
 pub mod status;

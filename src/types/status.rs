@@ -157,6 +157,18 @@ pub struct NriStatus {
     pub refused: u64,
     /// The containers that run without their taps.
     pub without: Vec<String>,
+    /// The containers that have taps, by the number of the tap.
+    #[serde(default)]
+    pub taps: BTreeMap<u32, ContainerName>,
+}
+
+/// A container as Kubernetes names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ContainerName {
+    /// The pod's namespace and name.
+    pub pod: String,
+    /// The container's name; several of one pod are separated by commas.
+    pub container: String,
 }
 
 /// What a status amounts to, in sentences.
@@ -417,7 +429,7 @@ mod tests {
         });
         let nri = json!({
             "running": false, "ready": false, "absent": false, "runtime": "", "lastError": "", "given": 0,
-            "refused": 0, "without": [],
+            "refused": 0, "without": [], "taps": {},
         });
         let expected = json!({
             "netlink": null, "configWarnings": ["entry 2"], "resources": [resource],

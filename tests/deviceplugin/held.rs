@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,6 +12,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kit::{
+    binary,
     kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
     netns::{Host, LOWER, Node, tap_exists, tap_of, wait_until},
 };
@@ -18,14 +20,15 @@ use macvtap::{
     deviceplugin::grpc::{
         api::ContainerAllocateResponse,
         pod_resources::api::{
-            ListPodResourcesRequest, ListPodResourcesResponse,
+            ContainerDevices, ContainerResources, ListPodResourcesRequest,
+            ListPodResourcesResponse, PodResources,
             pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
         },
     },
     selftest::kubelet::{Kubelet, Resource},
 };
 use prost::Message;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -107,7 +110,7 @@ fn configure(dir: &Path, lower: &str, mode: &str) {
     fs::rename(dir.join("new"), dir.join("conf")).unwrap();
 }
 
-fn write_checkpoint(dir: &Path, entries: &serde_json::Value) {
+fn write_checkpoint(dir: &Path, entries: &Value) {
     let data = json!({"PodDeviceEntries": entries, "RegisteredDevices": {}});
     let text = json!({"Data": data, "Checksum": 7}).to_string();
     fs::write(dir.join("checkpoint-new"), text).unwrap();
@@ -172,7 +175,7 @@ fn a_device_stays_listed_while_the_checkpoint_names_it() {
         .kubelet
         .wait_for(RESOURCE, WAIT_TIMEOUT, again)
         .unwrap();
-    write_checkpoint(&world.dir, &serde_json::Value::Null);
+    write_checkpoint(&world.dir, &Value::Null);
     let gone = |resource: &Resource| !resource.connected;
     world
         .kubelet
@@ -269,7 +272,7 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
         .pre_start(RESOURCE, std::slice::from_ref(&id))
         .unwrap();
     assert!(tap_exists(tap_of(&id)));
-    write_checkpoint(&world.dir, &serde_json::Value::Null);
+    write_checkpoint(&world.dir, &Value::Null);
     wait_until("its pod is gone", || !tap_exists(tap_of(&id)));
     let links = world.node.host.links();
     assert!(
@@ -278,19 +281,103 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
     );
 }
 
-/// A kubelet that releases the devices of pods that are gone when its pod resources are listed, and
-/// writes its checkpoint when it receives a list.
-struct Releasing(Arc<AtomicBool>);
+/// A kubelet's list of pod resources: one container, with the device that has this ID.
+struct OnePod {
+    id: String,
+    listed: Arc<AtomicBool>,
+}
 
 #[tonic::async_trait]
-impl PodResourcesLister for Releasing {
+impl PodResourcesLister for OnePod {
     async fn list(
         &self,
         _: Request<ListPodResourcesRequest>,
     ) -> Result<Response<ListPodResourcesResponse>, Status> {
-        self.0.store(true, Ordering::Relaxed);
-        Ok(Response::new(ListPodResourcesResponse {}))
+        self.listed.store(true, Ordering::Relaxed);
+        let container = ContainerResources {
+            name: "compute".to_owned(),
+            devices: vec![ContainerDevices {
+                resource_name: format!("macvtap.network.kubevirt.io/{RESOURCE}"),
+                device_ids: vec![self.id.clone(), "of another plugin".to_owned()],
+            }],
+        };
+        let pod = PodResources {
+            name: "virt-launcher-vm1".to_owned(),
+            namespace: "vms".to_owned(),
+            containers: vec![container],
+        };
+        Ok(Response::new(ListPodResourcesResponse {
+            pod_resources: vec![pod],
+        }))
     }
+}
+
+/// The kubelet's socket for pod resources, until this is dropped.
+struct PodResourcesSocket {
+    listed: Arc<AtomicBool>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    server: Option<std::thread::JoinHandle<()>>,
+}
+
+impl PodResourcesSocket {
+    fn serve(kubelet_dir: &Path, id: &str) -> Self {
+        let resources = kubelet_dir.parent().unwrap().join("pod-resources");
+        fs::create_dir(&resources).unwrap();
+        let listed = Arc::new(AtomicBool::new(false));
+        let service = PodResourcesListerServer::new(OnePod {
+            id: id.to_owned(),
+            listed: Arc::clone(&listed),
+        });
+        let path = resources.join("kubelet.sock");
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = std::thread::spawn(move || {
+            let mut builder = tokio::runtime::Builder::new_current_thread();
+            builder.enable_all().build().unwrap().block_on(async {
+                let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
+                let server = Server::builder().serve_with_incoming(service, incoming);
+                tokio::select! { _ = server => {}, _ = stopped => {} }
+            });
+        });
+        Self {
+            listed,
+            stop: Some(stop),
+            server: Some(server),
+        }
+    }
+}
+
+impl Drop for PodResourcesSocket {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.server.take().unwrap().join();
+    }
+}
+
+/// The device plugin's container sees neither the runtime's files nor the pod's processes.
+#[test]
+fn a_list_names_the_pod_and_the_container_that_the_kubelet_knows() {
+    let world = World::new(LOWER, "bridge");
+    let id = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[3]
+        .clone();
+    let pod = Host::named();
+    let call = world.node.cni(&pod, json!({"deviceID": id})).added();
+    let tap = tap_of(&id).to_string();
+    let listed = || {
+        let mut command = Command::new(binary());
+        command.args(["link", "list", "--json", "--kubelet-dir"]);
+        let output = world.node.host.output(command.arg(&world.dir).arg(&tap));
+        let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+        list["macvtaps"][0].clone()
+    };
+    assert_eq!(listed()["pod"], Value::Null);
+    let _resources = PodResourcesSocket::serve(&world.dir, &id);
+    wait_until("the kubelet answers", || !listed()["pod"].is_null());
+    let macvtap = listed();
+    assert_eq!(macvtap["pod"], "vms/virt-launcher-vm1");
+    assert_eq!(macvtap["container"], "compute");
+    call.succeed("DEL");
 }
 
 /// On a quiet node nobody asks the kubelet for devices, so it would never write that it
@@ -302,20 +389,8 @@ fn the_kubelet_is_asked_to_release_the_devices_of_pods_that_are_gone() {
         .wait("a list", |resource| resource.lists > 0)
         .healthy()[7]
         .clone();
-    let resources = world.dir.parent().unwrap().join("pod-resources");
-    fs::create_dir(&resources).unwrap();
-    let listed = Arc::new(AtomicBool::new(false));
-    let service = PodResourcesListerServer::new(Releasing(Arc::clone(&listed)));
-    let path = resources.join("kubelet.sock");
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = std::thread::spawn(move || {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_all().build().unwrap().block_on(async {
-            let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
-            let server = Server::builder().serve_with_incoming(service, incoming);
-            tokio::select! { _ = server => {}, _ = stopped => {} }
-        });
-    });
+    let resources = PodResourcesSocket::serve(&world.dir, &id);
+    let listed = &resources.listed;
     world.checkpoint(&id, tap_of(&id));
     world
         .kubelet
@@ -324,8 +399,6 @@ fn the_kubelet_is_asked_to_release_the_devices_of_pods_that_are_gone() {
     wait_until("the kubelet was asked", || listed.load(Ordering::Relaxed));
     let lists = world.kubelet.resource(RESOURCE).unwrap().lists;
     world.wait("it gets the list again", |resource| resource.lists > lists);
-    write_checkpoint(&world.dir, &serde_json::Value::Null);
+    write_checkpoint(&world.dir, &Value::Null);
     wait_until("its pod is gone", || !tap_exists(tap_of(&id)));
-    drop(stop);
-    server.join().unwrap();
 }

@@ -8,8 +8,9 @@ use std::{
 };
 
 use kit::{
+    binary,
     kubelet::{Plugin, WAIT_TIMEOUT, command},
-    netns::{Cni, Host, IFNAME, Node, tap, wait_until},
+    netns::{Cni, Host, IFNAME, Node, tap, tap_number, wait_until},
 };
 use macvtap::deviceplugin::nri::{
     api::{
@@ -21,7 +22,7 @@ use macvtap::deviceplugin::nri::{
     frame::{Decoder, Message, PLUGIN, REQUEST, RESPONSE, RUNTIME},
 };
 use prost::Message as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
 const UID: &str = "6ee2a1b5-1ff2-4f36-a4a0-5a6f2b7d3c10";
@@ -324,6 +325,69 @@ fn the_container_of_an_attached_pod_gets_its_tap() {
     call.succeed("DEL");
     let after = connection.create(&sandbox(&pod.path()), &container("a"));
     assert_eq!(after, Ok(vec![]));
+}
+
+/// The pod and the container of a tap, as `link list` prints them.
+fn listed(node: &Node, runtime: &Runtime, number: u32) -> Value {
+    let mut command = std::process::Command::new(binary());
+    command.args(["link", "list", "--json", &number.to_string()]);
+    command.arg("--kubelet-dir").arg(runtime.dir.path());
+    let output = node.host.output(&mut command);
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let macvtap = &list["macvtaps"][0];
+    json!([macvtap["pod"], macvtap["container"]])
+}
+
+/// In the device plugin's container nothing else says which pod has a tap.
+#[test]
+fn a_list_names_the_pod_and_the_containers_that_the_runtime_told_of() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, number) = attached(&node, &pod);
+    let is_listed = |expected: Value| listed(&node, &runtime, number) == expected;
+    assert!(is_listed(json!([null, null])));
+    for name in ["a", "b"] {
+        let created = connection.create(&sandbox(&pod.path()), &container(name));
+        assert_eq!(created.unwrap().len(), 1);
+    }
+    wait_until("they are listed", || {
+        is_listed(json!(["default/vm", "a, b"]))
+    });
+    let removed = StateChangeEvent {
+        event: 11,
+        pod: Some(sandbox(&pod.path())),
+        container: Some(container("a")),
+    };
+    connection.call("StateChange", removed.encode_to_vec());
+    wait_until("one is gone", || is_listed(json!(["default/vm", "b"])));
+}
+
+#[test]
+fn a_device_plugin_that_starts_learns_from_the_runtime_which_containers_have_taps() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let (mut connection, _) = runtime.accept();
+    connection.register(None);
+    connection.configure();
+    let number = tap_number();
+    let _call = node.allocated(&pod, number).added();
+    let mut running = container("compute");
+    running.linux = Some(LinuxContainer {
+        devices: vec![LinuxDevice {
+            path: tap(number).to_str().unwrap().to_owned(),
+            ..LinuxDevice::default()
+        }],
+        ..LinuxContainer::default()
+    });
+    connection.synchronize(&SynchronizeRequest {
+        pods: vec![sandbox(&pod.path())],
+        containers: vec![running],
+        more: false,
+    });
+    wait_until("it is listed", || {
+        listed(&node, &runtime, number) == json!(["default/vm", "compute"])
+    });
 }
 
 #[test]

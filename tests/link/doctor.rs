@@ -4,6 +4,7 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::{PermissionsExt, chown},
     path::Path,
+    process::Command,
 };
 
 use kit::{
@@ -114,7 +115,7 @@ fn a_healthy_node_has_no_problems() {
     assert!(text.ends_with("\nNo problems found.\n"), "{text}");
     let expected = |line: &str| {
         // Other tests have macvtaps, too.
-        let note = line.starts_with("  note macvtaps ");
+        let note = line.starts_with("  note macvtaps ") || line.starts_with("  note runtime ");
         line.is_empty() || line.starts_with("  ok ") || line.starts_with('N') || note
     };
     assert!(text.lines().all(expected), "{text}");
@@ -314,4 +315,72 @@ fn probes_the_network() {
         .wire
         .ip(&format!("addr add 10.14.0.1/24 dev {FAR_END}"));
     assert_eq!(healthy.problems(&address), []);
+}
+
+/// Runs doctor with these programs alone in PATH: the texts of two checks.
+fn runtime_and_requests(
+    healthy: &Healthy,
+    programs: &[(&str, &str)],
+    more: &[&str],
+) -> [String; 2] {
+    let bin = tempfile::tempdir().unwrap();
+    for (name, version) in programs {
+        let file = bin.path().join(name);
+        fs::write(&file, format!("#!/bin/sh\necho '{version}'\n")).unwrap();
+        fs::set_permissions(file, Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new(binary());
+    command.args(healthy.words()).arg("--json").args(more);
+    let output = healthy.node.host.output(command.env("PATH", bin.path()));
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let list = list.as_array().unwrap();
+    ["runtime", "requests"].map(|check| {
+        let mut found = list.iter().filter(|finding| finding["check"] == check);
+        let text = found
+            .next()
+            .map(|finding| finding["text"].as_str().unwrap());
+        text.unwrap_or_default().to_owned()
+    })
+}
+
+#[test]
+fn says_which_way_to_a_tap_this_node_has() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    let etc = tempfile::tempdir().unwrap();
+    fs::create_dir(etc.path().join("containerd")).unwrap();
+    let socket = etc.path().join("nri.sock");
+    let options = ["--nri-socket", socket.to_str().unwrap()];
+    let options = [
+        &options[..],
+        &["--runtime-conf-dir", etc.path().to_str().unwrap()],
+    ]
+    .concat();
+    let old = (
+        "containerd",
+        "containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24",
+    );
+    let kubelet = ("kubelet", "Kubernetes v1.36.1");
+    let [runtime, requests] = runtime_and_requests(&healthy, &[old, kubelet], &options);
+    assert!(
+        runtime.starts_with("containerd 1.7 has NRI disabled"),
+        "{runtime}"
+    );
+    assert!(requests.contains("one of: manifests/injection; the component nri, after"));
+    let config = "[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = false\n";
+    fs::write(etc.path().join("containerd/config.toml"), config).unwrap();
+    let [runtime, _] = runtime_and_requests(&healthy, &[old], &options);
+    assert!(
+        runtime.contains("has NRI enabled, but no socket"),
+        "{runtime}"
+    );
+    fs::write(&socket, "").unwrap();
+    let [runtime, requests] = runtime_and_requests(&healthy, &[old], &options);
+    assert_eq!(runtime, "containerd 1.7 has NRI enabled");
+    assert!(
+        requests.contains("Kubernetes 1.36 or later; the component nri; "),
+        "{requests}"
+    );
+    let [runtime, _] = runtime_and_requests(&healthy, &[("crio", "crio version 1.30.0")], &options);
+    assert_eq!(runtime, "CRI-O 1.30 has NRI enabled");
 }

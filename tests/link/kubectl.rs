@@ -31,6 +31,9 @@ while true; do
 	esac
 done
 case "$1 $*" in
+"get get mutatingadmissionpolicies"*) [ -e DIR/policy ] ;;
+"get get kubevirts"*) cat DIR/kubevirts.json 2>/dev/null ;;
+"version "*) echo '{"serverVersion": {"major": "1", "gitVersion": "v1.36.0"}}' ;;
 "get "*--all-namespaces*)
 	[ ! -e DIR/forbidden ] || {
 		echo 'Error from server (Forbidden): pods is forbidden: User "u"' >&2
@@ -193,4 +196,34 @@ fn works_with_the_rights_and_the_context_of_the_user() {
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("must be in PATH"), "{stderr}");
+}
+
+#[test]
+fn says_what_the_cluster_s_kubevirt_needs() {
+    let _alone = alone();
+    let cluster = Cluster::new();
+    let doctor = || {
+        let (text, _) = cluster.text(&[&["doctor"], &HEALTHY[..]].concat());
+        let line = text.lines().find(|line| line.starts_with("(cluster)"));
+        line.unwrap_or_default().to_owned()
+    };
+    assert_eq!(doctor(), "", "it has no KubeVirt");
+    let of = |version: &str| {
+        let status = serde_json::json!({"observedKubeVirtVersion": version});
+        let list = serde_json::json!({"items": [{"status": status}]});
+        fs::write(cluster.dir.path().join("kubevirts.json"), list.to_string()).unwrap();
+    };
+    of("v1.8.4");
+    assert!(doctor().ends_with("KubeVirt 1.8 requests the resource of a network by itself"));
+    of("v1.10.0");
+    let line = doctor();
+    let expected = "KubeVirt 1.10 does not request the resource of a network; use one of: \
+                    manifests/injection; the component nri; the network-resources-injector";
+    assert!(line.contains("note") && line.ends_with(expected), "{line}");
+    fs::write(cluster.dir.path().join("policy"), "").unwrap();
+    let line = doctor();
+    assert!(
+        line.contains("ok") && line.contains("macvtap-injection"),
+        "{line}"
+    );
 }

@@ -34,16 +34,17 @@ pub fn socket(kubelet_dir: &Path) -> Option<PathBuf> {
     [mounted, of_host].into_iter().find(|path| path.exists())
 }
 
-/// Makes the kubelet release the devices of pods that are gone, which it else does not before it
-/// allocates devices to another pod (`UpdateAllocatedDevices` of its device manager).
-pub async fn release(socket: PathBuf) -> Result<()> {
+/// The devices that containers have. The kubelet also releases the devices of pods that are gone,
+/// which it else does not before it allocates devices to another pod (`UpdateAllocatedDevices` of
+/// its device manager).
+pub async fn list(socket: PathBuf) -> Result<api::ListPodResourcesResponse> {
     let call = async {
         let channel = channel::connect(socket).await?;
         let client = api::pod_resources_lister_client::PodResourcesListerClient::new(channel);
         let mut client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
         let answer = client.list(api::ListPodResourcesRequest {}).await;
-        answer.map_err(|status| anyhow!("{}", status.message()))?;
-        Ok(())
+        let answer = answer.map_err(|status| anyhow!("{}", status.message()))?;
+        Ok(answer.into_inner())
     };
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await;
     answer.context("the kubelet did not answer")?

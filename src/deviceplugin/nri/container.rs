@@ -51,10 +51,15 @@ pub fn has_user_namespace(pod: &PodSandbox, container: &Container) -> bool {
     of_pod.chain(of_container).any(is_user)
 }
 
+/// The paths of the devices that the container has.
+pub fn device_paths(container: &Container) -> impl Iterator<Item = &str> {
+    let devices = container.linux.iter().flat_map(|linux| &linux.devices);
+    devices.map(|device| device.path.as_str())
+}
+
 /// Those of the taps that the container does not have.
 pub fn missing(container: &Container, taps: Vec<Tap>) -> Vec<Tap> {
-    let devices = container.linux.iter().flat_map(|linux| &linux.devices);
-    let paths: Vec<&str> = devices.map(|device| device.path.as_str()).collect();
+    let paths: Vec<&str> = device_paths(container).collect();
     let missing = |tap: &Tap| !paths.contains(&tap.path.as_str());
     taps.into_iter().filter(missing).collect()
 }

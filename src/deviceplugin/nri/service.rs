@@ -14,6 +14,7 @@ use super::{
     },
     container, taps,
 };
+use crate::{host::tap, types::status::ContainerName};
 
 /// The status codes of ttrpc, which are those of gRPC.
 pub mod code {
@@ -73,6 +74,8 @@ pub struct Service {
     pub refused: u64,
     /// Containers that started without their taps, by their ID, in words.
     pub without: BTreeMap<String, String>,
+    /// The taps of containers, by the container's ID.
+    holding: BTreeMap<String, (ContainerName, BTreeSet<u32>)>,
     /// The pods and containers that the runtime told of so far, until they are checked.
     state: Option<SynchronizeRequest>,
     /// Containers that were asked about and have not started yet.
@@ -85,6 +88,25 @@ impl Service {
         self.is_synchronized = false;
         self.state = None;
         self.asked.clear();
+    }
+
+    /// The containers that have taps, by the number of the tap.
+    pub fn taps(&self) -> BTreeMap<u32, ContainerName> {
+        let mut containers: BTreeMap<u32, ContainerName> = BTreeMap::new();
+        for (name, taps) in self.holding.values() {
+            for tap in taps {
+                let known = containers.entry(*tap);
+                let known = known.and_modify(|known| known.container.push_str(", "));
+                known
+                    .or_insert_with(|| ContainerName {
+                        pod: name.pod.clone(),
+                        container: String::new(),
+                    })
+                    .container
+                    .push_str(&name.container);
+            }
+        }
+        containers
     }
 
     /// Answers a call.
@@ -143,6 +165,7 @@ impl Service {
                     info!(pod = shown_pod, container = name, taps = paths(&taps); "taps given");
                 }
                 let answer = container::give(&taps).encode_to_vec();
+                self.note_taps(&pod, &container, &taps);
                 self.asked.insert(container.id);
                 Ok(answer)
             }
@@ -168,6 +191,7 @@ impl Service {
             event::REMOVE_CONTAINER => {
                 self.asked.remove(&container.id);
                 self.without.remove(&container.id);
+                self.holding.remove(&container.id);
             }
             _ => {}
         }
@@ -175,13 +199,30 @@ impl Service {
 
     fn check_all(&mut self, state: &SynchronizeRequest) {
         self.without.clear();
+        self.holding.clear();
         let pods = state.pods.iter().map(|pod| (pod.id.as_str(), pod));
         let pods: BTreeMap<&str, &PodSandbox> = pods.collect();
         for container in &state.containers {
             let pod = pods.get(container.pod_sandbox_id.as_str());
             if let Some(pod) = pod.filter(|_| ALIVE.contains(&container.state)) {
+                self.note_taps(pod, container, &[]);
                 self.check(pod, container);
             }
+        }
+    }
+
+    /// Notes the taps that a container has, and those that it is given.
+    fn note_taps(&mut self, pod: &PodSandbox, container: &Container, given: &[container::Tap]) {
+        let given = given.iter().map(|tap| tap.path.as_str());
+        let numbers = container::device_paths(container).chain(given);
+        let numbers = numbers.filter_map(tap::number_in);
+        let numbers: BTreeSet<u32> = numbers.collect();
+        if !numbers.is_empty() {
+            let name = ContainerName {
+                pod: shown(pod),
+                container: container.name.clone(),
+            };
+            self.holding.insert(container.id.clone(), (name, numbers));
         }
     }
 

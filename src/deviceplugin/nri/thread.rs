@@ -28,8 +28,6 @@ use crate::{
     types::status::NriStatus,
 };
 
-/// Where runtimes have their socket (`DefaultSocketPath` of containerd/nri).
-const SOCKET: &str = "/var/run/nri/nri.sock";
 /// The time between attempts to connect while the runtime may be starting: it creates containers
 /// 60 ms after its socket appears.
 const FAST_RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -54,7 +52,7 @@ impl Nri {
                 unmarked.context("noting that pods get no taps by NRI")?;
                 return Ok(None);
             }
-            cli::Nri::Auto => (PathBuf::from(SOCKET), true),
+            cli::Nri::Auto => (PathBuf::from(cli::NRI_SOCKET), true),
             cli::Nri::Socket(path) => (path.clone(), false),
         };
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
@@ -276,6 +274,7 @@ impl Plugin {
             given: service.given,
             refused: service.refused,
             without: service.without.values().cloned().collect(),
+            taps: service.taps(),
         };
         *self
             .published
