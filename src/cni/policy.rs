@@ -4,7 +4,7 @@
 //! Nothing of it is ever left out because it cannot be understood: an attachment without the
 //! limits that somebody wrote down is worse than none.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use super::error::{CniError, Result, code};
 use crate::{
     macvtap::{
         bandwidth::{Bandwidth, Limit, MAX_BURST, RATES},
-        security::{MAX_ADDRESSES, Security},
+        security::{MAX_ADDRESSES, MAX_MACS, Security},
     },
     types::{
         json::{Fields, Invalid},
@@ -29,8 +29,26 @@ const MAX_VLAN: u64 = 4094;
 
 /// What the guest may send; none if anything.
 pub fn security(fields: &Fields<'_>, prev_result: Option<&Value>) -> Result<Option<Security>> {
+    read_security(fields, || given_addresses(fields, prev_result))
+}
+
+/// Fails if no ADD could have these limits: with whatever addresses, which only ADD is told.
+pub fn check(json: &Value) -> Result<()> {
+    let Some(fields) = Fields::of(json) else {
+        return Ok(());
+    };
+    read_security(&fields, || {
+        Ok(vec![Prefix::host(Ipv4Addr::UNSPECIFIED.into())])
+    })?;
+    bandwidth(&fields)?;
+    Ok(())
+}
+
+fn read_security(
+    fields: &Fields<'_>,
+    given: impl Fn() -> Result<Vec<Prefix>>,
+) -> Result<Option<Security>> {
     let only_mac = fields.flag("macspoofchk")?.unwrap_or(false);
-    let given = || given_addresses(fields, prev_result);
     let security = match fields.value("security") {
         None => return Ok(only_mac.then(Security::mac)),
         Some(Value::String(name)) => match name.as_str() {
@@ -82,6 +100,13 @@ fn custom(keys: &Fields<'_>, given: Vec<Prefix>) -> Result<Security> {
     let macs = match list(keys, "mac", "further MACs", mac)? {
         List::Any => None,
         List::Missing => Some(Vec::new()),
+        List::Of(macs) if macs.len() > MAX_MACS => {
+            let count = macs.len();
+            let text = format!(
+                "security.mac has {count} further MACs; at most {MAX_MACS} are possible, or \"any\""
+            );
+            return Err(CniError::new(code::CONFIG, text));
+        }
         List::Of(macs) => Some(macs),
     };
     let vlans = match list(keys, "vlans", "VLANs from 0 to 4094", vlan)? {
@@ -289,7 +314,7 @@ mod tests {
 
     use super::*;
 
-    fn read_security(json: &Value) -> Result<Option<Security>> {
+    fn read(json: &Value) -> Result<Option<Security>> {
         security(&Fields::of(json).unwrap(), json.get("prevResult"))
     }
 
@@ -299,7 +324,7 @@ mod tests {
 
     #[test]
     fn security_by_name() {
-        let of = |json: Value| read_security(&json).unwrap();
+        let of = |json: Value| read(&json).unwrap();
         assert_eq!(of(json!({})), None);
         assert_eq!(of(json!({"security": "off"})), None);
         assert_eq!(of(json!({"security": null})), None);
@@ -322,7 +347,7 @@ mod tests {
 
     #[test]
     fn security_by_keys_is_strict_in_what_they_do_not_say() {
-        let of = |keys: Value| read_security(&json!({"security": keys})).unwrap().unwrap();
+        let of = |keys: Value| read(&json!({"security": keys})).unwrap().unwrap();
         let listed = of(json!({"addresses": ["192.0.2.0/24"]}));
         assert_eq!(listed, Security::strict(prefixes(&["192.0.2.0/24"])));
         assert_eq!(listed.to_string(), "strict");
@@ -414,6 +439,11 @@ mod tests {
             (
                 security_of(json!({"mac": ["01:00:5e:00:00:01"]})),
                 ["security.mac", "01:00:5e"],
+            ),
+            (
+                security_of(json!({"mac": (0..=255).map(|n| format!("02:00:00:00:00:{n:02x}"))
+                    .collect::<Vec<_>>()})),
+                ["256 further MACs", "at most 8"],
             ),
             (
                 security_of(json!({"addresses": "any", "vlans": [4095]})),

@@ -25,6 +25,7 @@ pub fn status(json: &Value) -> Result<()> {
         );
         CniError::new(code::NOT_AVAILABLE, text)
     })?;
+    policy::check(json)?;
     check_limits(json).map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
     // With a device plugin the configuration does not say which lower device a pod gets.
     let Some(name) = config::lower_device(json) else {

@@ -28,6 +28,8 @@ const ARP_TYPE: [u8; 2] = [0x08, 0x06];
 const RARP_TYPE: [u8; 2] = [0x80, 0x35];
 const TAG: [u8; 2] = [0x81, 0x00];
 const SERVICE_TAG: [u8; 2] = [0x88, 0xa8];
+/// Tags of switches from before 802.1ad, from the first to the last.
+const FORMER_TAGS: (u16, u16) = (0x9100, 0x9300);
 /// Lower ones are lengths: an LLC header follows.
 const LOWEST_ETHERTYPE: u16 = 0x0600;
 /// LLC and SNAP headers, behind which an ethertype follows after all.
@@ -47,6 +49,10 @@ const EXTENSIONS: [(u8, u8); 3] = [(HOP_BY_HOP, HOP_BY_HOP), (43, FRAGMENT), (60
 
 /// Addresses that a guest may have at most: each makes rules, which each frame may have to pass.
 pub const MAX_ADDRESSES: usize = 64;
+/// MACs that a guest may have at most besides its own.
+pub const MAX_MACS: usize = 8;
+/// Units of 8 bytes, which options begin at, that are looked at in a router advertisement.
+const MAX_OPTION_UNITS: u16 = 32;
 
 /// Tags that a frame may have at most, one in another: where any may be, and where there is a
 /// list of those of the outer one.
@@ -190,6 +196,7 @@ impl Layer<'_> {
             self.ipv6(),
             self.ipv6_unspecified(),
             self.ipv6_payload(),
+            self.reports(),
             self.hop_by_hop(),
             self.extension(),
             self.fragment(),
@@ -202,6 +209,8 @@ impl Layer<'_> {
             self.advertisement(),
             self.advertisement_options(),
             self.router_solicitation(),
+            self.router_advertisement(),
+            self.redirect(),
             self.ipv6_udp(),
         ]
     }
@@ -245,6 +254,7 @@ impl Layer<'_> {
             None => (self.goto("tag"), self.goto("tag")),
             Some(_) => (self.goto("tag"), Verdict::Drop(VLAN)),
         };
+        let former_tag = Condition::bits(at, 0xffff, FORMER_TAGS.0, FORMER_TAGS.1);
         let length = Condition::bits(at, 0xffff, 0, LOWEST_ETHERTYPE - 1);
         let mut rules = vec![
             is(IPV4, self.goto("ipv4")),
@@ -252,7 +262,8 @@ impl Layer<'_> {
             is(ARP_TYPE, self.goto("arp")),
             is(RARP_TYPE, self.goto("rarp")),
             is(TAG, tag),
-            is(SERVICE_TAG, service_tag),
+            is(SERVICE_TAG, service_tag.clone()),
+            rule([former_tag], service_tag),
         ];
         if self.addresses.is_some() {
             return self.chain("ethertype", rules, Verdict::Drop(ETHERTYPE));
@@ -424,7 +435,7 @@ impl Layer<'_> {
             rule(icmp(133), self.goto("router_solicitation")),
             rule(
                 [Condition::is(next, &[HOP_BY_HOP])],
-                self.goto("hop_by_hop"),
+                self.goto("reports"),
             ),
         ];
         self.chain("ipv6_unspecified", rules, Verdict::Drop(ADDRESS))
@@ -464,8 +475,17 @@ impl Layer<'_> {
         self.chain("ipv6_payload", rules, Verdict::Drop(MALFORMED))
     }
 
-    /// Group membership is reported behind hop-by-hop options (RFC 3810).
+    /// Without an address nothing else is behind such options.
+    fn reports(&self) -> Chain {
+        self.membership("reports", Verdict::Drop(ADDRESS))
+    }
+
     fn hop_by_hop(&self) -> Chain {
+        self.membership("hop_by_hop", self.goto("extension"))
+    }
+
+    /// Group membership is reported behind hop-by-hop options (RFC 3810).
+    fn membership(&self, name: &str, otherwise: Verdict) -> Chain {
         let at = self.behind_ipv6();
         let report = |low, high| {
             let header = Condition::is(at, &[ICMPV6, 0]);
@@ -475,7 +495,7 @@ impl Layer<'_> {
             )
         };
         let rules = vec![report(130, 132), report(143, 143)];
-        self.chain("hop_by_hop", rules, self.goto("extension"))
+        self.chain(name, rules, otherwise)
     }
 
     /// Behind any other header there must not be what has to be looked at, for it would not be
@@ -545,17 +565,16 @@ impl Layer<'_> {
     fn icmp(&self) -> Chain {
         let kind = self.behind_ipv6();
         let is = |number, verdict| rule([Condition::is(kind, &[number])], verdict);
-        let router = if self.security.router_advertisements {
-            Verdict::Accept
-        } else {
-            Verdict::Drop(ROUTER_ADVERTISEMENT)
+        let of_router = |name| match self.security.router_advertisements {
+            true => self.goto(name),
+            false => Verdict::Drop(ROUTER_ADVERTISEMENT),
         };
         let rules = vec![
             is(133, self.goto("router_solicitation")),
-            is(134, router.clone()),
+            is(134, of_router("router_advertisement")),
             is(135, self.goto("solicitation")),
             is(136, self.goto("advertisement")),
-            is(137, router),
+            is(137, of_router("redirect")),
             rule([Condition::exists(kind)], Verdict::Accept),
         ];
         self.chain("icmp", rules, Verdict::Drop(MALFORMED))
@@ -610,6 +629,41 @@ impl Layer<'_> {
     fn router_solicitation(&self) -> Chain {
         let at = self.behind_ipv6() + 8;
         self.options("router_solicitation", 8, self.address_forms(at, 1))
+    }
+
+    /// The options are many, in whatever order and of whatever length: none of the units where
+    /// one can begin may look like that of another MAC.
+    fn router_advertisement(&self) -> Chain {
+        let Some(macs) = self.macs else {
+            return self.chain("router_advertisement", vec![], Verdict::Accept);
+        };
+        let at = self.behind_ipv6() + 16;
+        let other = |unit: u16| {
+            let option = Condition::is(at + 8 * unit, &[1, 1]);
+            let others = macs
+                .iter()
+                .map(|mac| Condition::is_not(at + 8 * unit + 2, &mac.0));
+            rule(
+                [option].into_iter().chain(others),
+                Verdict::Drop(NEIGHBOR_DISCOVERY),
+            )
+        };
+        let mut rules: Vec<Rule> = (0..MAX_OPTION_UNITS).map(other).collect();
+        let length = 16 + 8 * MAX_OPTION_UNITS;
+        let payload = Condition::bits(self.network() + 4, 0xffff, 16, length);
+        rules.push(rule([payload], Verdict::Accept));
+        self.chain(
+            "router_advertisement",
+            rules,
+            Verdict::Drop(NEIGHBOR_DISCOVERY),
+        )
+    }
+
+    /// Another router's MAC is another's. What is behind the packet that the redirect is about
+    /// cannot be looked at, so there must be none.
+    fn redirect(&self) -> Chain {
+        let at = self.behind_ipv6() + 40;
+        self.options("redirect", 40, self.address_forms(at, 2))
     }
 
     fn address_forms(&self, at: u16, option: u8) -> Vec<Vec<Condition>> {

@@ -128,10 +128,28 @@ fn steps(conditions: &[Condition]) -> Vec<(Instruction, Step)> {
     for condition in conditions {
         match &condition.test {
             Test::Is(bytes) => steps.extend(equal(condition, bytes)),
+            Test::IsNot(bytes) => steps.extend(unequal(condition, bytes)),
             Test::Between(low, high) => {
                 steps.extend(load(condition.offset, &condition.mask));
                 steps.push((plain(JUMP_AT_LEAST, number(low)), Step::Needed));
                 steps.push((plain(JUMP_GREATER, number(high)), Step::Excluded));
+            }
+        }
+    }
+    steps
+}
+
+/// Compares word by word: the first that differs is enough, and skips the others.
+fn unequal(condition: &Condition, bytes: &[u8]) -> Vec<(Instruction, Step)> {
+    let mut steps = equal(condition, bytes);
+    let count = steps.len();
+    for (index, (instruction, step)) in steps.iter_mut().enumerate() {
+        match (&step, count - index - 1) {
+            (Step::Plain, _) => {}
+            (_, 0) => *step = Step::Excluded,
+            (_, left) => {
+                instruction.otherwise = u8::try_from(left).unwrap_or(u8::MAX);
+                *step = Step::Plain;
             }
         }
     }

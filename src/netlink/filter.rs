@@ -54,6 +54,8 @@ pub struct Condition {
 pub enum Test {
     /// Equal to this.
     Is(Vec<u8>),
+    /// Anything but this.
+    IsNot(Vec<u8>),
     /// A number from the first to the second, of at most 4 bytes.
     Between(Vec<u8>, Vec<u8>),
 }
@@ -73,6 +75,16 @@ impl Condition {
             offset,
             mask: mask.to_vec(),
             test: Test::Is(bits.collect()),
+        }
+    }
+
+    /// Other bytes than these are at `offset`.
+    #[must_use]
+    pub fn is_not(offset: u16, bytes: &[u8]) -> Self {
+        Self {
+            offset,
+            mask: vec![0xff; bytes.len()],
+            test: Test::IsNot(bytes.to_vec()),
         }
     }
 

@@ -76,6 +76,7 @@ const GOTO: u32 = (-4_i32).cast_unsigned();
 const LINK_HEADER: u32 = 0;
 /// Operators of `cmp`.
 const EQUAL: u32 = 0;
+const UNEQUAL: u32 = 1;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
 /// The type of a comment in a table's user data, as the program nft writes and shows it.
@@ -352,6 +353,7 @@ fn write_condition(condition: &Condition, to: &mut Attributes<'_>) {
     }
     match &condition.test {
         Test::Is(bytes) => compare(to, EQUAL, bytes),
+        Test::IsNot(bytes) => compare(to, UNEQUAL, bytes),
         Test::Between(low, high) => {
             // What every number is, the kernel does not take.
             if low.iter().any(|byte| *byte != 0) {

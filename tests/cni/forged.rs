@@ -167,8 +167,20 @@ fn advertisement(target: [u8; 16], options: &[u8]) -> Frame {
     ipv6_packet(58, IPV6, &message(136, &[&target, options]))
 }
 
+/// What radvd sends: a prefix, the MTU, and last the MAC.
 fn router_advertisement() -> Vec<u8> {
-    message(134, &[&[0; 8], &option(1, MAC)])
+    advertised(&option(1, MAC))
+}
+
+fn advertised(last: &[u8]) -> Vec<u8> {
+    let prefix = [&[3, 4, 64, 0xc0, 0, 0, 0x0e, 0x10][..], &[0; 8], &ipv6(0)].concat();
+    let mtu = [5, 1, 0, 0, 0, 0, 5, 0xdc];
+    message(134, &[&[0; 8], &prefix, &mtu, last])
+}
+
+fn redirect(options: &[u8]) -> Frame {
+    let message = message(137, &[&OTHER_IPV6, &IPV6, options]);
+    ipv6_packet(58, LINK_LOCAL, &message)
 }
 
 /// An extension header of 8 bytes before `payload`.
@@ -266,6 +278,12 @@ pub fn forged() -> Vec<Kind> {
             true,
             ipv6_packet(17, NONE, &udp(546, 547)),
         ),
+        kind("IPv6 source unspecified behind hop-by-hop options", true, {
+            ipv6_packet(0, NONE, &behind(6, &tcp()))
+        }),
+        kind("IPv6 source in a fragment", true, {
+            ipv6_packet(44, OTHER_IPV6, &fragment(17, 8, &[0; 16]))
+        }),
         kind("IPv6 source link-local", true, {
             let mut router = LINK_LOCAL;
             router[15] = 1;
@@ -300,11 +318,26 @@ pub fn forged() -> Vec<Kind> {
             true,
             ipv6_packet(58, LINK_LOCAL, &advertise),
         ),
+        kind("router advertisement with another's MAC", false, {
+            ipv6_packet(58, LINK_LOCAL, &advertised(&option(1, OTHER)))
+        }),
+        kind("router advertisement with a second MAC", false, {
+            let both = [option(1, MAC), option(1, OTHER)].concat();
+            ipv6_packet(58, LINK_LOCAL, &advertised(&both))
+        }),
+        kind("router advertisement with very many options", false, {
+            ipv6_packet(58, LINK_LOCAL, &advertised(&nonce().repeat(40)))
+        }),
+        kind("redirect", true, redirect(&[])),
+        kind("redirect with its MAC", true, redirect(&option(2, MAC))),
         kind(
-            "redirect",
-            true,
-            ipv6_packet(58, LINK_LOCAL, &message(137, &[&OTHER_IPV6, &IPV6])),
+            "redirect with another's MAC",
+            false,
+            redirect(&option(2, OTHER)),
         ),
+        kind("redirect with another's MAC behind a packet", false, {
+            redirect(&[&[4, 1, 0, 0, 0, 0, 0, 0], &option(2, OTHER)[..]].concat())
+        }),
         kind("router advertisement behind hop-by-hop options", false, {
             ipv6_packet(0, LINK_LOCAL, &behind(58, &advertise))
         }),
@@ -369,6 +402,10 @@ pub fn forged() -> Vec<Kind> {
             short(ipv6_packet(58, IPV6, &advertise), 28),
         ),
         kind("unknown protocol", true, frame(0x88b5, vec![0; 46])),
+        kind("ARP behind a tag of a former switch", false, {
+            let packet = arp(2, (OTHER, IPV4), OTHER_IPV4).payload;
+            frame(0x9100, [&[0, 100, 8, 6], &packet[..]].concat())
+        }),
         kind(
             "LLC",
             true,

@@ -63,6 +63,31 @@ fn status_without_a_thread_is_an_error() {
 }
 
 #[test]
+fn status_refuses_limits_that_no_add_could_have() {
+    let (node, pod) = (Node::new(), Host::new());
+    for (limits, part) in [
+        (json!({"security": "Strict"}), "\"strict\""),
+        (json!({"security": {"vlans": [4095]}}), "security.vlans 4095"),
+        (
+            json!({"macspoofchk": true, "security": "off"}),
+            "contradicts",
+        ),
+        (
+            json!({"bandwidth": {"egressRate": 1}}),
+            "bandwidth.egressRate 1",
+        ),
+        (
+            json!({"bandwidth": {"ingressBurst": 8}}),
+            "no ingressRate",
+        ),
+    ] {
+        let (code, msg) = node.cni(&pod, limits).fail("STATUS");
+        assert_eq!(code, 7, "{msg}");
+        assert!(msg.contains(part), "{msg}");
+    }
+}
+
+#[test]
 fn gc_leaves_attachments_alone() {
     let (node, pod, number) = (Node::new(), Host::new(), tap_number());
     let call = node.allocated(&pod, number).added();
