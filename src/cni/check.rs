@@ -19,7 +19,7 @@ use crate::{
         userns,
     },
     learning,
-    macvtap::{lower::LowerDevice, port_security::Interface, shaping},
+    macvtap::{lower::LowerDevice, port_security::Interface, security::Security, shaping},
     netlink::{Link, Socket},
     types::{mac::MacAddr, mode::Mode, owner::Access},
 };
@@ -70,12 +70,7 @@ fn check_limits(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
     let name = &link.name;
     if let Some(security) = &config.security {
         let mac = link.mac.context("the macvtap has no hardware address")?;
-        let mechanism = Interface::of(link, Some(netns)).secured(security, mac)?;
-        ensure!(
-            mechanism.is_some(),
-            "what interface {name:?} sends is not filtered as security {security} with MAC {mac} \
-             says; delete the pod"
-        );
+        check_security(&Interface::of(link, Some(netns)), security, mac)?;
     }
     if let Some(bandwidth) = &config.bandwidth {
         let shaped = shaping::is_shaped(&mut netns.socket()?, link, bandwidth)?;
@@ -85,6 +80,30 @@ fn check_limits(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The rules are for the MAC that ADD made them for; it may have become another one that they
+/// allow as well.
+fn check_security(interface: &Interface<'_>, security: &Security, mac: MacAddr) -> Result<()> {
+    if interface.secured(security, mac)?.is_some() {
+        return Ok(());
+    }
+    let name = interface.name;
+    if let Some((found, _)) = interface.security()? {
+        ensure!(
+            found.allows(mac),
+            "interface {name:?} has MAC {mac} now, and drops its guest's frames: security is \
+             {found}; give ADD the MAC, or list it in security.mac"
+        );
+        let first = found.macs.first().copied().unwrap_or(mac);
+        if interface.secured(security, first)?.is_some() {
+            return Ok(());
+        }
+    }
+    bail!(
+        "what interface {name:?} sends is not filtered as security {security} with MAC {mac} \
+         says; delete the pod"
+    )
 }
 
 /// Mode, lower device and index, as far as the configuration says what they are.

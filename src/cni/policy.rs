@@ -97,25 +97,13 @@ fn custom(keys: &Fields<'_>, given: Vec<Prefix>) -> Result<Security> {
         "vlans",
     ];
     check_names("security", keys, &names)?;
-    let macs = match list(keys, "mac", "further MACs", mac)? {
-        List::Any => None,
-        List::Missing => Some(Vec::new()),
-        List::Of(macs) if macs.len() > MAX_MACS => {
-            let count = macs.len();
-            let text = format!(
-                "security.mac has {count} further MACs; at most {MAX_MACS} are possible, or \"any\""
-            );
-            return Err(CniError::new(code::CONFIG, text));
-        }
-        List::Of(macs) => Some(macs),
-    };
     let vlans = match list(keys, "vlans", "VLANs from 0 to 4094", vlan)? {
         List::Any => None,
         List::Missing => Some(Vec::new()),
         List::Of(numbers) => Some(ranges(numbers)),
     };
     Ok(Security {
-        macs,
+        macs: macs(keys)?,
         vlans,
         dhcp_server: keys.flag("dhcpServer")?.unwrap_or(false),
         router_advertisements: keys.flag("routerAdvertisements")?.unwrap_or(false),
@@ -125,6 +113,22 @@ fn custom(keys: &Fields<'_>, given: Vec<Prefix>) -> Result<Security> {
             List::Of(listed) => Some(known([given, listed].concat())?),
         },
     })
+}
+
+fn macs(keys: &Fields<'_>) -> Result<Option<Vec<MacAddr>>> {
+    let macs = match list(keys, "mac", "further MACs", mac)? {
+        List::Any => return Ok(None),
+        List::Missing => Vec::new(),
+        List::Of(macs) => macs,
+    };
+    let count = macs.len();
+    if count > MAX_MACS {
+        let text = format!(
+            "security.mac has {count} further MACs; at most {MAX_MACS} are possible, or \"any\""
+        );
+        return Err(CniError::new(code::CONFIG, text));
+    }
+    Ok(Some(macs))
 }
 
 /// The value of a key that is a list or `"any"`.
@@ -441,8 +445,10 @@ mod tests {
                 ["security.mac", "01:00:5e"],
             ),
             (
-                security_of(json!({"mac": (0..=255).map(|n| format!("02:00:00:00:00:{n:02x}"))
-                    .collect::<Vec<_>>()})),
+                security_of(
+                    json!({"mac": (0..=255).map(|n| format!("02:00:00:00:00:{n:02x}"))
+                    .collect::<Vec<_>>()}),
+                ),
                 ["256 further MACs", "at most 8"],
             ),
             (

@@ -44,6 +44,7 @@ pub fn macvtaps(inventory: &Inventory) -> Vec<Finding> {
             findings.extend(tap_only(macvtap));
         }
     }
+    findings.extend(inventory.macvtaps.iter().filter_map(other_mac));
     findings.extend(same_mac(&inventory.macvtaps));
     findings.extend(stale_nodes());
     if findings.iter().all(Finding::is_ok) {
@@ -111,6 +112,17 @@ fn tap_only(macvtap: &Macvtap) -> Option<Finding> {
 
 fn is_ours(number: u32) -> bool {
     TAPS.contains(&number) || STANDALONE_TAPS.contains(&number)
+}
+
+/// Port security is for the MAC that a macvtap had at ADD.
+fn other_mac(macvtap: &Macvtap) -> Option<Finding> {
+    let security = macvtap.limits.security.as_ref()?;
+    let mac = macvtap.link.mac.filter(|mac| !security.allows(*mac))?;
+    let tap = macvtap.link.index;
+    let text =
+        format!("tap {tap} has MAC {mac}, and drops its guest's frames: security is {security}");
+    let fix = "give ADD the MAC, or list it in security.mac; then delete the pod";
+    Some(Finding::fail("security", text, fix))
 }
 
 /// The kernel allows a MAC once on a lower device that is up; a second macvtap with it is

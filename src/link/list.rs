@@ -141,7 +141,7 @@ pub fn row(macvtap: &MacvtapEntry) -> Vec<String> {
         macvtap.mtu.to_string(),
         bytes(macvtap.received_bytes),
         bytes(macvtap.sent_bytes),
-        or_none(macvtap.security.clone()),
+        or_none(macvtap.shown_security()),
         or_none(macvtap.ingress.as_ref().map(rate)),
         or_none(macvtap.egress.as_ref().map(rate)),
         named(macvtap.shown_drops()),

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::container,
-    macvtap::inventory::{Inventory, LowerUse, Macvtap},
+    macvtap::{
+        inventory::{Inventory, LowerUse, Macvtap},
+        security::Description,
+    },
     netlink::Qdisc,
     types::mode::Mode,
 };
@@ -77,6 +80,9 @@ pub struct MacvtapEntry {
     /// The security that is in force for what its guest sends.
     #[serde(default)]
     pub security: Option<String>,
+    /// The MAC addresses that security lets its guest use; any if none.
+    #[serde(default)]
+    pub security_macs: Vec<String>,
     /// Frames that security dropped, by reason.
     #[serde(default)]
     pub security_dropped: BTreeMap<String, u64>,
@@ -151,6 +157,7 @@ impl From<&Inventory> for Listing {
 impl From<&Macvtap> for MacvtapEntry {
     fn from(macvtap: &Macvtap) -> Self {
         let link = &macvtap.link;
+        let security = macvtap.limits.security.as_ref();
         let parked = macvtap.is_parked();
         let mode = if parked {
             Some(Mode::Bridge)
@@ -179,7 +186,8 @@ impl From<&Macvtap> for MacvtapEntry {
             received_packets: link.stats.received_frames,
             sent_bytes: link.stats.sent_bytes,
             sent_packets: link.stats.sent_frames,
-            security: macvtap.limits.security.clone(),
+            security: security.map(|security| security.name.clone()),
+            security_macs: security.map(mac_texts).unwrap_or_default(),
             security_dropped: macvtap
                 .limits
                 .dropped
@@ -190,6 +198,10 @@ impl From<&Macvtap> for MacvtapEntry {
             egress: macvtap.limits.egress.as_ref().map(RateEntry::from),
         }
     }
+}
+
+fn mac_texts(security: &Description) -> Vec<String> {
+    security.macs.iter().map(ToString::to_string).collect()
 }
 
 impl From<&Qdisc> for RateEntry {
@@ -223,6 +235,19 @@ impl MacvtapEntry {
             ..other.clone()
         };
         *self == other
+    }
+
+    /// The security, with the MACs that it is for if its own is none of them any more.
+    pub fn shown_security(&self) -> Option<String> {
+        let name = self.security.clone()?;
+        let own = |mac| self.security_macs.contains(mac);
+        let is_own = self.security_macs.is_empty() || self.mac.as_ref().is_none_or(own);
+        let macs = self.security_macs.join(", ");
+        Some(if is_own {
+            name
+        } else {
+            format!("{name} (for {macs})")
+        })
     }
 
     /// What was dropped, by reason: those of security, then those of the rates.

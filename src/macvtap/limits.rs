@@ -3,14 +3,14 @@
 
 use anyhow::Result;
 
-use super::{port_security::Interface, shaping};
+use super::{port_security::Interface, security::Description, shaping};
 use crate::netlink::{Counter, Qdisc, Socket};
 
 /// The limits in force for an interface.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
-    /// The name of the security in force, if any is.
-    pub security: Option<String>,
+    /// The security in force, if any is.
+    pub security: Option<Description>,
     /// What the guest sent and security dropped, by reason.
     pub dropped: Vec<Counter>,
     /// The queue of what the guest receives, if that has a rate.
@@ -25,7 +25,7 @@ impl Limits {
         let qdiscs = socket.qdiscs()?;
         let [ingress, egress] = shaping::shapes(&qdiscs, interface.index).map(Option::<&_>::cloned);
         let (security, dropped) = match interface.security()? {
-            Some((name, counters)) => (Some(name), counters),
+            Some((description, counters)) => (Some(description), counters),
             None => by_program(&qdiscs, interface, socket)?,
         };
         Ok(Self {
@@ -37,13 +37,13 @@ impl Limits {
     }
 }
 
-/// Security that a classic BPF program enforces has no name, and no reasons: all that the device
-/// dropped is counted together.
+/// Security that a classic BPF program enforces has no name, no MACs, and no reasons: all that the
+/// device dropped is counted together.
 fn by_program(
     qdiscs: &[Qdisc],
     interface: &Interface<'_>,
     socket: &mut Socket,
-) -> Result<(Option<String>, Vec<Counter>)> {
+) -> Result<(Option<Description>, Vec<Counter>)> {
     let clsact = |qdisc: &&Qdisc| qdisc.index == interface.index && qdisc.kind == "clsact";
     let Some(clsact) = qdiscs.iter().find(clsact) else {
         return Ok((None, Vec::new()));
@@ -56,5 +56,6 @@ fn by_program(
         frames: clsact.dropped_frames.into(),
         bytes: 0,
     };
-    Ok((Some("classic BPF".to_owned()), vec![counter]))
+    let description = Description::parse("classic BPF");
+    Ok((Some(description), vec![counter]))
 }

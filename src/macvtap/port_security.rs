@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
-use super::security::Security;
+use super::security::{Description, Security};
 use crate::{
     host::netns::Netns,
     netlink::{Counter, Link, NetlinkError, Nft, Socket, Table, compile},
@@ -63,7 +63,8 @@ impl<'a> Interface<'a> {
     /// down, for what it sent before has passed.
     pub fn secure(&self, security: &Security, mac: MacAddr) -> Result<Mechanism> {
         let filter = security.filter(mac);
-        let (table, comment) = (table_name(self.name), security.to_string());
+        let table = table_name(self.name);
+        let comment = Description::of(security, mac).to_string();
         let table = Table {
             name: &table,
             device: self.name,
@@ -81,7 +82,7 @@ impl<'a> Interface<'a> {
         match attached.and_then(|()| socket.add_egress_program(self.index, &program)) {
             Ok(()) => Ok(Mechanism::ClassicBpf),
             Err(error) => bail!(
-                "this kernel cannot enforce security {comment}: neither by nf_tables with an \
+                "this kernel cannot enforce security {security}: neither by nf_tables with an \
                  egress hook ({lacking}), nor by clsact with cls_bpf ({error})"
             ),
         }
@@ -91,7 +92,8 @@ impl<'a> Interface<'a> {
     /// not as it would be put in force now.
     pub fn secured(&self, security: &Security, mac: MacAddr) -> Result<Option<Mechanism>> {
         let filter = security.filter(mac);
-        let (table, comment) = (table_name(self.name), security.to_string());
+        let table = table_name(self.name);
+        let comment = Description::of(security, mac).to_string();
         let table = Table {
             name: &table,
             device: self.name,
@@ -122,16 +124,15 @@ impl<'a> Interface<'a> {
         }
     }
 
-    /// The security that is in force, as its name, and what was dropped by reason; none if none
-    /// is.
-    pub fn security(&self) -> Result<Option<(String, Vec<Counter>)>> {
+    /// The security that is in force, and what was dropped by reason; none if none is.
+    pub fn security(&self) -> Result<Option<(Description, Vec<Counter>)>> {
         let name = table_name(self.name);
         let read = |mut nft: Nft| {
             let tables = nft.tables()?;
             let Some((_, comment)) = tables.into_iter().find(|(table, _)| *table == name) else {
                 return Ok(None);
             };
-            Ok(Some((comment, nft.counters(&name)?)))
+            Ok(Some((Description::parse(&comment), nft.counters(&name)?)))
         };
         match self.nft()?.and_then(read) {
             Err(error) if !is_lacking(&error) => Err(error.into()),

@@ -151,6 +151,61 @@ impl fmt::Display for Security {
     }
 }
 
+/// What the rules in force say of themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// The security's name.
+    pub name: String,
+    /// The MACs that the guest may use; any if none.
+    pub macs: Vec<MacAddr>,
+}
+
+/// Between the name and the MACs.
+const FOR: &str = " for ";
+
+impl Description {
+    /// Of `security` in force for a guest with this MAC.
+    #[must_use]
+    pub fn of(security: &Security, mac: MacAddr) -> Self {
+        let further = security.macs.iter();
+        Self {
+            name: security.to_string(),
+            macs: further
+                .flat_map(|more| [&[mac], &more[..]].concat())
+                .collect(),
+        }
+    }
+
+    /// Reads what it is written as.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let (name, macs) = text.split_once(FOR).unwrap_or((text, ""));
+        Self {
+            name: name.to_owned(),
+            macs: macs
+                .split(", ")
+                .filter_map(|mac| mac.parse().ok())
+                .collect(),
+        }
+    }
+
+    /// Whether a guest with this MAC may send from it.
+    #[must_use]
+    pub fn allows(&self, mac: MacAddr) -> bool {
+        self.macs.is_empty() || self.macs.contains(&mac)
+    }
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let macs: Vec<String> = self.macs.iter().map(MacAddr::to_string).collect();
+        match macs.as_slice() {
+            [] => f.write_str(&self.name),
+            macs => write!(f, "{}{FOR}{}", self.name, macs.join(", ")),
+        }
+    }
+}
+
 /// The address that a guest makes from its MAC (RFC 4291, appendix A).
 fn link_local(mac: MacAddr) -> Prefix {
     let mut address = [0; 16];
@@ -433,10 +488,7 @@ impl Layer<'_> {
         let rules = vec![
             rule(icmp(135), self.goto("solicitation")),
             rule(icmp(133), self.goto("router_solicitation")),
-            rule(
-                [Condition::is(next, &[HOP_BY_HOP])],
-                self.goto("reports"),
-            ),
+            rule([Condition::is(next, &[HOP_BY_HOP])], self.goto("reports")),
         ];
         self.chain("ipv6_unspecified", rules, Verdict::Drop(ADDRESS))
     }
@@ -565,9 +617,12 @@ impl Layer<'_> {
     fn icmp(&self) -> Chain {
         let kind = self.behind_ipv6();
         let is = |number, verdict| rule([Condition::is(kind, &[number])], verdict);
-        let of_router = |name| match self.security.router_advertisements {
-            true => self.goto(name),
-            false => Verdict::Drop(ROUTER_ADVERTISEMENT),
+        let of_router = |name| {
+            if self.security.router_advertisements {
+                self.goto(name)
+            } else {
+                Verdict::Drop(ROUTER_ADVERTISEMENT)
+            }
         };
         let rules = vec![
             is(133, self.goto("router_solicitation")),
@@ -758,4 +813,35 @@ fn simplified(mut chains: Vec<Chain>) -> Filter {
 fn verdicts(chain: &mut Chain) -> impl Iterator<Item = &mut Verdict> {
     let rules = chain.rules.iter_mut().map(|rule| &mut rule.verdict);
     rules.chain([&mut chain.last])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_are_read_as_they_are_written() {
+        let mac = |last| MacAddr([2, 0, 0, 0, 0, last]);
+        let any = Security {
+            macs: None,
+            ..Security::mac()
+        };
+        let more = Security {
+            macs: Some((1..9).map(mac).collect()),
+            ..Security::mac()
+        };
+        for (security, text) in [
+            (Security::mac(), "mac for 02:00:00:00:00:00"),
+            (any, "custom"),
+            (more, "custom for 02:00:00:00:00:00, 02:00:00:00:00:01, "),
+        ] {
+            let description = Description::of(&security, mac(0));
+            let written = description.to_string();
+            assert!(
+                written.starts_with(text) && written.len() < 256,
+                "{written}"
+            );
+            assert_eq!(Description::parse(&written), description);
+        }
+    }
 }

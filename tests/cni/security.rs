@@ -190,25 +190,35 @@ fn segmentation(transport: Transport) -> [u8; VNET_HEADER] {
 }
 
 /// The marks of the frames that can be read from a tap, up to `last`.
-fn marks(mut tap: &File, last: u32) -> BTreeSet<u32> {
+fn marks(tap: &File, last: u32) -> BTreeSet<u32> {
+    frames(tap, last)
+        .iter()
+        .filter_map(|frame| mark(frame))
+        .collect()
+}
+
+/// The mark at the end of a frame.
+fn mark(frame: &[u8]) -> Option<u32> {
+    let (rest, number) = frame.split_last_chunk()?;
+    let marked = rest.ends_with(&MARK);
+    marked.then(|| u32::from_be_bytes(*number))
+}
+
+/// The frames that can be read from a tap, up to that with the mark `last`.
+fn frames(mut tap: &File, last: u32) -> Vec<Vec<u8>> {
     let start = Instant::now();
-    let (mut marks, mut buffer) = (BTreeSet::new(), vec![0; 1 << 16]);
-    while !marks.contains(&last) {
+    let (mut frames, mut buffer) = (Vec::<Vec<u8>>::new(), vec![0; 1 << 16]);
+    while frames.last().and_then(|frame| mark(frame)) != Some(last) {
         assert!(
             start.elapsed() < Duration::from_secs(10),
             "the last frame does not arrive"
         );
-        let Ok(length) = tap.read(&mut buffer) else {
-            std::thread::sleep(Duration::from_millis(1));
-            continue;
-        };
-        if let [rest @ .., a, b, c, d] = &buffer[..length]
-            && rest.ends_with(&MARK)
-        {
-            marks.insert(u32::from_be_bytes([*a, *b, *c, *d]));
+        match tap.read(&mut buffer) {
+            Ok(length) => frames.push(buffer[VNET_HEADER..length].to_vec()),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
     }
-    marks
+    frames
 }
 
 fn strict() -> Value {
@@ -228,22 +238,97 @@ fn strict_lets_no_forged_frame_pass_and_every_honest_one() {
     });
 }
 
-/// ADD on a kernel without nf_tables: the one of its sockets that is refused is found by trying.
-fn add_without_nftables(call: &Cni<'_>) -> Value {
-    for number in 1..32 {
-        let inject = format!("inject=socket:error=EPROTONOSUPPORT:when={number}");
-        let suffering = call.clone().with("logLevel", "info");
-        let suffering = suffering.by(&["strace", "-o", "/dev/null", "-e", &inject]);
-        let answer = suffering.call("ADD");
-        if answer.status != 0 {
-            continue;
+/// Virtio headers that no driver writes: flags, `gso_type`, and in little endian `hdr_len`,
+/// `gso_size`, `csum_start` and `csum_offset`.
+fn odd_headers() -> Vec<[u8; VNET_HEADER]> {
+    let mut headers = Vec::new();
+    for (flags, starts) in [
+        (0, &[0][..]),
+        (2, &[0]),
+        (1, &[0, 6, 12, 14, 20, 34, 1400, 65535]),
+    ] {
+        for gso in [0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x7f] {
+            for (start, offset) in starts.iter().flat_map(|start| [(start, 0_u16), (start, 6)]) {
+                for (length, size) in [(0_u16, 0_u16), (14, 1), (54, 1400), (65535, 65535)] {
+                    let mut header = [0; VNET_HEADER];
+                    (header[0], header[1]) = (flags, gso);
+                    header[2..4].copy_from_slice(&length.to_le_bytes());
+                    header[4..6].copy_from_slice(&size.to_le_bytes());
+                    header[6..8].copy_from_slice(&u16::to_le_bytes(*start));
+                    header[8..10].copy_from_slice(&offset.to_le_bytes());
+                    headers.push(header);
+                }
+            }
         }
-        if answer.stderr.contains("mechanism=\"classic BPF\"") {
-            return serde_json::from_str(&answer.stdout).unwrap();
-        }
-        call.succeed("DEL");
     }
-    panic!("ADD never falls back to classic BPF");
+    headers
+}
+
+/// A checksum that the kernel is to write is written after the rules have seen the frame, but not
+/// over its MAC addresses.
+#[test]
+fn no_virtio_header_helps_a_forged_frame() {
+    let mut network = Network::new(&strict());
+    let own = Kind {
+        name: "own",
+        mac: true,
+        frame: forged::ipv4(6, IPV4, &forged::tcp()),
+    };
+    let forged = forged::forged();
+    let mut own_arrived = 0;
+    for header in odd_headers() {
+        for kind in forged.iter().chain([&own]) {
+            let mut bytes = [&header, &SIBLING[..], &kind.frame.source].concat();
+            bytes.extend(kind.frame.ethertype.to_be_bytes());
+            bytes.extend(&kind.frame.payload);
+            bytes.resize(LONG, 0);
+            // Most are refused.
+            let _ = (&network.guest).write(&bytes);
+        }
+        let last = forged::ipv4(17, [0; 4], &forged::udp(68, 67));
+        let last = network.send(&last, How::Untagged, To::Broadcast).unwrap();
+        for tap in [&network.wire, &network.sibling] {
+            for frame in frames(tap, last) {
+                assert_ne!(frame[6..12], forged::OTHER, "{header:?}: {frame:02x?}");
+                if frame[..6] != SIBLING {
+                    continue;
+                }
+                own_arrived += 1;
+                let expected = [&MAC[..], &[8, 0]].concat();
+                assert_eq!(frame[6..14], expected, "{header:?}: {frame:02x?}");
+                let has_checksum = header[0] == 1;
+                assert!(has_checksum || frame[26..30] == IPV4, "{header:?}");
+            }
+        }
+    }
+    assert!(own_arrived > 0);
+}
+
+/// A call that is made with faults, and says what it did.
+fn with_faults<'a>(call: &Cni<'a>, faults: &[String]) -> Cni<'a> {
+    let words = faults.iter().flat_map(|fault| ["-e", fault]);
+    let words: Vec<&str> = ["strace", "-o", "/dev/null"]
+        .into_iter()
+        .chain(words)
+        .collect();
+    call.clone().with("logLevel", "info").by(&words)
+}
+
+/// The fault that a kernel without nf_tables is: which of the sockets of ADD it refuses is found by
+/// trying.
+fn without_nftables(call: &Cni<'_>) -> String {
+    let mut faults = (1..32).map(|n| format!("inject=socket:error=EPROTONOSUPPORT:when={n}"));
+    let found = faults.find(|fault| {
+        let answer = with_faults(call, std::slice::from_ref(fault)).call("ADD");
+        call.succeed("DEL");
+        answer.status == 0 && answer.stderr.contains("mechanism=\"classic BPF\"")
+    });
+    found.expect("ADD never falls back to classic BPF")
+}
+
+fn add_without_nftables(call: &Cni<'_>) -> Value {
+    let answer = with_faults(call, &[without_nftables(call)]).call("ADD");
+    serde_json::from_str(&answer.stdout).unwrap()
 }
 
 #[test]
@@ -296,6 +381,109 @@ fn tables_of_the_pod_itself_lift_nothing_and_stay() {
     let tables = || Ok(Nft::open()?.tables()?);
     let tables = pod.0.run(tables).unwrap();
     assert_eq!(tables, [("own".to_owned(), "of the pod".to_owned())]);
+}
+
+/// Where neither nf_tables nor traffic control takes the rules, nothing is attached.
+#[test]
+fn without_a_way_to_enforce_security_add_fails() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.allocated(&pod, tap_number());
+    let call = call.with("security", "mac");
+    let without_nftables = without_nftables(&call);
+    let mut refused = 0;
+    for message in 1..32 {
+        let without_tc = format!("inject=sendto:error=EOPNOTSUPP:when={message}");
+        let answer = with_faults(&call, &[without_nftables.clone(), without_tc]).call("ADD");
+        if answer
+            .stdout
+            .contains("this kernel cannot enforce security mac")
+        {
+            refused += 1;
+            assert_eq!(pod.links(), [""; 0]);
+        }
+        if answer.status == 0 {
+            let result: Value = serde_json::from_str(&answer.stdout).unwrap();
+            call.clone().with("prevResult", result).succeed("CHECK");
+        }
+        call.succeed("DEL");
+    }
+    assert_eq!(refused, 2, "without clsact, and without the program");
+}
+
+/// nf_tables knows a device by its name: since Linux 6.16 it lets go of one that is renamed, for
+/// which it takes `NET_ADMIN` in the pod's network namespace, as it does to remove the rules.
+#[test]
+fn an_interface_that_is_renamed_has_its_rules_under_its_name_only() {
+    let mut network = Network::new(&json!("mac"));
+    let passes = |network: &mut Network| {
+        let packet = Frame {
+            source: forged::OTHER,
+            ..forged::ipv4(6, IPV4, &forged::tcp())
+        };
+        let mark = network.send(&packet, How::Untagged, To::Wire).unwrap();
+        network.arrived()[0].contains(&mark)
+    };
+    let rename = |network: &Network, from, to| {
+        network.pods[0].ip(&format!("link set {from} name {to}"));
+    };
+    assert!(!passes(&mut network));
+    rename(&network, IFNAME, "other");
+    let pod = &network.pods[0];
+    let call = network.node.allocated(pod, network.number);
+    let result = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": IFNAME, "sandbox": pod.path()}],
+    });
+    let call = call.with("security", "mac").with("prevResult", result);
+    let (_, msg) = call.fail("CHECK");
+    assert!(msg.contains("does not exist"), "{msg}");
+    rename(&network, "other", IFNAME);
+    assert!(!passes(&mut network));
+    let call = network.node.allocated(&network.pods[0], network.number);
+    call.with("security", "mac").succeed("DEL");
+}
+
+/// What changes the MAC after ADD opens nothing: neither the new one nor the former one is lost
+/// sight of, and CHECK says what to do. A MAC that the network lists may come later.
+#[test]
+fn a_mac_that_changes_after_add_is_not_followed() {
+    for (security, is_listed) in [
+        (json!("mac"), false),
+        (
+            json!({"mac": [text(forged::OTHER)], "addresses": "any", "vlans": "any"}),
+            true,
+        ),
+    ] {
+        let mut network = Network::new(&security);
+        let pod = &network.pods[0];
+        let other = text(forged::OTHER);
+        pod.ip(&format!("link set {IFNAME} address {other}"));
+        let send = |network: &mut Network, source| {
+            let packet = Frame {
+                source,
+                ..forged::ipv4(6, IPV4, &forged::tcp())
+            };
+            let mark = network.send(&packet, How::Untagged, To::Wire).unwrap();
+            network.arrived()[0].contains(&mark)
+        };
+        assert!(send(&mut network, MAC), "the rules are as they were");
+        assert_eq!(send(&mut network, forged::OTHER), is_listed);
+        let pod = &network.pods[0];
+        let call = network.node.allocated(pod, network.number);
+        let result = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": IFNAME, "sandbox": pod.path(), "mac": other}],
+        });
+        let call = call.with("security", security).with("prevResult", result);
+        if is_listed {
+            call.succeed("CHECK");
+            continue;
+        }
+        let (_, msg) = call.fail("CHECK");
+        for part in ["drops its guest's frames", "mac for 02:00:00:00:00:aa"] {
+            assert!(msg.contains(part), "{msg}");
+        }
+    }
 }
 
 #[test]

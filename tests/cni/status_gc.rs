@@ -67,7 +67,10 @@ fn status_refuses_limits_that_no_add_could_have() {
     let (node, pod) = (Node::new(), Host::new());
     for (limits, part) in [
         (json!({"security": "Strict"}), "\"strict\""),
-        (json!({"security": {"vlans": [4095]}}), "security.vlans 4095"),
+        (
+            json!({"security": {"vlans": [4095]}}),
+            "security.vlans 4095",
+        ),
         (
             json!({"macspoofchk": true, "security": "off"}),
             "contradicts",
@@ -76,10 +79,7 @@ fn status_refuses_limits_that_no_add_could_have() {
             json!({"bandwidth": {"egressRate": 1}}),
             "bandwidth.egressRate 1",
         ),
-        (
-            json!({"bandwidth": {"ingressBurst": 8}}),
-            "no ingressRate",
-        ),
+        (json!({"bandwidth": {"ingressBurst": 8}}), "no ingressRate"),
     ] {
         let (code, msg) = node.cni(&pod, limits).fail("STATUS");
         assert_eq!(code, 7, "{msg}");

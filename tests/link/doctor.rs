@@ -247,6 +247,23 @@ fn finds_problems_of_links_and_taps() {
 
 /// The macvtap of a pod that uses the tap alone is in the node's network namespace.
 #[test]
+fn finds_a_mac_that_security_does_not_know() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    let (pod, number) = (Host::new(), tap_number());
+    let _resident = Resident::new(&pod);
+    let call = healthy.node.allocated(&pod, number);
+    let call = call.with("mac", "02:00:00:00:00:aa");
+    call.with("security", "mac").add();
+    healthy.finds_nothing();
+    pod.ip(&format!("link set {IFNAME} address 02:00:00:00:00:bb"));
+    healthy.finds("security", "has MAC 02:00:00:00:00:bb");
+    healthy.finds("security", "mac for 02:00:00:00:00:aa");
+    pod.ip(&format!("link set {IFNAME} address 02:00:00:00:00:aa"));
+    healthy.finds_nothing();
+}
+
+#[test]
 fn knows_the_macvtap_of_a_pod_that_uses_the_tap_alone() {
     let _alone = alone();
     let healthy = Healthy::new();

@@ -38,6 +38,11 @@ fn security_and_what_it_dropped_are_shown_by_reason() {
     let below = |name: &str| &row[columns.find(name).unwrap()..];
     assert!(below("SECURITY").starts_with("mac "), "{text}");
     assert!(below("DROPPED").starts_with("mac 3"), "{text}");
+    assert_eq!(found["securityMacs"], json!(["02:00:00:00:00:aa"]));
+    case.pod
+        .ip(&format!("link set {IFNAME} address 02:00:00:00:00:bb"));
+    let text = succeed(&case.node.host, &["link", "show", &case.number.to_string()]);
+    assert!(text.contains("mac (for 02:00:00:00:00:aa)"), "{text}");
 }
 
 #[test]
