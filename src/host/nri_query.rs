@@ -4,8 +4,12 @@
 //! A runtime skips a plugin that is not connected, and starts the container without its tap.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -175,13 +179,34 @@ impl Listener {
 /// Notes that the pods of this kubelet's node get taps by NRI.
 pub fn mark(kubelet_dir: &Path) -> Result<()> {
     let write = |marker: &Path| {
-        fs::write(marker, "").with_context(|| format!("writing {}", marker.display()))
+        let text = kubelet_dir.as_os_str().as_bytes();
+        fs::write(marker, text).with_context(|| format!("writing {}", marker.display()))
     };
     control_socket::make_private_dir(&control_socket::dir_in(kubelet_dir))?;
-    if let Err(error) = write(&shared_marker()?) {
-        debug!(error:% = format!("{error:#}"); "not noted here"); // There may be no such directory.
+    // There may be no such directory.
+    if let Err(error) = remove_stale_markers().and_then(|()| write(&shared_marker()?)) {
+        debug!(error:% = format!("{error:#}"); "not noted here");
     }
     write(&own_marker(kubelet_dir))
+}
+
+/// Removes what device plugins of former nodes left in the shared directory, as those of `KinD`
+/// do: their kubelet's directory is gone. The kernel gives another network namespace their number.
+fn remove_stale_markers() -> Result<()> {
+    let entries = fs::read_dir(RUN_DIR).with_context(|| format!("listing {RUN_DIR}"))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let node = name.to_str().and_then(|name| name.strip_prefix("nri-"));
+        if node.is_none_or(|node| node.parse::<u64>().is_err()) {
+            continue;
+        }
+        let kubelet_dir = fs::read(entry.path()).unwrap_or_default();
+        let kubelet_dir = Path::new(OsStr::from_bytes(&kubelet_dir));
+        if kubelet_dir.is_absolute() && !kubelet_dir.exists() {
+            files::remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Notes that they do not.

@@ -150,6 +150,39 @@ impl Containerd {
         self.wait_until_up();
     }
 
+    /// Ends it and everything that runs by it, as the machine's end does: what is under /run is
+    /// gone, what is on the disk stays.
+    pub fn power_off(&mut self) {
+        self.delete_tasks();
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+        self.unmount();
+        fs::remove_dir_all(self.dir.path().join("state")).unwrap();
+    }
+
+    /// Starts it again.
+    pub fn power_on(&mut self, node: &Node) {
+        self.daemon = daemon(node, self.dir.path(), self.bin.as_deref());
+        self.wait_until_up();
+    }
+
+    fn delete_tasks(&self) {
+        let list = self.ctr(&["tasks", "list", "--quiet"]);
+        for id in String::from_utf8_lossy(&list.stdout).lines() {
+            self.ctr(&["tasks", "delete", "--force", id]);
+        }
+    }
+
+    /// Unmounts what it mounted under its state.
+    fn unmount(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let dir = self.dir.path().to_str().unwrap();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| point.starts_with(dir)) {
+            let _ = Command::new("umount").args(["--lazy", point]).status();
+        }
+    }
+
     pub fn nri_socket(&self) -> PathBuf {
         self.dir.path().join("nri/nri.sock")
     }
@@ -215,10 +248,7 @@ impl Containerd {
 impl Drop for Containerd {
     fn drop(&mut self) {
         // Its shims outlive it, so the pods have to go first.
-        let list = self.ctr(&["tasks", "list", "--quiet"]);
-        for id in String::from_utf8_lossy(&list.stdout).lines() {
-            self.ctr(&["tasks", "delete", "--force", id]);
-        }
+        self.delete_tasks();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
         if std::thread::panicking() {
@@ -226,13 +256,7 @@ impl Drop for Containerd {
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
             eprintln!("containerd, last line first: {}", tail.join("\n"));
         }
-        // What it mounted under its state.
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let dir = self.dir.path().to_str().unwrap();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        for point in points.filter(|point| point.starts_with(dir)) {
-            let _ = Command::new("umount").args(["--lazy", point]).status();
-        }
+        self.unmount();
     }
 }
 

@@ -219,6 +219,11 @@ impl Cri {
         }
     }
 
+    /// Removes a container.
+    pub fn remove_container(&self, id: &str) {
+        let _: Empty = self.call("RemoveContainer", Id { id: id.into() }).unwrap();
+    }
+
     /// Makes a container and starts it; its ID.
     pub fn start(
         &self,

@@ -9,22 +9,23 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kit::{
     binary,
     guest::QEMU,
     kubelet::{self, Plugin},
-    netns::{Node, skipped, tap, wait_until},
+    netns::{Node, skipped, tap, tap_exists, wait_until},
     root,
 };
 use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
     containerd::{Containerd, Pod, has_containerd, launcher},
-    cri::Container,
+    cri::{Container, Sandbox},
 };
 
 /// The directories of the containerd releases that `scripts/containerd` unpacked.
@@ -236,10 +237,96 @@ fn a_second_device_plugin_waits_for_the_first_one() {
     }
 }
 
+/// The network namespace that has a tap, by its name.
+fn netns_of(setup: &Setup, number: u32) -> String {
+    let mut command = Command::new(binary());
+    command.args(["link", "list", "--json", &number.to_string()]);
+    let output = setup.node.host.output(&mut command);
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    list["macvtaps"][0]["netns"].as_str().unwrap().to_owned()
+}
+
+/// The kubelet makes another sandbox for the same pod. It need not wait for the device plugin to
+/// register, as it does with a resource.
+#[test]
+fn a_pod_comes_back_with_its_tap_after_a_reboot() {
+    for bin in releases() {
+        let mut setup = Setup::new(&bin);
+        let mut config = setup.containerd.pod("vm", "");
+        let pod = setup.containerd.run(&config, sleeping()).unwrap();
+        let number = check(&setup.containerd, &pod);
+        let netns = netns_of(&setup, number);
+        setup.plugin.signal("KILL");
+        setup.plugin.end();
+        setup.containerd.power_off();
+        let deleted = Command::new("ip")
+            .args(["netns", "delete", &netns])
+            .status();
+        assert!(deleted.unwrap().success(), "{netns}");
+        wait_until("the macvtap is gone", || !tap_exists(number));
+        setup.containerd.power_on(&setup.node);
+        config.metadata.as_mut().unwrap().attempt = 1;
+        let error = setup.containerd.run(&config, sleeping()).err().unwrap();
+        assert!(error.contains("would start without a tap"), "{error}");
+        setup.start_plugin();
+        setup.containerd.remove(&pod);
+        let pod = setup.containerd.run(&config, sleeping()).unwrap();
+        assert_eq!(check(&setup.containerd, &pod), number);
+    }
+}
+
+/// The time that the runtime takes to make a container, in milliseconds.
+fn creation(containerd: &Containerd, sandbox: &str, config: &Sandbox) -> f64 {
+    let start = Instant::now();
+    let container = containerd.cri.create(sandbox, config, sleeping()).unwrap();
+    let time = start.elapsed();
+    containerd.cri.remove_container(&container);
+    time.as_secs_f64() * 1e3
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// `NRI_CREATIONS` measures more of them than the ten that a slow machine allows.
+#[test]
+fn creating_a_container_takes_as_long_as_without_a_device_plugin() {
+    for bin in releases() {
+        let setup = Setup::new(&bin);
+        let other = Node::new();
+        let without = Containerd::with_nri(&other, &bin);
+        let pods = [&setup.containerd, &without].map(|containerd| {
+            let config = containerd.pod("vm", "");
+            let sandbox = containerd.cri.run_sandbox(&config).unwrap();
+            (containerd, sandbox, config)
+        });
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..count("NRI_CREATIONS", 10) {
+            for ((containerd, sandbox, config), times) in pods.iter().zip(&mut times) {
+                times.push(creation(containerd, sandbox, config));
+            }
+        }
+        let [with, without] = times.map(median);
+        let bin = bin.display();
+        eprintln!("{bin}: CreateContainer {with:.2} ms, {without:.2} ms without a device plugin");
+        // A machine that does other things meanwhile is not exact to a millisecond.
+        assert!(with < without + 25.0, "{with} ms, {without} ms without");
+        for (containerd, sandbox, _) in &pods {
+            containerd.cri.remove_sandbox(sandbox);
+        }
+    }
+}
+
+/// How often something is done: as the environment says.
+fn count(variable: &str, default: u32) -> u32 {
+    let count = std::env::var(variable);
+    count.map_or(default, |text| text.parse().unwrap())
+}
+
 /// How many containers are started while the device plugin is killed again and again.
 fn starts() -> u32 {
-    let starts = std::env::var("NRI_STARTS");
-    starts.map_or(20, |text| text.parse().unwrap())
+    count("NRI_STARTS", 20)
 }
 
 /// Kills the device plugin at random moments, and starts another one.

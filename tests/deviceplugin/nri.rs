@@ -524,3 +524,53 @@ fn it_connects_again_when_it_was_refused_or_the_runtime_comes_back() {
         plugin.log().matches("NRI is ready").count() == 2
     });
 }
+
+#[test]
+fn what_a_node_that_is_gone_left_is_removed() {
+    let (node, runtime, other) = (Node::new(), Runtime::new(), tempdir().unwrap());
+    let marker = |number: u64| PathBuf::from(format!("/run/macvtap/nri-{number}"));
+    // No network namespace has these numbers.
+    let (gone, present, no_number) = (marker(1), marker(2), PathBuf::from("/run/macvtap/nri-x"));
+    std::fs::create_dir_all("/run/macvtap").unwrap();
+    let dir = other.path().as_os_str().as_encoded_bytes().to_owned();
+    std::fs::write(&present, &dir).unwrap();
+    for path in [&gone, &no_number] {
+        std::fs::write(path, [&dir[..], b"/this-is-gone"].concat()).unwrap();
+    }
+    let _plugin = runtime.plugin(&node);
+    let _connection = runtime.ready();
+    wait_until("it is removed", || !gone.exists());
+    assert!(present.exists() && no_number.exists());
+    for path in [present, no_number] {
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// The file in the kubelet's directory outlives a reboot, after which pods may come before the
+/// device plugin.
+#[test]
+fn after_a_reboot_add_waits_for_the_device_plugin() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let mut plugin = runtime.plugin(&node);
+    let connection = runtime.ready();
+    plugin.wait_for_log("NRI is ready");
+    plugin.signal("KILL");
+    plugin.end();
+    drop(connection);
+    let dir = runtime.dir.path().display();
+    let mounts = format!(
+        "mount -t tmpfs tmpfs /var/lib && mkdir -p /var/lib/kubelet/device-plugins && \
+         mount --bind {dir} /var/lib/kubelet/device-plugins && \
+         mount -t tmpfs tmpfs /run/macvtap && exec \"$@\""
+    );
+    let private = ["unshare", "--mount", "--propagation", "private"];
+    let words = [&private[..], &["sh", "-c", &mounts, "sh"]].concat();
+    let call = node.cni(&pod, json!({"lowerDevice": "eth0"}));
+    let args = format!("IgnoreUnknown=1;K8S_POD_UID={UID}");
+    let (code, message) = call.env("CNI_ARGS", &args).by(&words).fail("ADD");
+    assert_eq!(code, 11, "{message}");
+    assert!(
+        message.contains("the device plugin of this node is not running"),
+        "{message}"
+    );
+}

@@ -198,10 +198,24 @@ pub struct Node {
     pub wire: Host,
 }
 
+/// Removes what says that the pods of a node get taps by NRI: a device plugin that is killed leaves
+/// it, and the next network namespace may get the same number.
+fn forget(host: &Host) {
+    let (_, inode) = host.0.identity().unwrap();
+    let _ = fs::remove_file(format!("/run/macvtap/nri-{inode}"));
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        forget(&self.host);
+    }
+}
+
 impl Node {
     /// A node whose lower device [`LOWER`] is a veth, wired to [`FAR_END`].
     pub fn new() -> Self {
         let (host, wire) = (Host::new(), Host::new());
+        forget(&host);
         let mut socket = host.0.socket().unwrap();
         socket.create_veth(LOWER, FAR_END, wire.0.as_fd()).unwrap();
         host.ip(&format!("link set {LOWER} up"));
