@@ -160,6 +160,10 @@ pub struct Deviceplugin {
     /// Give taps to containers by NRI: off, auto, or the runtime's socket
     #[arg(long, value_name = "SOCKET", default_value = "off")]
     pub nri: Nri,
+    /// Write the node's lower devices into this directory of node-feature-discovery, which makes
+    /// node labels of them
+    #[arg(long, value_name = "DIR")]
+    pub feature_dir: Option<PathBuf>,
     /// Serve /healthz, /readyz and /metrics on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub status_address: Option<ListenAddress>,

@@ -17,6 +17,7 @@ mod inputs;
 mod learning_task;
 pub mod metrics;
 pub(crate) mod names;
+mod node_features;
 mod node_identity;
 pub mod nri;
 mod pod_devices;

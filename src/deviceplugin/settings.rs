@@ -25,6 +25,8 @@ pub struct Settings {
     pub learning: Option<PathBuf>,
     /// Whether containers get taps by NRI.
     pub nri: cli::Nri,
+    /// The directory of node-feature-discovery's feature files; none if nothing is written there.
+    pub feature_dir: Option<PathBuf>,
     /// The address on which health and metrics are served over HTTP.
     pub status_address: Option<ListenAddress>,
     /// The level of the log, unless `RUST_LOG` overrides it.
@@ -39,6 +41,7 @@ impl From<&cli::Deviceplugin> for Settings {
             config: options.config.clone(),
             learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
             nri: options.nri.clone(),
+            feature_dir: options.feature_dir.clone(),
             status_address: options.status_address.clone(),
             // The original's manifest has -v 3, for what is logged by default here.
             level: match options.verbosity {

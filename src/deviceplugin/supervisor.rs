@@ -19,6 +19,7 @@ use super::{
     grpc::pod_resources,
     learning_task::LearningTask,
     names::{KUBELET_SOCKET, is_resource_socket, socket_name},
+    node_features::NodeFeatures,
     node_identity::NodeIdentity,
     nri::Nri,
     pod_devices::PodDevices,
@@ -64,6 +65,7 @@ pub struct Supervisor {
     skipped: BTreeMap<String, String>,
     learning: LearningTask,
     nri: Option<Nri>,
+    features: Option<NodeFeatures>,
     kubelet_restarts: u64,
     link_resyncs: u64,
 }
@@ -101,6 +103,7 @@ impl Supervisor {
             skipped: BTreeMap::new(),
             learning,
             nri: None,
+            features: settings.feature_dir.clone().map(NodeFeatures::new),
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
@@ -318,6 +321,11 @@ impl Supervisor {
         }
         for (resource, plan) in self.plans.clone().into_values() {
             self.offer(resource, plan);
+        }
+        if let Some(features) = &mut self.features {
+            let configured = self.configured.values();
+            let lowers = configured.map(|resource| &resource.lower[..]);
+            features.update(&self.links, &lowers.collect());
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
         security::Description,
     },
     netlink::Qdisc,
-    types::mode::Mode,
+    types::{mode::Mode, owner},
 };
 
 /// The macvtaps and lower devices of a machine.
@@ -177,10 +177,7 @@ impl From<&Macvtap> for MacvtapEntry {
             pod: macvtap.pod.clone(),
             container: macvtap.container.clone(),
             tap_only: macvtap.is_tap_only(),
-            owner: macvtap.owner().map(|owner| Owner {
-                user: owner.user,
-                group: owner.group,
-            }),
+            owner: macvtap.owner().map(Owner::from),
             holders: macvtap.holders.clone(),
             received_bytes: link.stats.received_bytes,
             received_packets: link.stats.received_frames,
@@ -202,6 +199,12 @@ impl From<&Macvtap> for MacvtapEntry {
 
 fn mac_texts(security: &Description) -> Vec<String> {
     security.macs.iter().map(ToString::to_string).collect()
+}
+
+impl From<owner::Owner> for Owner {
+    fn from(owner::Owner { user, group }: owner::Owner) -> Self {
+        Self { user, group }
+    }
 }
 
 impl From<&Qdisc> for RateEntry {

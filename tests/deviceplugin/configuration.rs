@@ -292,3 +292,23 @@ fn a_file_that_is_broken_or_in_no_directory_ends_it() {
         assert!(text.contains("macvtap.json"), "{text}");
     }
 }
+
+/// As labels of the node: with NRI the scheduler knows of no resource.
+#[test]
+fn the_lower_devices_are_written_for_node_feature_discovery() {
+    let (node, kubelet_dir, features) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
+    let mut command = kit::kubelet::command(&[], kubelet_dir.path());
+    command.arg("--feature-dir").arg(features.path());
+    let mut plugin = Plugin::spawn(&node.host, command);
+    let file = features.path().join("macvtap");
+    let is = |text: &str| fs::read_to_string(&file).is_ok_and(|found| found == text);
+    let line = "macvtap.network.kubevirt.io/lower-device.eth0=true\n";
+    wait_until("it is written", || is(line));
+    node.host.ip(&format!("link set {LOWER} down"));
+    wait_until("it is down", || is(""));
+    node.host.ip(&format!("link set {LOWER} up"));
+    wait_until("it is up", || is(line));
+    plugin.signal("TERM");
+    plugin.end();
+    assert!(kit::netns::names(features.path()).is_empty());
+}
