@@ -30,13 +30,45 @@ enum Attachment {
     /// One that the original made, and its name on the host.
     Original(String),
     /// Not clear: ADD fails with such a configuration, so that the interface may be another
-    /// attachment's. It is this one's if its index is one of these, or if ADD reported its MAC.
-    Unclear(Vec<u32>, Option<MacAddr>),
+    /// attachment's.
+    Unclear(Unclear),
+}
+
+/// What tells the interface of an attachment whose device ID cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+struct Unclear {
+    /// The indexes that it may have without a device ID.
+    taps: Vec<u32>,
+    /// The MAC that ADD reported.
+    mac: Option<MacAddr>,
+    /// Any index of ours will do: a key has a wrong type, which it cannot have had when ADD
+    /// succeeded, and the runtime gives no result to compare with.
+    any: bool,
+}
+
+impl Unclear {
+    fn of(json: &Value, environment: &Environment) -> Self {
+        let mistyped = |value: &Value| !value.is_string() && !value.is_null();
+        let runtime = json.pointer("/runtimeConfig/deviceID");
+        let keys = [runtime, json.get("deviceID"), json.get("lowerDevice")];
+        let given = json.get("prevResult").is_some_and(|prev| !prev.is_null());
+        Self {
+            taps: standalone(environment),
+            mac: reported_mac(json, environment),
+            any: !given && keys.into_iter().flatten().any(mistyped),
+        }
+    }
+
+    fn is(&self, link: &Link) -> bool {
+        let ours = TAPS.contains(&link.index) || STANDALONE_TAPS.contains(&link.index);
+        let reported = self.mac.is_some() && link.mac == self.mac;
+        self.taps.contains(&link.index) || (ours && (reported || self.any))
+    }
 }
 
 impl Attachment {
     fn of(json: &Value, environment: &Environment) -> Self {
-        let unclear = || Self::Unclear(standalone(environment), reported_mac(json, environment));
+        let unclear = || Self::Unclear(Unclear::of(json, environment));
         match config::device_id(json) {
             Some(id) if id.contains('@') => match id.parse::<DeviceId>() {
                 Ok(device) => Self::Allocated(device.tap),
@@ -60,9 +92,7 @@ impl Attachment {
             Self::Allocated(tap) => index == *tap,
             Self::Standalone(taps) => taps.contains(&index),
             Self::Original(_) => !ours && from_host,
-            Self::Unclear(taps, mac) => {
-                taps.contains(&index) || (ours && mac.is_some() && link.mac == *mac)
-            }
+            Self::Unclear(unclear) => unclear.is(link),
         }
     }
 
@@ -70,7 +100,7 @@ impl Attachment {
     fn taps(self) -> Vec<u32> {
         match self {
             Self::Allocated(tap) => vec![tap],
-            Self::Standalone(taps) | Self::Unclear(taps, _) => taps,
+            Self::Standalone(taps) | Self::Unclear(Unclear { taps, .. }) => taps,
             Self::Original(_) => Vec::new(),
         }
     }

@@ -69,12 +69,27 @@ fn does_not_mind_what_is_wrong_with_the_configuration() {
     assert!(pod.links().is_empty());
 }
 
+/// A key of the wrong type was added later: ADD fails with it. Where the runtime gives no
+/// previous result, the interface is the attachment all the same.
+#[test]
+fn with_a_device_id_of_a_wrong_type_removes_the_interface() {
+    let (node, pod) = (Node::new(), Host::new());
+    for key in ["deviceID", "runtimeConfig", "type"] {
+        for value in [json!(7), json!([]), json!({}), json!(true)] {
+            let call = node.allocated(&pod, tap_number()).added();
+            let call = call.with("prevResult", json!(null));
+            call.with(key, value.clone()).succeed("DEL");
+            assert!(pod.links().is_empty(), "{key} {value}");
+        }
+    }
+}
+
 /// ADD fails without one, so that the interface may be another attachment's. Only what ADD
 /// reported proves that it is this one.
 #[test]
 fn without_a_usable_device_id_deletes_what_add_reported() {
     let (node, pod) = (Node::new(), Host::new());
-    for id in [json!("nonsense@"), json!(7), json!(null)] {
+    for id in [json!("nonsense@"), json!("@"), json!(null)] {
         let call = node.allocated(&pod, tap_number()).added();
         let unclear = call.clone().with("deviceID", id.clone());
         for prev in [
@@ -92,7 +107,7 @@ fn without_a_usable_device_id_deletes_what_add_reported() {
     let call = node.cni(&pod, json!({"lowerDevice": LOWER})).added();
     let call = call
         .with("lowerDevice", json!(7))
-        .with("prevResult", json!(null));
+        .with("prevResult", "broken");
     call.clone()
         .env("CNI_CONTAINERID", "another")
         .succeed("DEL");
