@@ -169,7 +169,13 @@ fn blocks_are_those_of_the_manifests_and_commands_exist() {
                 // An example of what to add, in the one README.
                 "yaml" if readme.dir().ends_with("injection") => drop(parse(text)),
                 "yaml" => assert!(known.contains(&parse(text)), "not in manifests/: {text}"),
-                "json" => assert!(config::parse(text, &[]).unwrap().1.is_empty(), "{text}"),
+                "json" => assert!(
+                    config::parse(text, config::Context::default())
+                        .unwrap()
+                        .1
+                        .is_empty(),
+                    "{text}"
+                ),
                 "sh" => check_shell(text),
                 "text" => {}
                 other => panic!("{}: a block of kind {other:?}", readme.path.display()),
@@ -234,7 +240,7 @@ fn keys_in(sources: &[&str]) -> BTreeSet<String> {
         ".number(",
         ".object(",
         ".integer(",
-        ".list(",
+        ".texts(",
         "(id(",
         ".value(",
         " id(",
@@ -260,6 +266,7 @@ fn the_tables_of_keys_are_those_of_the_code() {
         "src/cni/config.rs",
         "src/cni/policy.rs",
         "src/deviceplugin/config.rs",
+        "src/deviceplugin/config_selector.rs",
     ]);
     assert!(read.len() > 12, "{read:?}");
     let spans = readme.spans();
@@ -270,7 +277,11 @@ fn the_tables_of_keys_are_those_of_the_code() {
     for key in &read {
         assert!(described.contains(key.as_str()), "not described: {key}");
     }
-    let listed = readme.first_cells("key");
+    let headings = ["key", "key of `lowerDevice`", "key of `discover`"];
+    let listed: Vec<String> = headings
+        .iter()
+        .flat_map(|heading| readme.first_cells(heading))
+        .collect();
     assert!(listed.len() > 12, "{listed:?}");
     for cell in listed {
         assert!(read.contains(cell.trim_matches('`')), "not read: {cell}");

@@ -1,10 +1,14 @@
 //! `DP_MACVTAP_CONF`: the resources that a node offers. Pure.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use jsonc_parser::{ParseOptions, parse_to_serde_value};
 use serde_json::Value;
 
-use crate::types::{json::Fields, link_name::LinkName, mode::Mode, resource_name};
+use super::config_selector::{discovery, is_for_node, selector};
+use crate::{
+    macvtap::{discovery::Discovery, selector::Selector},
+    types::{json::Fields, link_name::LinkName, mode::Mode, resource_name},
+};
 
 /// The number of devices of a resource without a capacity, as in the original.
 pub const DEFAULT_CAPACITY: usize = 100;
@@ -13,15 +17,48 @@ pub const DEFAULT_CAPACITY: usize = 100;
 pub const MAX_CAPACITY: usize = 16_384;
 
 /// The keys of an entry.
-const KEYS: [&str; 5] = ["name", "lowerDevice", "master", "mode", "capacity"];
+const KEYS: [&str; 7] = [
+    "name",
+    "lowerDevice",
+    "master",
+    "discover",
+    "mode",
+    "capacity",
+    "nodes",
+];
 
-/// A configuration.
+/// A configuration, as far as it is for this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// What is to be offered.
+    pub entries: Vec<Entry>,
+    /// How many entries are for other nodes.
+    pub for_others: usize,
+}
+
+/// An entry: one resource, or those that discovery finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Configuration {
-    /// The list is empty: offer every NIC and bond of the node.
-    Discover,
-    /// Offer these.
-    Listed(Vec<ResourceConfig>),
+pub struct Entry {
+    /// What it is about.
+    pub target: Target,
+    /// The mode of the macvtaps.
+    pub mode: Mode,
+    /// The number of devices.
+    pub capacity: usize,
+}
+
+/// What an entry is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A resource with a name.
+    Resource {
+        /// The name, without `macvtap.network.kubevirt.io/`.
+        name: String,
+        /// How its lower device is chosen.
+        lower: Selector,
+    },
+    /// A resource for each interface that discovery finds, named after it.
+    Discovered(Discovery),
 }
 
 /// A resource: macvtaps of one kind, offered under a name.
@@ -31,76 +68,163 @@ pub struct ResourceConfig {
     pub name: String,
     /// The name of the interface that the macvtaps stand on.
     pub lower: LinkName,
+    /// What the interface was chosen by, if not by its name.
+    pub selector: Option<String>,
     /// The mode of the macvtaps.
     pub mode: Mode,
     /// The number of devices.
     pub capacity: usize,
 }
 
+/// What a configuration is read with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Context<'a> {
+    /// The name of this node.
+    pub node: &'a str,
+    /// The entries of the configuration before.
+    pub former: &'a [Entry],
+}
+
+impl Configuration {
+    /// The configuration of an empty list: every NIC and bond of the node.
+    #[must_use]
+    pub fn discover() -> Self {
+        Self {
+            entries: vec![Entry {
+                target: Target::Discovered(Discovery::default()),
+                mode: Mode::default(),
+                capacity: DEFAULT_CAPACITY,
+            }],
+            for_others: 0,
+        }
+    }
+
+    /// The resources that have a name, with how their lower devices are chosen.
+    pub fn resources(&self) -> impl Iterator<Item = (&str, &Selector, &Entry)> {
+        self.entries.iter().filter_map(|entry| match &entry.target {
+            Target::Resource { name, lower } => Some((name.as_str(), lower, entry)),
+            Target::Discovered(_) => None,
+        })
+    }
+
+    /// What is discovered.
+    pub fn discoveries(&self) -> impl Iterator<Item = (&Discovery, &Entry)> {
+        self.entries.iter().filter_map(|entry| match &entry.target {
+            Target::Discovered(discovery) => Some((discovery, entry)),
+            Target::Resource { .. } => None,
+        })
+    }
+
+    /// Whether lower devices are chosen by more than the links themselves.
+    #[must_use]
+    pub fn needs_facts(&self) -> bool {
+        self.resources().any(|(_, lower, _)| lower.needs_facts())
+    }
+}
+
+impl Entry {
+    /// The resource of this entry with a name, on a lower device.
+    #[must_use]
+    pub fn resource(&self, name: &str, lower: LinkName) -> ResourceConfig {
+        let selector = match &self.target {
+            Target::Resource { lower, .. } => lower.text().map(str::to_owned),
+            Target::Discovered(_) => None,
+        };
+        ResourceConfig {
+            name: name.to_owned(),
+            lower,
+            selector,
+            mode: self.mode,
+            capacity: self.capacity,
+        }
+    }
+
+    fn name(&self) -> Option<&str> {
+        match &self.target {
+            Target::Resource { name, .. } => Some(name),
+            Target::Discovered(_) => None,
+        }
+    }
+}
+
 /// Parses a configuration. Returns it with warnings about its entries.
 ///
-/// A wrong entry keeps its definition in `former`, the configuration before; it is left out if
-/// there is none. Of two entries with one name the last counts, as in the original.
+/// A wrong entry keeps its definition in the configuration before; it is left out if there is
+/// none. Of two entries with one name the last counts, as in the original.
 ///
 /// JSON, tolerant of a byte order mark, comments and trailing commas: the original's own guide
 /// has one. An error names line and column.
-pub fn parse(text: &str, former: &[ResourceConfig]) -> Result<(Configuration, Vec<String>)> {
+pub fn parse(text: &str, context: Context<'_>) -> Result<(Configuration, Vec<String>)> {
     let json = parse_json(text.strip_prefix('\u{feff}').unwrap_or(text))?;
-    let entries = match &json {
-        Value::Null => return Ok((Configuration::Discover, Vec::new())),
-        Value::Array(entries) if entries.is_empty() => {
-            return Ok((Configuration::Discover, Vec::new()));
+    let list = match &json {
+        Value::Null => return Ok((Configuration::discover(), Vec::new())),
+        Value::Array(list) if list.is_empty() => {
+            return Ok((Configuration::discover(), Vec::new()));
         }
-        Value::Array(entries) => entries,
+        Value::Array(list) => list,
         _ => bail!("line 1, column 1: it is not a list of resources, such as [] for every NIC"),
     };
-    let mut resources: Vec<ResourceConfig> = Vec::new();
+    let mut configuration = Configuration::default();
     let mut warnings = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
+    for (index, json) in list.iter().enumerate() {
         let mut warn = |text: String| warnings.push(format!("entry {}: {text}", index + 1));
-        let Some(resource) = resource_or_former(entry, former, &mut warn) else {
-            continue;
-        };
-        let earlier = resources
-            .iter()
-            .position(|other| other.name == resource.name);
-        if let Some(earlier) = earlier {
-            resources.remove(earlier);
-            warn(format!(
-                "it replaces an earlier entry with the name {:?}",
-                resource.name
-            ));
+        match entry(json, context, &mut warn) {
+            Read::Entry(entry) => add(&mut configuration.entries, entry, &mut warn),
+            Read::ForOthers => configuration.for_others += 1,
+            Read::Wrong => {}
         }
-        resources.push(resource);
     }
-    Ok((Configuration::Listed(resources), warnings))
+    Ok((configuration, warnings))
 }
 
-/// The resource of an entry, or what a wrong entry was before.
-fn resource_or_former(
-    entry: &Value,
-    former: &[ResourceConfig],
-    warn: &mut impl FnMut(String),
-) -> Option<ResourceConfig> {
-    let error = match resource(entry, warn) {
-        Ok(resource) => return Some(resource),
+/// Adds an entry in place of one with the same name.
+fn add(entries: &mut Vec<Entry>, entry: Entry, warn: &mut impl FnMut(String)) {
+    let same_name = |other: &Entry| entry.name().is_some() && other.name() == entry.name();
+    if let Some(earlier) = entries.iter().position(same_name) {
+        entries.remove(earlier);
+        let name = entry.name().unwrap_or_default();
+        warn(format!(
+            "it replaces an earlier entry with the name {name:?}"
+        ));
+    }
+    entries.push(entry);
+}
+
+/// What an entry turned out to be.
+enum Read {
+    Entry(Entry),
+    ForOthers,
+    Wrong,
+}
+
+/// Reads an entry. A wrong one is what it was before.
+fn entry(json: &Value, context: Context<'_>, warn: &mut impl FnMut(String)) -> Read {
+    let read = Fields::of(json).context("it is not an object");
+    let read = read.and_then(|fields| {
+        if !is_for_node(&fields, context.node)? {
+            return Ok(Read::ForOthers);
+        }
+        Ok(Read::Entry(read_entry(&fields, warn)?))
+    });
+    let error = match read {
+        Ok(read) => return read,
         Err(error) => error,
     };
-    let former = former_definition(entry, former);
+    let former = former_definition(json, context.former);
     let action = match former {
         Some(_) => "keeps its former definition",
         None => "is left out",
     };
-    warn(format!("{error:#}; it {action} (it is {entry})"));
-    former
+    warn(format!("{error:#}; it {action} (it is {json})"));
+    former.map_or(Read::Wrong, Read::Entry)
 }
 
 /// What a wrong entry was before.
-fn former_definition(entry: &Value, former: &[ResourceConfig]) -> Option<ResourceConfig> {
-    let name = Fields::of(entry)?.text("name").ok()??;
+fn former_definition(json: &Value, former: &[Entry]) -> Option<Entry> {
+    let name = Fields::of(json)?.text("name").ok()??;
     former
         .iter()
-        .find(|resource| resource.name == name)
+        .find(|entry| entry.name() == Some(name))
         .cloned()
 }
 
@@ -127,26 +251,37 @@ fn parse_json(text: &str) -> Result<Value> {
     })
 }
 
-fn resource(entry: &Value, warn: &mut impl FnMut(String)) -> Result<ResourceConfig> {
-    let fields = Fields::of(entry).context("it is not an object")?;
-    let name = fields.text("name")?.context("it has no name")?;
-    resource_name::check(name)?;
-    let lower = match fields.text("lowerDevice")? {
-        Some(lower) => lower,
-        None => fields.text("master")?.context("it has no lowerDevice")?,
+fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entry> {
+    let target = match discovery(fields)? {
+        Some(discovery) => {
+            for key in ["name", "lowerDevice", "master"] {
+                let text = format!("{key} and discover are in one entry; use one of them");
+                ensure!(!fields.has(key), text);
+            }
+            Target::Discovered(discovery)
+        }
+        None => resource(fields)?,
     };
     let mode = match fields.text("mode")? {
         Some(word) => word.parse()?,
         None => Mode::default(),
     };
-    for key in unknown_keys(entry) {
+    for key in unknown_keys(fields) {
         warn(format!("unknown key {key:?} is ignored"));
     }
-    Ok(ResourceConfig {
-        name: name.to_owned(),
-        lower: lower.parse().context("lowerDevice")?,
+    Ok(Entry {
+        target,
         mode,
         capacity: capacity(fields.integer("capacity")?, mode, warn),
+    })
+}
+
+fn resource(fields: &Fields<'_>) -> Result<Target> {
+    let name = fields.text("name")?.context("it has no name")?;
+    resource_name::check(name)?;
+    Ok(Target::Resource {
+        name: name.to_owned(),
+        lower: selector(fields)?,
     })
 }
 
@@ -174,21 +309,25 @@ fn capacity(asked: Option<i64>, mode: Mode, warn: &mut impl FnMut(String)) -> us
 }
 
 /// The keys of an entry that mean nothing, such as misspelt ones.
-fn unknown_keys(entry: &Value) -> impl Iterator<Item = &str> {
-    let keys = entry.as_object().into_iter().flat_map(|entry| entry.keys());
-    let known = |key: &&String| KEYS.iter().any(|known| key.eq_ignore_ascii_case(known));
-    keys.filter(move |key| !known(key)).map(String::as_str)
+fn unknown_keys<'a>(fields: &Fields<'a>) -> impl Iterator<Item = &'a str> {
+    let known = |key: &&str| KEYS.iter().any(|known| key.eq_ignore_ascii_case(known));
+    fields.keys().filter(move |key| !known(key))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::macvtap::selector::Facts;
 
     fn listed(text: &str) -> (Vec<ResourceConfig>, Vec<String>) {
-        match parse(text, &[]).unwrap() {
-            (Configuration::Listed(resources), warnings) => (resources, warnings),
-            (Configuration::Discover, _) => panic!("{text} means discovery"),
-        }
+        let (configuration, warnings) = parse(text, Context::default()).unwrap();
+        assert_ne!(configuration, Configuration::discover(), "{text}");
+        let resources = configuration.resources();
+        let resources = resources.map(|(name, lower, entry)| {
+            let lower = lower.select(&[], &Facts::default());
+            entry.resource(name, lower.unwrap())
+        });
+        (resources.collect(), warnings)
     }
 
     fn one(text: &str) -> ResourceConfig {
@@ -201,8 +340,9 @@ mod tests {
     #[test]
     fn nothing_listed_means_discovery() {
         for text in ["[]", "null", " [ ] \n", "[ /* all */ ]", "\u{feff}[]"] {
-            let discovered = (Configuration::Discover, Vec::new());
-            assert_eq!(parse(text, &[]).unwrap(), discovered, "{text}");
+            let discovered = (Configuration::discover(), Vec::new());
+            let parsed = parse(text, Context::default());
+            assert_eq!(parsed.unwrap(), discovered, "{text}");
         }
     }
 
@@ -217,6 +357,7 @@ mod tests {
         let expected = ResourceConfig {
             name: "dataplane".into(),
             lower: "eth0".parse().unwrap(),
+            selector: None,
             mode: Mode::Bridge,
             capacity: 50,
         };
@@ -268,6 +409,10 @@ mod tests {
             (r#"{"name": "x", "lowerDevice": "a/b"}"#, "a/b"),
             (r#"{"name": 7, "lowerDevice": "eth0"}"#, "name 7"),
             ("7", "not an object"),
+            (r#"{"name": "x", "lowerDevice": {"drivr": "ice"}}"#, "drivr"),
+            (r#"{"name": "x", "discover": {}}"#, "name and discover"),
+            (r#"{"discover": {"kinds": 7}}"#, "kinds"),
+            (r#"{"name": "x", "lowerDevice": "e", "nodes": 7}"#, "nodes"),
         ] {
             let text = format!(r#"[{{"name": "good", "lowerDevice": "eth0"}}, {entry}]"#);
             let (resources, warnings) = listed(&text);
@@ -307,25 +452,27 @@ mod tests {
 
     #[test]
     fn a_wrong_entry_keeps_its_former_definition() {
-        let (former, _) = listed(r#"[{"name": "a", "lowerDevice": "eth0", "capacity": 7}]"#);
+        let text = r#"[{"name": "a", "lowerDevice": "eth*", "capacity": 7}]"#;
+        let former = parse(text, Context::default()).unwrap().0.entries;
         for wrong in [
             r#"{"name": "a", "lowerDevice": "eth0", "capacity": "7"}"#,
             r#"{"name": "a", "lowerDevice": "eth0", "mode": "hub"}"#,
             r#"{"name": "a"}"#,
         ] {
             let text = format!(r#"[{{"name": "b", "lowerDevice": "eth1"}}, {wrong}]"#);
-            let (configuration, warnings) = parse(&text, &former).unwrap();
-            let Configuration::Listed(resources) = configuration else {
-                panic!("{text} means discovery");
+            let context = Context {
+                former: &former,
+                ..Context::default()
             };
-            assert_eq!(resources[1..], former, "{wrong}");
+            let (configuration, warnings) = parse(&text, context).unwrap();
+            assert_eq!(configuration.entries[1..], former, "{wrong}");
             assert!(warnings[0].contains("former definition"), "{warnings:?}");
         }
     }
 
     #[test]
     fn what_cannot_be_parsed_has_line_and_column() {
-        let column = |text: &str| format!("{:#}", parse(text, &[]).unwrap_err());
+        let column = |text: &str| format!("{:#}", parse(text, Context::default()).unwrap_err());
         assert!(column("[{\n  \"name\": }]").starts_with("line 2, column 11: "));
         for text in [
             "",
@@ -344,6 +491,33 @@ mod tests {
                 column(text)
             );
         }
-        assert!(parse(&"[".repeat(100_000), &[]).is_err());
+        assert!(parse(&"[".repeat(100_000), Context::default()).is_err());
+    }
+
+    #[test]
+    fn entries_for_other_nodes_are_not_read() {
+        let text = r#"[
+            {"name": "a", "lowerDevice": "eth0", "nodes": "worker-*"},
+            {"name": "a", "lowerDevice": "eth1", "nodes": ["storage-*", "infra"]},
+            {"name": "b", "mode": "hub", "nodes": "infra"},
+            {"discover": {"kinds": "vlan"}, "mode": "vepa", "nodes": "worker-1"}
+        ]"#;
+        let parse = |node| {
+            let context = Context {
+                node,
+                ..Context::default()
+            };
+            parse(text, context).unwrap()
+        };
+        let (worker, warnings) = parse("worker-1");
+        assert_eq!((worker.entries.len(), worker.for_others), (2, 2));
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(worker.discoveries().next().unwrap().1.mode, Mode::Vepa);
+        let (infra, warnings) = parse("infra");
+        assert_eq!((infra.entries.len(), infra.for_others), (1, 2));
+        assert!(warnings[0].starts_with("entry 3: "), "{warnings:?}");
+        let (other, warnings) = parse("other");
+        assert_eq!((other.entries.len(), other.for_others), (0, 4));
+        assert!(warnings.is_empty(), "{warnings:?}");
     }
 }

@@ -7,8 +7,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use log::{info, warn};
+use nix::unistd::gethostname;
 
-use super::config::{self, Configuration, ResourceConfig};
+use super::{
+    config::{self, Configuration, Context as ParseContext, Entry},
+    settings::Settings,
+};
 
 /// The environment variable of kubevirt/macvtap-cni.
 const VARIABLE: &str = "DP_MACVTAP_CONF";
@@ -24,7 +28,14 @@ pub struct Loaded {
 }
 
 /// The source of the configuration.
-pub enum ConfigSource {
+pub struct ConfigSource {
+    place: Place,
+    /// The node's name, or else that of its host.
+    node: String,
+}
+
+/// Where the configuration is.
+enum Place {
     /// The text of the environment variable.
     Environment(String),
     /// A file, and its text when it was last read.
@@ -32,23 +43,23 @@ pub enum ConfigSource {
 }
 
 impl ConfigSource {
-    /// The file at `path`, or the environment variable if there is no path.
-    pub fn new(path: Option<&Path>) -> Result<Self> {
-        if let Some(path) = path {
-            return Ok(Self::File(path.to_owned(), None));
-        }
-        let text = env::var_os(VARIABLE)
-            .with_context(|| format!("{VARIABLE} environment variable must be set"))?;
-        let text = text.into_string().ok();
-        let text = text.with_context(|| format!("{VARIABLE} is not UTF-8"))?;
-        Ok(Self::Environment(text))
+    /// The file of the settings, or the environment variable if there is none.
+    pub fn new(settings: &Settings) -> Result<Self> {
+        let host = || {
+            let name = gethostname().context("reading the name of this host")?;
+            anyhow::Ok(name.to_string_lossy().into_owned())
+        };
+        let node = settings.node_name.clone();
+        Ok(Self {
+            place: Place::new(settings.config.as_deref())?,
+            node: node.map_or_else(host, Ok)?,
+        })
     }
-
     /// The directory in which the file changes. A mounted `ConfigMap` changes by a symbolic link
     /// beside the file.
     #[must_use]
     pub fn directory(&self) -> Option<PathBuf> {
-        let Self::File(path, _) = self else {
+        let Place::File(path, _) = &self.place else {
             return None;
         };
         let parent = path.parent().filter(|parent| *parent != Path::new(""));
@@ -63,10 +74,10 @@ impl ConfigSource {
 
     /// Reads the configuration again; none if its text has not changed. An entry that became
     /// wrong keeps its definition in `former`.
-    pub fn reload(&mut self, former: &[ResourceConfig]) -> Result<Option<Loaded>> {
-        let (name, text) = match self {
-            Self::Environment(text) => (VARIABLE.to_owned(), text.clone()),
-            Self::File(path, before) => {
+    pub fn reload(&mut self, former: &[Entry]) -> Result<Option<Loaded>> {
+        let (name, text) = match &mut self.place {
+            Place::Environment(text) => (VARIABLE.to_owned(), text.clone()),
+            Place::File(path, before) => {
                 let text = match before {
                     None => read_first(path)?,
                     Some(_) => read(path)?,
@@ -78,7 +89,8 @@ impl ConfigSource {
                 (path.display().to_string(), text)
             }
         };
-        let parsed = config::parse(&text, former);
+        let node = &self.node;
+        let parsed = config::parse(&text, ParseContext { node, former });
         let (configuration, warnings) =
             parsed.with_context(|| format!("the configuration in {name}"))?;
         log_configuration(&name, &configuration);
@@ -92,15 +104,26 @@ impl ConfigSource {
     }
 }
 
-fn log_configuration(source: &str, configuration: &Configuration) {
-    match configuration {
-        Configuration::Discover => {
-            info!(source; "configuration loaded: offering every NIC and bond");
+impl Place {
+    fn new(path: Option<&Path>) -> Result<Self> {
+        if let Some(path) = path {
+            return Ok(Self::File(path.to_owned(), None));
         }
-        Configuration::Listed(resources) => {
-            info!(source, resources = resources.len(); "configuration loaded");
-        }
+        let text = env::var_os(VARIABLE)
+            .with_context(|| format!("{VARIABLE} environment variable must be set"))?;
+        let text = text.into_string().ok();
+        let text = text.with_context(|| format!("{VARIABLE} is not UTF-8"))?;
+        Ok(Self::Environment(text))
     }
+}
+
+fn log_configuration(source: &str, configuration: &Configuration) {
+    if *configuration == Configuration::discover() {
+        info!(source; "configuration loaded: offering every NIC and bond");
+        return;
+    }
+    let (entries, other_nodes) = (configuration.entries.len(), configuration.for_others);
+    info!(source, entries, other_nodes; "configuration loaded");
 }
 
 /// An optional `ConfigMap` that does not exist is mounted as an empty directory, which means the

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    config::{Configuration, DEFAULT_CAPACITY, ResourceConfig},
+    config::ResourceConfig,
     grpc::api::{
         ContainerPreferredAllocationRequest, Device, ListAndWatchResponse, NumaNode, TopologyInfo,
     },
@@ -15,10 +15,7 @@ use super::{
 use crate::{
     macvtap::lower::LowerDevice,
     netlink::Link,
-    types::{
-        device_id::{DeviceId, Devices},
-        mode::Mode,
-    },
+    types::device_id::{DeviceId, Devices},
 };
 
 /// A device on a list.
@@ -148,33 +145,6 @@ impl DeviceList {
     }
 }
 
-/// The resources to offer, by name. Discovery keeps those that it found before, `known`: the
-/// devices of a NIC that is gone for a moment keep their IDs.
-#[must_use]
-pub fn resources(
-    configuration: &Configuration,
-    links: &[Link],
-    known: &BTreeMap<String, ResourceConfig>,
-) -> BTreeMap<String, ResourceConfig> {
-    let by_name = |resource: ResourceConfig| (resource.name.clone(), resource);
-    match configuration {
-        Configuration::Listed(resources) => resources.iter().cloned().map(by_name).collect(),
-        Configuration::Discover => {
-            let found = links.iter().filter_map(|link| {
-                let discovered = LowerDevice::of(link.clone()).undiscovered().is_none();
-                discovered.then_some(ResourceConfig {
-                    name: link.name.clone(),
-                    lower: link.name.parse().ok()?,
-                    mode: Mode::Bridge,
-                    capacity: DEFAULT_CAPACITY,
-                })
-            });
-            let known = known.values().cloned();
-            found.chain(known).map(by_name).collect()
-        }
-    }
-}
-
 /// A resource that is not configured any more, of which pods hold devices.
 #[must_use]
 pub fn former_resource(name: &str, held: &Held) -> Option<ResourceConfig> {
@@ -187,6 +157,7 @@ pub fn former_resource(name: &str, held: &Held) -> Option<ResourceConfig> {
     Some(ResourceConfig {
         name: name.to_owned(),
         lower,
+        selector: None,
         mode: device.map(|device| device.mode).unwrap_or_default(),
         capacity: 0,
     })
@@ -269,7 +240,7 @@ mod tests {
     use super::*;
     use crate::{
         deviceplugin::held::Evidence,
-        types::{checkpoint::Allocation, device_id::NAMESPACE, mac::MacAddr},
+        types::{checkpoint::Allocation, device_id::NAMESPACE, mac::MacAddr, mode::Mode},
     };
 
     fn nic(name: &str) -> Link {
@@ -287,6 +258,7 @@ mod tests {
         ResourceConfig {
             name: name.into(),
             lower: lower.parse().unwrap(),
+            selector: None,
             mode: Mode::Bridge,
             capacity: 100,
         }
@@ -295,23 +267,6 @@ mod tests {
     fn by_name<const N: usize>(list: [ResourceConfig; N]) -> BTreeMap<String, ResourceConfig> {
         list.map(|resource| (resource.name.clone(), resource))
             .into()
-    }
-
-    #[test]
-    fn discovery_remembers_what_it_found() {
-        let known = BTreeMap::new();
-        let found = resources(&Configuration::Discover, &[nic("eth0")], &known);
-        assert_eq!(found, by_name([resource("eth0", "eth0")]));
-        let later = resources(&Configuration::Discover, &[nic("eth1")], &found);
-        let expected = [resource("eth0", "eth0"), resource("eth1", "eth1")];
-        assert_eq!(later, by_name(expected));
-    }
-
-    #[test]
-    fn a_listed_resource_is_offered_whatever_its_lower_device_is() {
-        let listed = Configuration::Listed(vec![resource("dataplane", "veth0")]);
-        let found = resources(&listed, &[], &BTreeMap::new());
-        assert_eq!(found, by_name([resource("dataplane", "veth0")]));
     }
 
     #[test]

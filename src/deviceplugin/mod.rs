@@ -6,6 +6,7 @@ mod accept;
 mod attachment_limits;
 mod checkpoint_file;
 pub mod config;
+mod config_selector;
 mod config_source;
 pub mod device_list;
 mod directory;
@@ -18,11 +19,13 @@ mod learning_task;
 pub mod metrics;
 pub(crate) mod names;
 mod node_features;
+mod node_facts;
 mod node_identity;
 pub mod nri;
 mod pod_devices;
 mod registration;
 mod resource;
+pub mod selection;
 mod settings;
 pub mod status;
 mod supervisor;
@@ -41,6 +44,7 @@ use tokio_stream::StreamExt;
 use self::{
     config_source::{ConfigSource, Loaded},
     directory::DirectoryWatch,
+    event::ResourceEvent,
     http::HttpServer,
     inputs::{Input, Inputs, signals},
     learning_task::LearningTask,
@@ -56,7 +60,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(900);
 /// Runs the device plugin until a signal ends it.
 pub fn main(settings: &Settings) -> Result<ExitCode> {
     logging::start(settings.level);
-    let source = ConfigSource::new(settings.config.as_deref())?;
+    let source = ConfigSource::new(settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,22 +69,14 @@ pub fn main(settings: &Settings) -> Result<ExitCode> {
 }
 
 async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> {
-    let kubelet_dir = &settings.kubelet_dir;
     let (sender, events) = mpsc::unbounded_channel();
-    let mut inputs = Inputs {
-        links: LinkWatch::open()?,
-        kubelet_dir: DirectoryWatch::start(kubelet_dir),
-        config_dir: source.directory().map(|path| DirectoryWatch::start(&path)),
-        events,
-        status: StatusServer::listen(kubelet_dir),
-        http: HttpServer::new(settings.status_address.clone()),
-        signals: signals()?,
-    };
+    let mut inputs = inputs(settings, &source, events)?;
     let Loaded {
         configuration,
         warnings: mut config_warnings,
     } = source.load()?;
-    let learning = LearningTask::start(settings.learning.clone(), kubelet_dir.clone());
+    inputs.links.follow_addresses(configuration.needs_facts())?;
+    let learning = LearningTask::start(settings.learning.clone(), settings.kubelet_dir.clone());
     let mut supervisor = Supervisor::new(settings, configuration, learning, sender)?;
     supervisor.serve_nri(&settings.nri)?;
     loop {
@@ -91,10 +87,14 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
             Input::Resource(resource, event) => supervisor.handle(&resource, event),
             Input::Links => supervisor.links_changed(),
             Input::KubeletDirectory => {
-                check_mount(&inputs.kubelet_dir, kubelet_dir)?;
+                check_mount(&inputs.kubelet_dir, &settings.kubelet_dir)?;
                 supervisor.directory_changed();
             }
-            Input::Configuration => reload(&mut supervisor, &mut source, &mut config_warnings),
+            Input::Configuration => {
+                reload(&mut supervisor, &mut source, &mut config_warnings);
+                let needs_facts = supervisor.configuration().needs_facts();
+                inputs.links.follow_addresses(needs_facts)?;
+            }
             // The client may be gone.
             Input::Query(query) => drop(query.send(supervisor.status(config_warnings.clone()))),
             Input::Signal(signal) => {
@@ -103,6 +103,23 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
             }
         }
     }
+}
+
+fn inputs(
+    settings: &Settings,
+    source: &ConfigSource,
+    events: mpsc::UnboundedReceiver<(String, ResourceEvent)>,
+) -> Result<Inputs> {
+    let kubelet_dir = &settings.kubelet_dir;
+    Ok(Inputs {
+        links: LinkWatch::open()?,
+        kubelet_dir: DirectoryWatch::start(kubelet_dir),
+        config_dir: source.directory().map(|path| DirectoryWatch::start(&path)),
+        events,
+        status: StatusServer::listen(kubelet_dir),
+        http: HttpServer::new(settings.status_address.clone()),
+        signals: signals()?,
+    })
 }
 
 fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
@@ -116,7 +133,7 @@ fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
 
 /// A wrong configuration leaves the former one in force.
 fn reload(supervisor: &mut Supervisor, source: &mut ConfigSource, warnings: &mut Vec<String>) {
-    match source.reload(supervisor.listed()) {
+    match source.reload(&supervisor.configuration().entries) {
         Ok(Some(loaded)) => {
             *warnings = loaded.warnings;
             supervisor.configure(loaded.configuration);

@@ -284,6 +284,7 @@ impl Resource {
         ResourceStatus {
             name: self.name().to_owned(),
             lower_device: self.list.resource.lower.to_string(),
+            selector: self.list.resource.selector.clone(),
             lower_up,
             registered: self.registration.is_registered() && !self.lost_socket(),
             devices: count(self.list.size()),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures_util::future::join_all;
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use tokio::sync::mpsc;
 
 use super::{
@@ -20,17 +20,19 @@ use super::{
     learning_task::LearningTask,
     names::{KUBELET_SOCKET, is_resource_socket, socket_name},
     node_features::NodeFeatures,
+    node_facts,
     node_identity::NodeIdentity,
     nri::Nri,
     pod_devices::PodDevices,
     resource::{Resource, Shared},
+    selection::Selection,
     settings::Settings,
     tap_only::TapOnly,
 };
 use crate::{
     cli,
     host::{control_socket, file_id::FileId, tap},
-    macvtap::{lower::LowerDevice, tap_only},
+    macvtap::{selector::Facts, tap_only},
     netlink::{Link, Socket},
     types::{device_id::DeviceId, status::Status},
 };
@@ -48,6 +50,7 @@ pub struct Supervisor {
     events: mpsc::UnboundedSender<(String, ResourceEvent)>,
     netlink: Socket,
     links: Vec<Link>,
+    facts: Facts,
     /// The resources by the configuration.
     configured: BTreeMap<String, ResourceConfig>,
     /// The devices of each of them.
@@ -61,6 +64,8 @@ pub struct Supervisor {
     stopping: Vec<Resource>,
     kubelet: Option<FileId>,
     sockets_changed: bool,
+    /// Which entries choose no lower device, as was logged.
+    unselected: Vec<String>,
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
     learning: LearningTask,
@@ -92,6 +97,7 @@ impl Supervisor {
             configuration,
             events,
             links: netlink.links().context("listing links")?,
+            facts: Facts::default(),
             netlink,
             configured: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -100,6 +106,7 @@ impl Supervisor {
             resources: BTreeMap::new(),
             stopping: Vec::new(),
             sockets_changed: false,
+            unselected: Vec::new(),
             skipped: BTreeMap::new(),
             learning,
             nri: None,
@@ -107,6 +114,7 @@ impl Supervisor {
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
+        supervisor.read_facts();
         supervisor.plan();
         supervisor.reconcile();
         supervisor.remove_stale_sockets();
@@ -244,6 +252,7 @@ impl Supervisor {
             Ok(links) => {
                 self.link_resyncs += 1;
                 self.links = links;
+                self.read_facts();
                 self.discover();
                 self.reconcile();
             }
@@ -253,35 +262,57 @@ impl Supervisor {
         }
     }
 
-    /// The resources that the configuration lists.
-    pub fn listed(&self) -> &[ResourceConfig] {
-        match &self.configuration {
-            Configuration::Listed(resources) => resources,
-            Configuration::Discover => &[],
+    /// Reads what the configuration chooses lower devices by, beside the links.
+    fn read_facts(&mut self) {
+        if !self.configuration.needs_facts() {
+            return;
         }
+        match node_facts::read(&mut self.netlink, &self.links) {
+            Ok(facts) => self.facts = facts,
+            Err(error) => {
+                error!(error:%; "cannot list addresses and routes; keeping the former ones");
+            }
+        }
+    }
+
+    /// The configuration.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
     }
 
     /// Offers what another configuration lists. What it does not change stays as it is.
     pub fn configure(&mut self, configuration: Configuration) {
         self.configuration = configuration;
         self.configured.clear();
+        self.read_facts();
         self.plan();
         self.reconcile();
     }
 
-    /// Plans again if discovery finds other resources.
+    /// Plans again if other resources are to be offered.
     fn discover(&mut self) {
-        let found = device_list::resources(&self.configuration, &self.links, &self.configured);
-        if found != self.configured {
+        if self.select() != self.configured {
             self.plan();
         }
+    }
+
+    /// The resources to offer by the configuration.
+    fn select(&mut self) -> BTreeMap<String, ResourceConfig> {
+        let node = (self.links.as_slice(), &self.facts);
+        let selection = Selection::of(&self.configuration, node, &self.configured);
+        for warning in &selection.warnings {
+            if !self.unselected.contains(warning) {
+                warn!("{warning}");
+            }
+        }
+        self.unselected = selection.warnings;
+        selection.resources
     }
 
     /// Plans what to offer by the configuration and what pods hold.
     fn plan(&mut self) {
         self.look();
-        self.configured =
-            device_list::resources(&self.configuration, &self.links, &self.configured);
+        self.configured = self.select();
         self.devices = device_list::devices(self.node.text(), &self.configured);
         self.plan_resources();
     }
@@ -364,12 +395,12 @@ impl Supervisor {
 
     /// Logs why discovery skips links, each reason once.
     fn log_skipped(&mut self) {
-        if self.configuration != Configuration::Discover {
-            return;
-        }
         let skipped = self.links.iter().filter_map(|link| {
-            let reason = LowerDevice::of(link.clone()).undiscovered()?;
-            Some((link.name.clone(), reason))
+            let mut discoveries = self.configuration.discoveries();
+            let (first, _) = discoveries.next()?;
+            let reason = first.reason_against(link)?;
+            let others = discoveries.all(|(other, _)| other.reason_against(link).is_some());
+            others.then(|| (link.name.clone(), reason))
         });
         let skipped: BTreeMap<String, String> = skipped.collect();
         for (link, reason) in &skipped {
@@ -381,7 +412,8 @@ impl Supervisor {
     }
 
     /// The status.
-    pub fn status(&mut self, config_warnings: Vec<String>) -> Status {
+    pub fn status(&mut self, mut config_warnings: Vec<String>) -> Status {
+        config_warnings.extend(self.unselected.iter().cloned());
         let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
         let resources = self.resources.values().map(|resource| {
@@ -391,6 +423,7 @@ impl Supervisor {
         Status {
             netlink_error,
             config_warnings,
+            entries_for_others: self.configuration.for_others,
             resources: resources.collect(),
             kubelet_restarts: self.kubelet_restarts,
             link_resyncs: self.link_resyncs,
@@ -416,12 +449,19 @@ fn log_list(list: &DeviceList) {
     let ResourceConfig {
         name, lower, mode, ..
     } = &list.resource;
+    let selector = list.resource.selector.as_deref();
     let devices = list.size();
     let health = match &list.unhealthy_reason {
         None => "healthy".to_owned(),
         Some(reason) => format!("unhealthy: {reason}"),
     };
-    info!(resource = name, lower:%, mode:% = mode, devices, health; "offering");
+    match selector {
+        None => info!(resource = name, lower:%, mode:% = mode, devices, health; "offering"),
+        Some(selector) => info!(
+            resource = name, lower:%, selector, mode:% = mode, devices, health;
+            "offering"
+        ),
+    }
 }
 
 /// The NUMA node of a NIC, if the machine has more than one.

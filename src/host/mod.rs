@@ -6,6 +6,7 @@ pub mod control_socket;
 pub mod devnode;
 pub(crate) mod file_id;
 pub(crate) mod files;
+pub mod hardware;
 pub(crate) mod logging;
 pub mod netns;
 pub mod nri_query;

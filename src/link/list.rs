@@ -8,7 +8,10 @@ use super::{
     table::{Table, bytes},
     terminal::print_sentence,
 };
-use crate::{cli, host::stdout::print, macvtap::inventory::Inventory, types::plural::count};
+use crate::{
+    cli, deviceplugin::status, host::stdout::print, macvtap::inventory::Inventory,
+    types::plural::count,
+};
 
 /// The columns of macvtaps, those first that are most often looked for.
 pub const COLUMNS: [&str; 18] = [
@@ -32,7 +35,7 @@ pub const COLUMNS: [&str; 18] = [
     "CONTAINER",
 ];
 /// The columns of lower devices.
-pub const LOWER_COLUMNS: [&str; 4] = ["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE"];
+pub const LOWER_COLUMNS: [&str; 5] = ["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE", "RESOURCES"];
 
 /// Taps that are listed by their number alone.
 const MAX_UNSEEN: usize = 10;
@@ -43,6 +46,10 @@ pub fn list(options: &cli::List) -> Result<()> {
     inventory.find_holders();
     pods::find(&mut inventory, &options.kubelet_dir);
     let mut listing = Listing::from(&inventory);
+    // There may be no device plugin.
+    if let Ok(status) = status::query(&options.kubelet_dir) {
+        listing.add_resources(&status.resources);
+    }
     filter(options).apply(&mut listing);
     if options.json {
         return print(&format!("{}\n", serde_json::to_string_pretty(&listing)?));
@@ -164,5 +171,9 @@ pub fn lower_row(lower: &LowerDeviceEntry) -> Vec<String> {
         lower.macvtaps.to_string(),
         lower.mtu.to_string(),
         eligible,
+        match lower.resources.join(", ") {
+            none if none.is_empty() => "-".to_owned(),
+            names => names,
+        },
     ]
 }

@@ -11,7 +11,7 @@ use crate::{
         security::Description,
     },
     netlink::Qdisc,
-    types::{mode::Mode, owner},
+    types::{mode::Mode, owner, status::ResourceStatus},
 };
 
 /// The macvtaps and lower devices of a machine.
@@ -134,6 +134,9 @@ pub struct LowerDeviceEntry {
     pub eligible: bool,
     /// Why not.
     pub reason: Option<String>,
+    /// The resources of this node's device plugin that are on it.
+    #[serde(default)]
+    pub resources: Vec<String>,
 }
 
 impl From<&Inventory> for Listing {
@@ -292,6 +295,7 @@ impl From<&LowerUse> for LowerDeviceEntry {
                 .ineligible
                 .as_ref()
                 .map(|found| found.reason.to_string()),
+            resources: Vec::new(),
         }
     }
 }
@@ -302,6 +306,18 @@ impl RateEntry {
         Self {
             rate: self.rate,
             ..other.cloned().unwrap_or_default()
+        }
+    }
+}
+
+impl Listing {
+    /// Adds the resources of the device plugin to their lower devices.
+    pub fn add_resources(&mut self, resources: &[ResourceStatus]) {
+        for lower in &mut self.lower_devices {
+            let on_it = resources
+                .iter()
+                .filter(|resource| resource.lower_device == lower.name);
+            lower.resources = on_it.map(|resource| resource.name.clone()).collect();
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     netlink::{Link, NetlinkError, Socket},
-    types::{mode::Mode, resource_name},
+    types::mode::Mode,
 };
 
 /// Frames in a macvtap's queue where its lower device has none.
@@ -136,31 +136,6 @@ impl LowerDevice {
         })
     }
 
-    /// Why discovery does not offer it; none if it does.
-    ///
-    /// It offers what carries a node's traffic: physical interfaces, which have no link kind, and
-    /// bonds, as far as they are not themselves below a bond or a bridge. One that is down is
-    /// offered: it may come up.
-    #[must_use]
-    pub fn undiscovered(&self) -> Option<String> {
-        let link = &self.link;
-        match self.ineligible() {
-            None | Some(Reason::Down) => {}
-            Some(reason) => return Some(reason.to_string()),
-        }
-        if let Some(kind) = link.kind.as_deref().filter(|kind| *kind != "bond") {
-            return Some(format!(
-                "is a {kind} interface, neither physical nor a bond"
-            ));
-        }
-        if link.mac.is_none_or(|mac| mac.0 == [0; 6]) {
-            return Some("has no hardware address".into());
-        }
-        let name = resource_name::check(&link.name);
-        name.err()
-            .map(|error| format!("cannot give a resource its name: {error}"))
-    }
-
     fn because(&self, reason: Reason) -> Ineligible {
         Ineligible::new(&self.link.name, reason)
     }
@@ -245,7 +220,6 @@ impl From<NetlinkError> for LowerError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::mac::MacAddr;
 
     fn nic(index: u32, name: &str) -> Link {
         Link {
@@ -320,39 +294,5 @@ mod tests {
         let lower = LowerDevice::among(&links, "upper").unwrap();
         assert_eq!(lower.link.name, "eth0");
         assert_eq!(lower.queue_length(), QUEUE_LENGTH);
-    }
-
-    #[test]
-    fn discovery_takes_nics_and_bonds_only() {
-        let nic = |name: &str| Link {
-            mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
-            ..nic(2, name)
-        };
-        let kind = |kind: &str, name| Link {
-            kind: Some(kind.into()),
-            ..nic(name)
-        };
-        let why = |link: &Link| LowerDevice::of(link.clone()).undiscovered();
-        assert_eq!(why(&nic("eth0")), None);
-        assert_eq!(why(&kind("bond", "bond0")), None);
-        let mut links = [
-            kind("veth", "veth0"),
-            kind("vlan", "eth0.5"),
-            kind("macvtap", "mvt0"),
-            nic("eth0@odd"),
-            nic("lo"),
-            nic("teql0"),
-            nic("ib0"),
-            nic("sit0"),
-            nic("eth1"),
-        ];
-        links[4].loopback = true;
-        links[5].ethernet = false;
-        links[6].mac = None;
-        links[7].mac = Some(MacAddr([0; 6]));
-        links[8].master = Some(3);
-        for link in links {
-            assert!(why(&link).is_some(), "{}", link.name);
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod bandwidth;
 pub mod create;
+pub mod discovery;
 pub mod error;
 pub mod guard;
 pub mod inventory;
@@ -9,6 +10,7 @@ pub mod limits;
 pub mod lower;
 pub mod port_security;
 pub mod security;
+pub mod selector;
 pub mod shaping;
 pub mod take_over;
 pub mod tap_only;

@@ -49,6 +49,8 @@ pub struct Link {
     pub queue_length: u32,
     /// The hardware address, if it is an Ethernet one.
     pub mac: Option<MacAddr>,
+    /// The hardware address that the device was made with, of physical interfaces.
+    pub permanent_mac: Option<MacAddr>,
     /// The link group; 0 by default.
     pub group: u32,
     /// What went through it.
@@ -146,6 +148,7 @@ impl Link {
         match kind {
             Ifla::Ifname => self.name = text(payload),
             Ifla::Address => self.mac = payload.try_into().ok().map(MacAddr),
+            Ifla::PermAddress => self.permanent_mac = payload.try_into().ok().map(MacAddr),
             Ifla::Mtu => self.mtu = number(payload).unwrap_or_default(),
             Ifla::Txqlen => self.queue_length = number(payload).unwrap_or_default(),
             Ifla::Link => self.lower = number(payload).filter(|index| *index != 0),

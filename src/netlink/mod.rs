@@ -9,6 +9,7 @@ mod link;
 mod message;
 mod nft;
 mod request;
+mod route;
 mod socket;
 mod tc;
 mod uevent;

@@ -10,13 +10,16 @@ use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+        recv, socket,
     },
 };
 use tokio::{io::unix::AsyncFd, time::Instant};
 
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINK_GROUP: u32 = 1;
+/// `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
+const ADDRESS_GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400;
 /// Changes that come within this are one. A flapping link causes thousands.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 
@@ -41,6 +44,16 @@ impl LinkWatch {
             socket,
             settled: Cell::new(None),
         })
+    }
+
+    /// Subscribes to addresses and routes as well, or no longer.
+    pub fn follow_addresses(&self, wanted: bool) -> Result<()> {
+        let fd = self.socket.as_raw_fd();
+        let groups = LINK_GROUP | if wanted { ADDRESS_GROUPS } else { 0 };
+        let bound: nix::Result<NetlinkAddr> = getsockname(fd);
+        // Bound again with the same number, the socket gets other groups (`netlink_bind`).
+        let changed = bound.and_then(|address| bind(fd, &NetlinkAddr::new(address.pid(), groups)));
+        changed.context("subscribing to changes of addresses and routes")
     }
 
     /// Returns when links changed since the last call: list them again.

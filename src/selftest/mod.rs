@@ -18,7 +18,7 @@ use nix::unistd::Uid;
 use self::{plugin::Plugin, report::Report, runtime::Runtime, wire::Wire};
 use crate::{
     host::{devnode, netns::Netns, tap},
-    macvtap::lower::LowerDevice,
+    macvtap::discovery::Discovery,
     netlink::Link,
     types::{device_id::DeviceId, plural::count},
 };
@@ -70,7 +70,7 @@ fn discovery() -> Result<((), String)> {
     let links = Netns::current()?.socket()?.links()?;
     let (others, nics): (Vec<&Link>, Vec<&Link>) = links
         .iter()
-        .partition(|link| LowerDevice::of((*link).clone()).undiscovered().is_some());
+        .partition(|link| Discovery::default().reason_against(link).is_some());
     let names: Vec<&str> = nics.iter().map(|link| link.name.as_str()).collect();
     let names = match names.as_slice() {
         [] => "none".to_owned(),

@@ -81,6 +81,14 @@ impl<'a> Fields<'a> {
         Ok(text.filter(|text| !text.is_empty()))
     }
 
+    /// A list of texts, or one.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, Invalid> {
+        self.read(key, "a text or a list of texts", |value| match value {
+            Value::Array(list) => list.iter().map(Value::as_str).collect(),
+            text => text.as_str().map(|text| vec![text]),
+        })
+    }
+
     /// True or false.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, Invalid> {
         self.read(key, "true or false", Value::as_bool)
@@ -119,7 +127,7 @@ mod tests {
 
     #[test]
     fn names_key_and_value_of_what_is_wrong() {
-        let json = json!({"a": -1, "b": "x", "c": 1.5});
+        let json = json!({"a": -1, "b": "x", "c": 1.5, "d": ["y", "z"], "e": ["y", 1]});
         let fields = Fields::of(&json).unwrap();
         let error = fields.number("a", 7).unwrap_err().to_string();
         assert_eq!(error, "invalid a -1: it must be a whole number from 0 to 7");
@@ -128,5 +136,8 @@ mod tests {
         assert!(fields.integer("c").is_err());
         assert!(fields.object("b").is_err());
         assert!(fields.text("a").is_err());
+        assert_eq!(fields.texts("b").unwrap().unwrap(), ["x"]);
+        assert_eq!(fields.texts("d").unwrap().unwrap(), ["y", "z"]);
+        assert!(fields.texts("a").is_err() && fields.texts("e").is_err());
     }
 }

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod device_id;
 pub(crate) mod device_number;
 pub(crate) mod errors;
+pub mod glob;
 pub(crate) mod json;
 pub(crate) mod link_name;
 pub(crate) mod listen_address;

@@ -10,6 +10,16 @@ pub fn count(number: impl Display, noun: &str) -> String {
     format!("{number} {noun}{ending}")
 }
 
+/// `a`, `a and b`, `a, b and c`.
+#[must_use]
+pub fn list(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [only] => only.clone(),
+        [others @ .., last] => format!("{} and {last}", others.join(", ")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -24,5 +34,12 @@ mod tests {
             "11 lower devices",
         ];
         assert_eq!(texts, expected);
+    }
+
+    #[test]
+    fn lists_end_with_and() {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let lists = [0, 1, 2, 3].map(|length| list(&names[..length]));
+        assert_eq!(lists, ["", "a", "a and b", "a, b and c"]);
     }
 }

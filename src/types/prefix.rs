@@ -34,6 +34,14 @@ impl Prefix {
         }
     }
 
+    /// Whether it is one of them.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (own, other) = (self.bytes(), Self::host(address).bytes());
+        let same = |((own, other), mask): ((&u8, &u8), u8)| (own ^ other) & mask == 0;
+        own.len() == other.len() && own.iter().zip(&other).zip(self.mask()).all(same)
+    }
+
     /// The bits that they have in common, as long as [`Self::bytes`].
     #[must_use]
     pub fn mask(&self) -> Vec<u8> {
@@ -100,6 +108,24 @@ mod tests {
             let prefix: Prefix = text.parse().unwrap();
             assert_eq!(prefix.mask(), mask, "{text}");
             assert_eq!(prefix.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn contains_the_addresses_of_the_network() {
+        for (prefix, address, contained) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+            ("192.0.2.5", "192.0.2.5", true),
+            ("192.0.2.5", "192.0.2.4", false),
+            ("0.0.0.0/0", "198.51.100.1", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("2001:db8::/33", "2001:db8:7fff::1", true),
+            ("2001:db8::/33", "2001:db8:8000::1", false),
+        ] {
+            let prefix: Prefix = prefix.parse().unwrap();
+            let found = prefix.contains(address.parse().unwrap());
+            assert_eq!(found, contained, "{prefix} {address}");
         }
     }
 

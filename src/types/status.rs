@@ -20,6 +20,9 @@ pub struct Status {
     /// that replaced it cannot be used.
     #[serde(default)]
     pub config_warnings: Vec<String>,
+    /// How many entries of the configuration are for other nodes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub entries_for_others: usize,
     /// The resources that are offered.
     pub resources: Vec<ResourceStatus>,
     /// How often the kubelet restarted.
@@ -68,6 +71,9 @@ pub struct ResourceStatus {
     pub name: String,
     /// The name of the lower device.
     pub lower_device: String,
+    /// What the lower device was chosen by, if not by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
     /// Whether the lower device exists and is up.
     pub lower_up: bool,
     /// Whether the kubelet's `ListAndWatch` stream is open.
@@ -185,6 +191,11 @@ pub struct Summary {
     pub failures: Vec<String>,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
 impl Status {
     /// Learning, if it is on and its thread runs.
     #[must_use]
@@ -214,7 +225,11 @@ impl Status {
         for resource in &self.resources {
             resource.add_to(&mut summary);
         }
-        if self.resources.is_empty() {
+        if self.resources.is_empty() && self.entries_for_others > 0 {
+            let text = "no resource is offered: the entries of the configuration are for other \
+                        nodes";
+            summary.notes.push(text.to_owned());
+        } else if self.resources.is_empty() {
             let text = "no resource is offered: the configuration lists none, and no NIC or bond \
                         of this node is eligible";
             summary.warnings.push(text.to_owned());
@@ -280,6 +295,11 @@ impl ResourceStatus {
                 "" => text,
                 error => format!("{text}: {error}"),
             });
+        }
+        if let Some(selector) = &self.selector {
+            let lower = &self.lower_device;
+            let text = format!("resource {name} is on {lower}, chosen by {selector}");
+            summary.ok.push(text);
         }
         if let Some(reason) = &self.unhealthy_reason {
             let text = format!("resource {name} is unhealthy: {reason}");
@@ -355,6 +375,24 @@ mod tests {
     fn a_node_without_resources_is_not_well() {
         let summary = Status::default().summary();
         assert!(summary.warnings[0].starts_with("no resource is offered"));
+        let other = Status {
+            entries_for_others: 1,
+            ..Status::default()
+        };
+        assert!(other.summary().warnings.is_empty());
+        assert!(other.summary().notes[1].contains("other nodes"));
+    }
+
+    #[test]
+    fn what_chose_the_lower_device_is_said() {
+        let summary = status(ResourceStatus {
+            lower_device: "ens1".to_owned(),
+            selector: Some("\"ens*\"".to_owned()),
+            ..dataplane()
+        })
+        .summary();
+        let expected = "resource dataplane is on ens1, chosen by \"ens*\"";
+        assert_eq!(summary.ok[2], expected);
     }
 
     #[test]

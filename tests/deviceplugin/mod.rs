@@ -8,6 +8,7 @@ mod metrics;
 mod nri;
 mod probe;
 mod registration;
+mod selectors;
 mod signals;
 mod taps;
 mod trouble;

@@ -67,6 +67,7 @@ impl World {
         let resources = names[..count].iter().map(|name| ResourceConfig {
             name: (*name).to_owned(),
             lower: self.dice.pick(&["eth0", "eth1"]).parse().unwrap(),
+            selector: None,
             mode: self.dice.pick(&[Mode::Bridge, Mode::Vepa, Mode::Private]),
             capacity: 1 + self.dice.below(40),
         });

@@ -12,7 +12,7 @@ use std::{
 use macvtap::{
     cni,
     deviceplugin::{
-        config::{self, Configuration},
+        config::{self, Context},
         device_list,
         event::EventSender,
         grpc::{
@@ -22,10 +22,12 @@ use macvtap::{
             },
             service::PluginService,
         },
+        selection::Selection,
         tap_only::TapOnly,
     },
     host::netns::Netns,
     learning::frame::{self, Frame},
+    macvtap::selector::Facts,
     netlink::{self, Socket},
     types::device_id::DeviceId,
 };
@@ -171,10 +173,11 @@ pub fn device_id(data: &[u8]) {
 /// `DP_MACVTAP_CONF`: each device that follows has an ID that can be read, and a tap of its own.
 pub fn dp_conf(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let Ok((configuration @ Configuration::Listed(_), _)) = config::parse(&text, &[]) else {
+    let Ok((configuration, _)) = config::parse(&text, Context::default()) else {
         return;
     };
-    let resources = device_list::resources(&configuration, &[], &BTreeMap::new());
+    let node = (&[][..], &Facts::default());
+    let resources = Selection::of(&configuration, node, &BTreeMap::new()).resources;
     let devices: usize = resources.values().map(|resource| resource.capacity).sum();
     if devices > 2000 {
         return; // Slow, and nothing new.

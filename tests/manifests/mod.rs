@@ -15,7 +15,7 @@ use clap::Parser;
 use kit::netns::{Host, IFNAME, Node, device_id, skipped, tap_number};
 use macvtap::{
     cli::Cli,
-    deviceplugin::config::{self, Configuration},
+    deviceplugin::config,
     dispatch::{self, Call},
 };
 use serde_json::Value;
@@ -151,13 +151,11 @@ fn no_right_in_the_api_is_given_but_to_use_the_constraints() {
 fn the_examples_are_about_one_resource() {
     let map = manifest("examples/configmap.yaml");
     let text = map["data"]["DP_MACVTAP_CONF"].as_str().unwrap();
-    let (configuration, complaints) = config::parse(text, &[]).unwrap();
+    let (configuration, complaints) = config::parse(text, config::Context::default()).unwrap();
     assert!(complaints.is_empty(), "{complaints:?}");
-    let Configuration::Listed(resources) = configuration else {
-        panic!("the example lists nothing");
-    };
+    let (resource, ..) = configuration.resources().next().unwrap();
     // The other examples are about this resource.
-    let name = format!("macvtap.network.kubevirt.io/{}", resources[0].name);
+    let name = format!("macvtap.network.kubevirt.io/{resource}");
     let definition = manifest("examples/network-attachment-definition.yaml");
     let annotations = &definition["metadata"]["annotations"];
     assert_eq!(annotations["k8s.v1.cni.cncf.io/resourceName"], name);
