@@ -35,7 +35,7 @@ pub const COLUMNS: [&str; 18] = [
     "CONTAINER",
 ];
 /// The columns of lower devices.
-pub const LOWER_COLUMNS: [&str; 5] = ["LOWER DEVICE", "MACVTAPS", "MTU", "ELIGIBLE", "RESOURCES"];
+pub const LOWER_COLUMNS: [&str; 5] = ["LOWER DEVICE", "MACVTAPS", "RESOURCES", "MTU", "ELIGIBLE"];
 
 /// Taps that are listed by their number alone.
 const MAX_UNSEEN: usize = 10;
@@ -169,11 +169,11 @@ pub fn lower_row(lower: &LowerDeviceEntry) -> Vec<String> {
     vec![
         lower.name.clone(),
         lower.macvtaps.to_string(),
-        lower.mtu.to_string(),
-        eligible,
         match lower.resources.join(", ") {
             none if none.is_empty() => "-".to_owned(),
             names => names,
         },
+        lower.mtu.to_string(),
+        eligible,
     ]
 }
