@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result};
 use log::{info, warn};
 
-use crate::{host::files, macvtap::lower::LowerDevice, netlink::Link, types::device_id::NAMESPACE};
+use crate::{
+    host::files,
+    macvtap::{discovery::Discovery, lower::LowerDevice},
+    netlink::Link,
+    types::device_id::NAMESPACE,
+};
 
 /// The name of the file in the directory of feature files.
 const NAME: &str = "macvtap";
@@ -81,7 +86,7 @@ fn write(dir: &Path, text: &str) -> Result<()> {
 fn features(links: &[Link], configured: &BTreeSet<&str>) -> String {
     let lowers = links.iter().filter(|link| {
         let lower = LowerDevice::of((*link).clone());
-        let offered = lower.undiscovered().is_none()
+        let offered = Discovery::default().reason_against(link).is_none()
             || link.kind.as_deref() == Some("vlan")
             || configured.contains(link.name.as_str());
         offered && is_label(&link.name) && lower.ineligible_among(links).is_none()
