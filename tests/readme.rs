@@ -264,6 +264,7 @@ fn the_tables_of_keys_are_those_of_the_code() {
     let readme = Readme::of("manifests/examples");
     let read = keys_in(&[
         "src/cni/config.rs",
+        "src/cni/ipam_config.rs",
         "src/cni/policy.rs",
         "src/deviceplugin/config.rs",
         "src/deviceplugin/config_selector.rs",

@@ -49,17 +49,20 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long ADD waits for the tap of the same pod's former sandbox.
 const FORMER_SANDBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Makes the attachment that is asked for.
+/// Makes the attachment that is asked for; `stdin` is the configuration as the runtime wrote it.
 pub fn add<'a>(
     environment: &'a Environment,
     config: &'a Config,
     netns: &'a Netns,
+    stdin: &'a [u8],
 ) -> Result<Attachment<'a>> {
-    result::check_printable(config.version, config.prev_result.as_ref())?;
+    let has_ipam = config.ipam.is_some();
+    result::check_printable(config.version, config.prev_result.as_ref(), has_ipam)?;
     let request = Request {
         environment,
         config,
         netns,
+        stdin,
         deadline: Instant::now() + WAIT_TIMEOUT,
     };
     let mut work = Work {

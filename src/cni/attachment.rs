@@ -2,12 +2,16 @@
 
 use std::{path::Path, time::Instant};
 
+use anyhow::{Error, anyhow};
 use log::info;
 
 use super::{
     config::Config,
+    delegate::{Delegate, Lease},
     environment::Environment,
     error::{CniError, Result},
+    ipam_result::IpamResult,
+    policy,
     result::{self, Interface},
 };
 use crate::{
@@ -20,6 +24,8 @@ use crate::{
     types::{mac::MacAddr, mode::Mode, owner::Access},
 };
 
+type AttachResult<T> = std::result::Result<T, AttachError>;
+
 /// What ADD is asked for.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
@@ -29,13 +35,32 @@ pub struct Request<'a> {
     pub config: &'a Config,
     /// The pod's network namespace.
     pub netns: &'a Netns,
+    /// The configuration as the runtime wrote it.
+    pub stdin: &'a [u8],
     /// Until when something in the way is waited for.
     pub deadline: Instant,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// Asks the IPAM plugin for addresses, if the network has one.
+    fn lease(&self) -> Result<Option<Lease<'a>>> {
+        let Some(ipam) = &self.config.ipam else {
+            return Ok(None);
+        };
+        let delegate = Delegate {
+            plugin: &ipam.plugin,
+            environment: self.environment,
+            stdin: self.stdin,
+        };
+        let mut lease = delegate.add(self.config.version)?;
+        if ipam.dns.is_some() {
+            lease.result.dns.clone_from(&ipam.dns);
+        }
+        Ok(Some(lease))
+    }
+
     /// Who may open the tap of a macvtap in the pod, in our own numbers.
-    pub fn access(&self, macvtap: &NewMacvtap<'_>) -> std::result::Result<Access, AttachError> {
+    pub fn access(&self, macvtap: &NewMacvtap<'_>) -> AttachResult<Access> {
         macvtap.access(self.config.access, Path::new(&self.environment.netns))
     }
 }
@@ -45,6 +70,7 @@ pub struct Attachment<'a> {
     /// The result document.
     pub result: String,
     macvtap: NewMacvtap<'a>,
+    lease: Option<Lease<'a>>,
 }
 
 impl<'a> Attachment<'a> {
@@ -60,23 +86,24 @@ impl<'a> Attachment<'a> {
             config,
             ..
         } = request;
+        let ((), macvtap) = macvtap.attach(|macvtap| prepare(macvtap, config))?;
+        let asked = Instant::now();
+        let lease = match request.lease() {
+            Ok(lease) => lease,
+            Err(error) => return Err(undo(macvtap, error)),
+        };
+        let deadline = request.deadline + asked.elapsed();
+        let request = Request {
+            deadline,
+            ..request
+        };
+        let ipam = lease.as_ref().map(|lease| &lease.result);
         let ((link, mac), macvtap) = macvtap.attach(|macvtap| {
-            macvtap.prepare(Settings {
-                host_stack: config.host_stack,
-                promiscuous: config.promiscuous,
-                all_multicast: config.all_multicast,
-            })?;
-            if let Some(security) = &config.security {
-                macvtap.secure(security, config.mac)?;
+            let work = || set_up(macvtap, request, ipam, mode());
+            match &lease {
+                Some(lease) => lease.release_unless(work),
+                None => work(),
             }
-            if let Some(bandwidth) = &config.bandwidth {
-                macvtap.shape(bandwidth)?;
-            }
-            macvtap.set_up(mode(), config.mac, request.deadline)?;
-            let link = macvtap.read_back()?;
-            let mac = mac_of(&link)?;
-            macvtap.verify_node(request.access(macvtap)?)?;
-            Ok((link, mac))
         })?;
         info!(tap = link.index, mac:%, mtu = link.mtu; "attached");
         let interface = Interface {
@@ -85,9 +112,11 @@ impl<'a> Attachment<'a> {
             mtu: link.mtu,
             sandbox: &environment.netns,
         };
+        let prev_result = config.prev_result.as_ref();
         Ok(Self {
-            result: result::print(config.version, config.prev_result.as_ref(), &interface),
+            result: result::print(config.version, prev_result, &interface, ipam),
             macvtap,
+            lease,
         })
     }
 
@@ -99,14 +128,64 @@ impl<'a> Attachment<'a> {
     /// Takes the attachment back because of `error`, which is returned.
     #[must_use]
     pub fn undo(self, error: CniError) -> CniError {
-        match self.macvtap.remove() {
-            Ok(()) => error,
-            Err(second) => error.context(&format!("could not be undone ({second:#})")),
-        }
+        let error = match self.lease.map(|lease| lease.release()) {
+            Some(Err(second)) => {
+                error.context(&format!("addresses could not be released ({second})"))
+            }
+            _ => error,
+        };
+        undo(self.macvtap, error)
     }
 }
 
-fn mac_of(link: &Link) -> std::result::Result<MacAddr, AttachError> {
-    let none = || anyhow::anyhow!("the macvtap has no hardware address");
+/// Removes the macvtap because of `error`, which is returned.
+fn undo(macvtap: NewMacvtap<'_>, error: CniError) -> CniError {
+    match macvtap.remove() {
+        Ok(()) => error,
+        Err(second) => error.context(&format!("could not be undone ({second:#})")),
+    }
+}
+
+fn prepare(macvtap: &mut NewMacvtap<'_>, config: &Config) -> AttachResult<()> {
+    macvtap.prepare(Settings {
+        host_stack: config.host_stack,
+        promiscuous: config.promiscuous,
+        all_multicast: config.all_multicast,
+    })
+}
+
+/// Sets a macvtap up that has these addresses, if it has any; what the kernel then says of it.
+fn set_up(
+    macvtap: &mut NewMacvtap<'_>,
+    request: Request<'_>,
+    ipam: Option<&IpamResult>,
+    mode: Option<Mode>,
+) -> AttachResult<(Link, MacAddr)> {
+    let config = request.config;
+    let assign = config.ipam.as_ref().is_some_and(|ipam| ipam.assign);
+    let ip = ipam.filter(|_| assign).map(IpamResult::ip_config);
+    if let Some(ip) = &ip {
+        macvtap.assign(ip)?;
+    }
+    if let Some(security) = &config.security {
+        let addresses = ipam.into_iter().flat_map(IpamResult::hosts);
+        let security = policy::with_addresses(security, addresses).map_err(Error::from)?;
+        macvtap.secure(&security, config.mac)?;
+    }
+    if let Some(bandwidth) = &config.bandwidth {
+        macvtap.shape(bandwidth)?;
+    }
+    macvtap.set_up(mode, config.mac, request.deadline)?;
+    if let Some(ip) = &ip {
+        macvtap.add_routes(ip)?;
+    }
+    let link = macvtap.read_back()?;
+    let mac = mac_of(&link)?;
+    macvtap.verify_node(request.access(macvtap)?)?;
+    Ok((link, mac))
+}
+
+fn mac_of(link: &Link) -> AttachResult<MacAddr> {
+    let none = || anyhow!("the macvtap has no hardware address");
     Ok(link.mac.ok_or_else(none)?)
 }

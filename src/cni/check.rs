@@ -9,7 +9,8 @@ use super::{
     config::{Config, Source},
     environment::Environment,
     error::{self, CniError, code},
-    result,
+    ipam_result::IpamResult,
+    policy, result,
 };
 use crate::{
     host::{
@@ -19,7 +20,9 @@ use crate::{
         userns,
     },
     learning,
-    macvtap::{lower::LowerDevice, port_security::Interface, security::Security, shaping},
+    macvtap::{
+        addressing, lower::LowerDevice, port_security::Interface, security::Security, shaping,
+    },
     netlink::{Link, Socket},
     types::{mac::MacAddr, mode::Mode, owner::Access},
 };
@@ -40,7 +43,11 @@ pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error
         .with_context(|| format!("interface {ifname:?} does not exist in netns {sandbox}"))?;
     check_link(&link, reported)?;
     check_lower(&link, config)?;
-    check_limits(&link, config, netns)?;
+    let ipam = ipam(config, prev, environment)?;
+    if config.ipam.as_ref().is_some_and(|ipam| ipam.assign) {
+        addressing::check(&mut pod, link.index, &ipam.ip_config())?;
+    }
+    check_limits(&link, config, netns, &ipam)?;
     let access = userns::map(config.access, root, Path::new(sandbox))?;
     Ok(check_tap(&link, access)?)
 }
@@ -65,10 +72,25 @@ fn check_link(link: &Link, reported: &Value) -> Result<()> {
     Ok(())
 }
 
+/// What the chain's result says of the interface's addresses; nothing if they are not ours to give.
+fn ipam(config: &Config, prev: &Value, environment: &Environment) -> error::Result<IpamResult> {
+    if config.ipam.is_none() {
+        return Ok(IpamResult::default());
+    }
+    let ipam = IpamResult::of_chain(prev, &environment.ifname, &environment.netns);
+    ipam.map_err(|flaw| {
+        CniError::new(
+            code::DECODING,
+            format!("could not parse prevResult: {flaw}"),
+        )
+    })
+}
+
 /// What the guest may send and receive.
-fn check_limits(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
+fn check_limits(link: &Link, config: &Config, netns: &Netns, ipam: &IpamResult) -> Result<()> {
     let name = &link.name;
     if let Some(security) = &config.security {
+        let security = &policy::with_addresses(security, ipam.hosts())?;
         let mac = link.mac.context("the macvtap has no hardware address")?;
         check_security(&Interface::of(link, Some(netns)), security, mac)?;
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     error::{CniError, Result, code},
+    ipam_config::{self, Ipam},
     policy, result,
     version::Version,
 };
@@ -53,6 +54,8 @@ pub struct Config {
     pub security: Option<Security>,
     /// How much it may send and receive; none if anything.
     pub bandwidth: Option<Bandwidth>,
+    /// Where its IP addresses come from; none if it gets none.
+    pub ipam: Option<Ipam>,
     /// The result of the plugin before.
     pub prev_result: Option<Value>,
     /// What is wrong with keys that do not matter.
@@ -106,6 +109,8 @@ impl Config {
             warnings: Vec::new(),
         };
         let prev_result = result::previous(json, version)?;
+        let ipam = ipam_config::read(&fields, keys.lenient, &mut keys.warnings)?;
+        let assign = ipam.as_ref().is_some_and(|ipam| ipam.assign);
         Ok(Self {
             version,
             source: source(&fields, &mut keys)?,
@@ -113,11 +118,12 @@ impl Config {
             mac: mac(&fields, &args, &mut keys)?,
             promiscuous: fields.flag("promiscMode")?.unwrap_or(false),
             all_multicast: keys.take(fields.flag("allMulticast"))?.unwrap_or(true),
-            host_stack: host_stack(&fields, &mut keys)?,
+            host_stack: host_stack(&fields, assign, &mut keys)?,
             access: access(&fields)?,
             pod_uid: args.get(POD_UID).map(str::to_owned),
-            security: policy::security(&fields, prev_result.as_ref())?,
+            security: policy::security(&fields, prev_result.as_ref(), ipam.is_some())?,
             bandwidth: policy::bandwidth(&fields)?,
+            ipam,
             prev_result,
             warnings: keys.warnings,
         })
@@ -174,6 +180,12 @@ pub fn device_id(json: &Value) -> Option<&str> {
     let runtime = fields.object("runtimeConfig").ok().flatten();
     let runtime = runtime.and_then(|runtime| runtime.text("deviceID").ok().flatten());
     runtime.or_else(|| fields.text("deviceID").ok().flatten())
+}
+
+/// The IPAM plugin of a configuration, without judging it; none if ADD does not call it.
+#[must_use]
+pub fn ipam_plugin(json: &Value) -> Option<String> {
+    ipam_config::used(&Fields::of(json)?, device_id(json).is_some())
 }
 
 /// The lower device of a configuration without device ID, without judging it.
@@ -305,11 +317,17 @@ fn allocated(id: &str, lower: Option<&str>, mode: Option<Mode>, keys: &mut Keys)
     Ok(Source::Allocated(device))
 }
 
-/// `hostStack`, or its former name for IPv6 alone.
-fn host_stack(fields: &Fields<'_>, keys: &mut Keys) -> Result<bool> {
+/// `hostStack`, or its former name for IPv6 alone. An interface with addresses has to answer for
+/// them.
+fn host_stack(fields: &Fields<'_>, assign: bool, keys: &mut Keys) -> Result<bool> {
     let stack = keys.take(fields.flag("hostStack"))?;
     let ipv6 = keys.take(fields.flag("hostIPv6"))?;
-    Ok(stack.or(ipv6).unwrap_or(false))
+    if assign && stack == Some(false) {
+        let text = "hostStack false contradicts ipamMode \"assign\", by which the pod's kernel has \
+                    the addresses; leave one of them out, or set ipamMode to \"report\"";
+        return Err(CniError::new(code::CONFIG, text));
+    }
+    Ok(assign || stack.or(ipv6).unwrap_or(false))
 }
 
 /// The causes that users meet. A typo shows among the keys that were found.

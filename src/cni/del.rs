@@ -7,6 +7,7 @@ use super::{
     config,
     environment::Environment,
     error::{CniError, Result, code},
+    input::Input,
     policy, result,
 };
 use crate::{
@@ -122,12 +123,17 @@ fn reported_mac(json: &Value, environment: &Environment) -> Option<MacAddr> {
     interface.get("mac")?.as_str()?.parse().ok()
 }
 
-/// Removes the interface and, where the kernel does not, the tap's node.
+/// Gives the addresses back to the IPAM plugin, and removes the interface and, where the kernel does
+/// not, the tap's node.
 ///
-/// Goes on after a failure, and reports all of them.
-pub fn del(environment: &Environment, json: &Value, netns: Option<&Netns>) -> Result<()> {
+/// Goes on after a failure, and reports all of them: the runtime calls again, and an address that
+/// is not given back would be lost.
+pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> Result<()> {
+    let json = &input.json;
     let attachment = Attachment::of(json, environment);
     let mut errors = Vec::new();
+    // First, for a DHCP client tells the server by the interface.
+    errors.extend(input.forward(environment).err());
     let mut taps = Vec::new();
     if let Some(netns) = netns {
         match remove_links(netns, &attachment, environment) {

@@ -64,6 +64,8 @@ pub struct Environment {
     pub ifname: String,
     /// `CNI_ARGS`: `K=V;K=V`, not yet parsed.
     pub args: String,
+    /// `CNI_PATH`: directories of plugins, with colons between them.
+    pub path: String,
     /// `CNI_NETNS_OVERRIDE`: the pod's network namespace may be the plugin's own.
     pub netns_override: bool,
 }
@@ -118,6 +120,7 @@ impl Environment {
             netns: get("CNI_NETNS"),
             ifname: get("CNI_IFNAME"),
             args: get("CNI_ARGS"),
+            path: get("CNI_PATH"),
             netns_override: netns_override == "1" || netns_override.eq_ignore_ascii_case("true"),
         })
     }

@@ -7,12 +7,27 @@
 use log::info;
 use serde_json::Value;
 
-use super::error::{CniError, Result, code};
+use super::{
+    environment::Environment,
+    error::{CniError, Result, code},
+    input::Input,
+};
 use crate::host::devnode;
 
-/// Removes stale nodes, unless the runtime gave no list of valid attachments: then it does not
-/// know them.
-pub fn gc(json: &Value) -> Result<()> {
+/// Removes stale nodes, and lets the IPAM plugin release stale addresses.
+pub fn gc(environment: &Environment, input: &Input) -> Result<()> {
+    let removed = remove_stale_nodes(&input.json);
+    let released = input.forward(environment);
+    CniError::all(
+        [removed, released]
+            .into_iter()
+            .filter_map(Result::err)
+            .collect(),
+    )
+}
+
+/// Does nothing if the runtime gave no list of valid attachments: then it does not know them.
+fn remove_stale_nodes(json: &Value) -> Result<()> {
     let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
     if !keys
         .iter()

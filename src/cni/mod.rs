@@ -8,10 +8,14 @@ mod attachment;
 mod check;
 mod config;
 mod del;
+mod delegate;
 mod environment;
 mod error;
 mod gc;
 mod hand_over;
+mod input;
+mod ipam_config;
+mod ipam_result;
 mod output;
 mod policy;
 mod result;
@@ -34,6 +38,7 @@ use self::{
     config::Config,
     environment::{Environment, Verb},
     error::{CniError, Result, code},
+    input::Input,
     output::print,
     version::Version,
 };
@@ -41,9 +46,6 @@ use crate::host::{
     logging,
     netns::{Netns, NetnsError},
 };
-
-/// The longest configuration that is read, in bytes. GC lists every attachment of a node.
-const MAX_INPUT_BYTES: u64 = 4 << 20;
 
 /// Runs the plugin as a runtime calls it.
 #[must_use]
@@ -115,17 +117,17 @@ fn serve(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut dyn Wr
     if environment.verb == Verb::Version {
         return print(stdout, &output::versions());
     }
-    let json = read_config(stdin)?;
-    let version = check_version(&environment.verb, version::configured(&json)?)?;
+    let input = Input::read(stdin)?;
+    let version = check_version(&environment.verb, version::configured(&input.json)?)?;
     if environment.verb != Verb::Status {
-        start_logging(&environment, &json);
+        start_logging(&environment, &input.json);
     }
     match environment.verb {
-        Verb::Add => add(&environment, &json, version, stdout),
-        Verb::Del => del(&environment, &json),
-        Verb::Check => check(&environment, &json, version),
-        Verb::Status => status::status(&json),
-        Verb::Gc => gc::gc(&json),
+        Verb::Add => add(&environment, &input, version, stdout),
+        Verb::Del => del(&environment, &input),
+        Verb::Check => check(&environment, &input, version),
+        Verb::Status => status::status(&environment, &input),
+        Verb::Gc => gc::gc(&environment, &input),
         Verb::Version | Verb::Unknown(_) => Ok(()),
     }
 }
@@ -144,24 +146,25 @@ fn check_version(verb: &Verb, configured: &str) -> Result<Version> {
     }
 }
 
-fn check(environment: &Environment, json: &Value, version: Version) -> Result<()> {
+fn check(environment: &Environment, input: &Input, version: Version) -> Result<()> {
     // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
-    let config = Config::read(json, "", version)?;
-    check::check(environment, &config, &open_netns(environment)?)
+    let config = Config::read(&input.json, "", version)?;
+    check::check(environment, &config, &open_netns(environment)?)?;
+    input.forward(environment)
 }
 
 fn add(
     environment: &Environment,
-    json: &Value,
+    input: &Input,
     version: Version,
     stdout: &mut dyn Write,
 ) -> Result<()> {
     let netns = open_netns(environment)?;
-    let config = Config::read(json, &environment.args, version)?;
+    let config = Config::read(&input.json, &environment.args, version)?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    let attachment = add::add(environment, &config, &netns)?;
+    let attachment = add::add(environment, &config, &netns, &input.text)?;
     match print(stdout, &attachment.result) {
         Ok(()) => {
             attachment.keep();
@@ -173,7 +176,7 @@ fn add(
 
 /// What is at the path may be no pod's netns. Then nothing of ours is there, and the node of the
 /// tap is all that can be left.
-fn del(environment: &Environment, json: &Value) -> Result<()> {
+fn del(environment: &Environment, input: &Input) -> Result<()> {
     let netns = match find_netns(environment) {
         Ok(Some(netns)) if !netns.is_network()? => {
             warn!(netns = environment.netns.as_str(); "this is a namespace of another kind");
@@ -186,7 +189,7 @@ fn del(environment: &Environment, json: &Value) -> Result<()> {
             None
         }
     };
-    del::del(environment, json, netns.as_ref())
+    del::del(environment, input, netns.as_ref())
 }
 
 /// The pod's network namespace, which has to exist.
@@ -249,35 +252,6 @@ impl From<NetnsError> for NoPod {
 impl From<anyhow::Error> for NoPod {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
-    }
-}
-
-/// Reads the configuration, and checks what every verb needs of it.
-fn read_config(stdin: &mut dyn Read) -> Result<Value> {
-    let mut text = Vec::new();
-    let read = stdin.take(MAX_INPUT_BYTES + 1).read_to_end(&mut text);
-    let unread = |why: String| CniError::new(code::IO, format!("error reading from stdin: {why}"));
-    let length = read.map_err(|error| unread(error.to_string()))?;
-    if u64::try_from(length).is_ok_and(|length| length > MAX_INPUT_BYTES) {
-        return Err(unread(format!("more than {MAX_INPUT_BYTES} bytes")));
-    }
-    let wrong = |why: String| {
-        let text = format!("error unmarshall network config: {why}");
-        CniError::new(code::DECODING, text)
-    };
-    let json: Value = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-    if !json.is_object() {
-        return Err(wrong("it is not a JSON object".into()));
-    }
-    let refuse = |text: &str, details: &str| Err(CniError::detailed(code::CONFIG, text, details));
-    match json.get("name") {
-        None | Some(Value::Null) => refuse("missing network name", ""),
-        Some(Value::String(name)) if name.is_empty() => refuse("missing network name", ""),
-        Some(Value::String(name)) if !environment::is_name(name) => {
-            refuse("invalid characters found in network name", name)
-        }
-        Some(Value::String(_)) => Ok(json),
-        Some(other) => Err(wrong(format!("name is {other}, not a string"))),
     }
 }
 

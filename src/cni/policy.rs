@@ -28,8 +28,14 @@ const MAX_VLAN: u64 = 4094;
 // === security ===
 
 /// What the guest may send; none if anything.
-pub fn security(fields: &Fields<'_>, prev_result: Option<&Value>) -> Result<Option<Security>> {
-    read_security(fields, || given_addresses(fields, prev_result))
+///
+/// Where an IPAM plugin gives addresses, `has_ipam`, they are added by [`with_addresses`].
+pub fn security(
+    fields: &Fields<'_>,
+    prev_result: Option<&Value>,
+    has_ipam: bool,
+) -> Result<Option<Security>> {
+    read_security(fields, || given_addresses(fields, prev_result), has_ipam)
 }
 
 /// Fails if no ADD could have these limits: with whatever addresses, which only ADD is told.
@@ -37,9 +43,8 @@ pub fn check(json: &Value) -> Result<()> {
     let Some(fields) = Fields::of(json) else {
         return Ok(());
     };
-    read_security(&fields, || {
-        Ok(vec![Prefix::host(Ipv4Addr::UNSPECIFIED.into())])
-    })?;
+    let given = || Ok(vec![Prefix::host(Ipv4Addr::UNSPECIFIED.into())]);
+    read_security(&fields, given, false)?;
     bandwidth(&fields)?;
     Ok(())
 }
@@ -47,6 +52,7 @@ pub fn check(json: &Value) -> Result<()> {
 fn read_security(
     fields: &Fields<'_>,
     given: impl Fn() -> Result<Vec<Prefix>>,
+    has_ipam: bool,
 ) -> Result<Option<Security>> {
     let only_mac = fields.flag("macspoofchk")?.unwrap_or(false);
     let security = match fields.value("security") {
@@ -54,12 +60,12 @@ fn read_security(
         Some(Value::String(name)) => match name.as_str() {
             "off" => None,
             "mac" => Some(Security::mac()),
-            "strict" => Some(Security::strict(known(given()?)?)),
+            "strict" => Some(Security::strict(known(given()?, has_ipam)?)),
             _ => return Err(not_security(&Value::from(name.as_str()))),
         },
         Some(value) => {
             let keys = Fields::of(value).ok_or_else(|| not_security(value))?;
-            Some(custom(&keys, given()?)?)
+            Some(custom(&keys, given()?, has_ipam)?)
         }
     };
     if only_mac
@@ -70,6 +76,15 @@ fn read_security(
         let text = "macspoofchk true contradicts security, which lets the guest use any MAC; \
                     leave one of them out";
         return Err(CniError::new(code::CONFIG, text));
+    }
+    Ok(security)
+}
+
+/// The same security for a guest that has these addresses too.
+pub fn with_addresses(security: &Security, more: impl Iterator<Item = Prefix>) -> Result<Security> {
+    let mut security = security.clone();
+    if let Some(addresses) = security.addresses.take() {
+        security.addresses = Some(known(addresses.into_iter().chain(more).collect(), false)?);
     }
     Ok(security)
 }
@@ -88,7 +103,7 @@ fn not_security(value: &Value) -> CniError {
 }
 
 /// As strict, but for what these keys say.
-fn custom(keys: &Fields<'_>, given: Vec<Prefix>) -> Result<Security> {
+fn custom(keys: &Fields<'_>, given: Vec<Prefix>, has_ipam: bool) -> Result<Security> {
     let names = [
         "mac",
         "addresses",
@@ -109,8 +124,8 @@ fn custom(keys: &Fields<'_>, given: Vec<Prefix>) -> Result<Security> {
         router_advertisements: keys.flag("routerAdvertisements")?.unwrap_or(false),
         addresses: match list(keys, "addresses", "addresses or prefixes", prefix)? {
             List::Any => None,
-            List::Missing => Some(known(given)?),
-            List::Of(listed) => Some(known([given, listed].concat())?),
+            List::Missing => Some(known(given, has_ipam)?),
+            List::Of(listed) => Some(known([given, listed].concat(), has_ipam)?),
         },
     })
 }
@@ -189,13 +204,13 @@ fn ranges(mut numbers: Vec<u16>) -> Vec<(u16, u16)> {
 }
 
 /// A guest is bound to addresses only if some are known: without any it could not even be
-/// reached.
-fn known(mut addresses: Vec<Prefix>) -> Result<Vec<Prefix>> {
+/// reached. They `may_come` later.
+fn known(mut addresses: Vec<Prefix>, may_come: bool) -> Result<Vec<Prefix>> {
     addresses.sort_unstable();
     addresses.dedup();
     let text = match addresses.len() {
-        0 => "security binds the guest to its addresses, and none are known: \
-              not by runtimeConfig.ips, args.cni.ips or the previous result; list them or their \
+        0 if !may_come => "security binds the guest to its addresses, and none are known: \
+              not by ipam, runtimeConfig.ips, args.cni.ips or the previous result; list them or their \
               network, as in \"security\": {\"addresses\": [\"192.0.2.0/24\"]}, or set \
               security.addresses to \"any\""
             .to_owned(),
@@ -319,7 +334,7 @@ mod tests {
     use super::*;
 
     fn read(json: &Value) -> Result<Option<Security>> {
-        security(&Fields::of(json).unwrap(), json.get("prevResult"))
+        security(&Fields::of(json).unwrap(), json.get("prevResult"), false)
     }
 
     fn prefixes(texts: &[&str]) -> Vec<Prefix> {
@@ -522,7 +537,7 @@ mod tests {
             ),
         ] {
             let fields = Fields::of(&json).unwrap();
-            let outcome = security(&fields, None).map(|_| ());
+            let outcome = security(&fields, None, false).map(|_| ());
             let error = outcome
                 .and_then(|()| bandwidth(&fields).map(|_| ()))
                 .unwrap_err();

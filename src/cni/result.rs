@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     error::{CniError, Result, code},
+    ipam_result::IpamResult,
     output::to_text,
     version::{Family, Version},
 };
@@ -33,13 +34,17 @@ fn keys(family: Family) -> &'static [&'static str] {
 }
 
 /// Refuses what no result can be printed for, so that nothing is done in vain: before 0.3.0
-/// a result is nothing but addresses, and only an earlier plugin can have given one.
-pub fn check_printable(version: Version, prev_result: Option<&Value>) -> Result<()> {
+/// a result is nothing but addresses, which an earlier plugin has given or an IPAM plugin will.
+pub fn check_printable(
+    version: Version,
+    prev_result: Option<&Value>,
+    has_ipam: bool,
+) -> Result<()> {
     let has_address = prev_result.is_some_and(|prev| {
         let present = |key| prev.get(key).is_some_and(Value::is_object);
         present("ip4") || present("ip6")
     });
-    if version.family() == Family::V02 && !has_address {
+    if version.family() == Family::V02 && !has_address && !has_ipam {
         let ours = [Family::V03, Family::V1].map(|family| family.versions().join(", "));
         let text = format!(
             "cannot convert: no valid IP addresses; a result of cniVersion {} cannot have \
@@ -52,19 +57,29 @@ pub fn check_printable(version: Version, prev_result: Option<&Value>) -> Result<
     Ok(())
 }
 
-/// The document that ADD prints: the previous plugin's result with our interface added.
+/// The document that ADD prints: the previous plugin's result with our interface added, and with
+/// its addresses.
 #[must_use]
-pub fn print(version: Version, prev_result: Option<&Value>, interface: &Interface<'_>) -> String {
+pub fn print(
+    version: Version,
+    prev_result: Option<&Value>,
+    interface: &Interface<'_>,
+    ipam: Option<&IpamResult>,
+) -> String {
     let family = version.family();
     let mut fields = prev_result
         .and_then(Value::as_object)
         .cloned()
         .unwrap_or_default();
     fields.insert("cniVersion".into(), version.text().into());
+    let mut interfaces = list(fields.get("interfaces"));
+    let index = interfaces.len();
     if family != Family::V02 {
-        let mut interfaces = list(fields.get("interfaces"));
         interfaces.push(describe(family, interface));
         fields.insert("interfaces".into(), interfaces.into());
+    }
+    if let Some(ipam) = ipam {
+        ipam.add_to(&mut fields, family, index);
     }
     if family != Family::V1 {
         fields.entry("dns").or_insert_with(|| json!({}));
@@ -178,7 +193,7 @@ mod tests {
 
     #[test]
     fn prints_what_the_original_prints_at_0_3_1() {
-        let text = print(version("0.3.1"), None, &OURS);
+        let text = print(version("0.3.1"), None, &OURS, None);
         let expected = r#"{
     "cniVersion": "0.3.1",
     "interfaces": [
@@ -195,7 +210,7 @@ mod tests {
 
     #[test]
     fn prints_the_mtu_and_no_empty_dns_since_1_0_0() {
-        let text = print(version("1.1.0"), Some(&json!({"dns": {}})), &OURS);
+        let text = print(version("1.1.0"), Some(&json!({"dns": {}})), &OURS, None);
         let expected = r#"{
     "cniVersion": "1.1.0",
     "interfaces": [
@@ -221,7 +236,7 @@ mod tests {
             "interfaces": [{"name": "eth0", "sandbox": "/run/netns/pod"}],
             "unknown": 1
         });
-        let text = print(version("0.4.0"), Some(&prev), &OURS);
+        let text = print(version("0.4.0"), Some(&prev), &OURS, None);
         let printed: Value = serde_json::from_str(&text).unwrap();
         let keys: Vec<&String> = printed.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["cniVersion", "interfaces", "ips", "dns", "unknown"]);
@@ -236,21 +251,22 @@ mod tests {
     fn before_0_3_0_only_addresses_can_be_printed() {
         let addresses = json!({"ip4": {"ip": "192.0.2.2/24"}});
         for old in &SUPPORTED[..2] {
-            let error = check_printable(version(old), None).unwrap_err();
+            let error = check_printable(version(old), None, false).unwrap_err();
             let expected = format!(
                 "cannot convert: no valid IP addresses; a result of cniVersion {old} cannot have \
                  interfaces: set cniVersion to one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
             );
             assert_eq!(error.to_string(), expected);
-            assert!(check_printable(version(old), Some(&json!({"dns": {}}))).is_err());
-            assert!(check_printable(version(old), Some(&addresses)).is_ok());
+            assert!(check_printable(version(old), Some(&json!({"dns": {}})), false).is_err());
+            assert!(check_printable(version(old), Some(&addresses), false).is_ok());
+            assert!(check_printable(version(old), None, true).is_ok());
             let printed: Value =
-                serde_json::from_str(&print(version(old), Some(&addresses), &OURS)).unwrap();
+                serde_json::from_str(&print(version(old), Some(&addresses), &OURS, None)).unwrap();
             let expected = json!({"cniVersion": old, "ip4": {"ip": "192.0.2.2/24"}, "dns": {}});
             assert_eq!(printed, expected);
         }
         for new in &SUPPORTED[2..] {
-            assert!(check_printable(version(new), None).is_ok());
+            assert!(check_printable(version(new), None, false).is_ok());
         }
     }
 

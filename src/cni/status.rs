@@ -4,7 +4,9 @@ use serde_json::Value;
 
 use super::{
     config,
+    environment::Environment,
     error::{CniError, Result, code},
+    input::Input,
     policy,
 };
 use crate::{
@@ -15,8 +17,21 @@ use crate::{
     netlink::Socket,
 };
 
-/// Fails with code 50 if ADD cannot work, with 51 if what it makes would have no connection.
-pub fn status(json: &Value) -> Result<()> {
+/// Fails with code 50 if ADD cannot work, with 51 if what it makes would have no connection; with
+/// the IPAM plugin's code if that cannot.
+pub fn status(environment: &Environment, input: &Input) -> Result<()> {
+    check_node(&input.json)?;
+    input.forward(environment).map_err(|error| CniError {
+        // It is missing, for one.
+        code: match error.code {
+            code::INTERNAL => code::NOT_AVAILABLE,
+            code => code,
+        },
+        ..error
+    })
+}
+
+fn check_node(json: &Value) -> Result<()> {
     let mut host = Socket::open()?;
     host.probe_macvtap().map_err(|error| {
         let text = format!(

@@ -11,6 +11,7 @@ pub(crate) mod logging;
 pub mod netns;
 pub mod nri_query;
 pub mod packet;
+pub(crate) mod program;
 pub mod signals;
 pub mod stdout;
 pub mod tap;

@@ -12,6 +12,7 @@ use log::error;
 use nix::errno::Errno;
 
 use super::{
+    addressing,
     bandwidth::Bandwidth,
     error::{AttachError, Kind},
     port_security::Interface,
@@ -24,6 +25,7 @@ use crate::{
     types::{
         device_number::DeviceNumber,
         errors::together,
+        ip_config::IpConfig,
         mac::MacAddr,
         mode::Mode,
         owner::{Access, Owner},
@@ -243,6 +245,21 @@ impl<'a> NewMacvtap<'a> {
         let link = self.read_back()?;
         self.is_shaped = true;
         Ok(shaping::shape(&mut self.socket, &link, bandwidth)?)
+    }
+
+    /// Gives it IP addresses, which are announced by [`Self::set_up`].
+    pub fn assign(&mut self, ip: &IpConfig) -> Result<(), AttachError> {
+        let interface = Interface {
+            netns: self.netns,
+            name: &self.name,
+            index: self.index,
+        };
+        addressing::assign(&mut self.socket, interface, ip)
+    }
+
+    /// Waits until its IP addresses can be used, and adds the routes. It has to be up.
+    pub fn add_routes(&mut self, ip: &IpConfig) -> Result<(), AttachError> {
+        addressing::add_routes(&mut self.socket, self.index, ip)
     }
 
     fn interface(&self) -> Interface<'_> {

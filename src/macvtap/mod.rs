@@ -1,5 +1,6 @@
 //! Macvtaps: how one is made, and which this machine has.
 
+pub mod addressing;
 pub mod bandwidth;
 pub mod create;
 pub mod discovery;

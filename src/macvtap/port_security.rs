@@ -144,7 +144,8 @@ impl<'a> Interface<'a> {
         self.inside(Nft::open)
     }
 
-    fn inside<T>(&self, open: impl FnOnce() -> T) -> Result<T> {
+    /// Runs `open` in its network namespace.
+    pub(super) fn inside<T>(&self, open: impl FnOnce() -> T) -> Result<T> {
         match self.netns {
             Some(netns) => netns.run(|| Ok(open())),
             None => Ok(open()),

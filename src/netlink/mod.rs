@@ -1,5 +1,6 @@
 //! rtnetlink, as far as this program needs it. Callers speak in links, not in attributes.
 
+mod address;
 mod attr;
 mod batch;
 mod bpf;
@@ -15,6 +16,7 @@ mod tc;
 mod uevent;
 mod watch;
 
+pub use address::{AssignedAddress, InstalledRoute};
 pub use bpf::compile;
 pub use error::NetlinkError;
 pub use link::{Link, Stats, read_links};

@@ -24,6 +24,12 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
+impl From<Invalid> for String {
+    fn from(invalid: Invalid) -> Self {
+        invalid.0
+    }
+}
+
 /// A JSON object whose keys are found as Go finds them: exactly, or else in any
 /// case. Null is as good as absent.
 pub struct Fields<'a>(&'a Map<String, Value>);

@@ -5,6 +5,7 @@ pub mod device_id;
 pub(crate) mod device_number;
 pub(crate) mod errors;
 pub mod glob;
+pub mod ip_config;
 pub(crate) mod json;
 pub(crate) mod link_name;
 pub(crate) mod listen_address;

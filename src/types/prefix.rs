@@ -1,6 +1,10 @@
 //! Addresses, one or all of a network.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -17,6 +21,32 @@ impl Prefix {
     pub fn host(address: IpAddr) -> Self {
         let length = if address.is_ipv4() { 32 } else { 128 };
         Self { address, length }
+    }
+
+    /// The addresses that begin with the same `length` bits as `address`; all bits count if it has
+    /// fewer.
+    #[must_use]
+    pub fn around(address: IpAddr, length: u8) -> Self {
+        let host = Self::host(address);
+        let length = length.min(host.length);
+        let host_bits = u32::from(host.length - length);
+        let address = match address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+                Ipv4Addr::from(u32::from(address) & mask).into()
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+                Ipv6Addr::from(u128::from(address) & mask).into()
+            }
+        };
+        Self { address, length }
+    }
+
+    /// How many bits they have in common.
+    #[must_use]
+    pub fn length(&self) -> u8 {
+        self.length
     }
 
     /// Whether they are IPv4 addresses.

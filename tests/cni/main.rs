@@ -12,6 +12,7 @@ mod del;
 mod forged;
 mod frames;
 mod hand_over;
+mod ipam;
 mod logging;
 mod proof;
 mod protocol;

@@ -1,0 +1,683 @@
+//! IP addresses by delegation: real IPAM plugins, and scripts that fail as no real one should.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use kit::netns::{
+    Cni, FAR_END, Host, IFNAME, LOWER, Node, device_id, names, tap_number, wait_until,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Where Debian has the reference plugins, and the newest version that they speak.
+const PLUGINS: &str = "/usr/lib/cni";
+const VERSION: &str = "1.0.0";
+/// The gateway at the far end of the wire.
+const GATEWAY: &str = "10.66.0.1";
+const GATEWAY_V6: &str = "fd00:66::1";
+
+/// A node, a pod, and a place for what IPAM plugins keep.
+struct Lan {
+    node: Node,
+    pod: Host,
+    dir: TempDir,
+}
+
+impl Lan {
+    fn new() -> Self {
+        let lan = Self {
+            node: Node::new(),
+            pod: Host::new(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        lan.node
+            .wire
+            .ip(&format!("addr add {GATEWAY}/24 dev {FAR_END}"));
+        lan.node
+            .wire
+            .ip(&format!("addr add {GATEWAY_V6}/64 dev {FAR_END} nodad"));
+        lan
+    }
+
+    /// A call of a network with its own lower device, in a container of its own.
+    fn call(&self, ipam: &Value) -> Cni<'_> {
+        let config = json!({"cniVersion": VERSION, "lowerDevice": LOWER, "ipam": ipam});
+        let call = self.node.cni(&self.pod, config);
+        let call = call.env("CNI_CONTAINERID", &format!("c{}", tap_number()));
+        call.env(
+            "CNI_PATH",
+            &format!("{}:{PLUGINS}", self.dir.path().display()),
+        )
+    }
+
+    /// The configuration of host-local, by both families.
+    fn host_local(&self) -> Value {
+        json!({
+            "type": "host-local",
+            "dataDir": self.dir.path().join("leases"),
+            "ranges": [
+                [{"subnet": "10.66.0.0/24", "rangeStart": "10.66.0.10", "gateway": GATEWAY}],
+                [{"subnet": "fd00:66::/64", "rangeStart": "fd00:66::10", "gateway": GATEWAY_V6}],
+            ],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        })
+    }
+
+    /// What host-local has leased.
+    fn leases(&self) -> Vec<String> {
+        let dir = self.dir.path().join("leases/test");
+        let mut leases = if dir.exists() {
+            names(&dir)
+        } else {
+            Vec::new()
+        };
+        leases.retain(|name| name.starts_with(|c: char| c.is_ascii_hexdigit()) && name != "lock");
+        leases
+    }
+
+    /// An IPAM plugin whose answer to each verb is a script; it notes the verbs.
+    fn script(&self, script: &str) -> Value {
+        let file = self.dir.path().join("scripted");
+        let log = self.log();
+        let script = format!(
+            "#!/bin/sh\necho $CNI_COMMAND >>{}\n{script}\n",
+            log.display()
+        );
+        fs::write(&file, script).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        json!({"type": "scripted"})
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// The verbs that the script was called with.
+    fn verbs(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
+    }
+}
+
+/// A process that ends with the test.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(host: &Host, words: &str) -> Self {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL"])
+            .args(words.split_whitespace());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Self(host.0.run(|| Ok(command.spawn()?)).unwrap())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A DHCP server at the far end of the wire.
+struct Server {
+    leases: PathBuf,
+    _daemon: Daemon,
+}
+
+impl Server {
+    fn start(lan: &Lan) -> Self {
+        let leases = lan.dir.path().join("server");
+        let words = format!(
+            "prlimit --nofile=1024 dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= \
+             --dhcp-leasefile={} --port=0 --user=root --bind-interfaces --no-ping \
+             --interface={FAR_END} --dhcp-range=10.66.0.50,10.66.0.99,255.255.255.0,1h",
+            leases.display()
+        );
+        let daemon = Daemon::start(&lan.node.wire, &words);
+        wait_until("dnsmasq serves", || leases.exists());
+        Self {
+            leases,
+            _daemon: daemon,
+        }
+    }
+
+    fn leases(&self) -> String {
+        fs::read_to_string(&self.leases).unwrap()
+    }
+}
+
+/// The daemon of the DHCP plugin.
+struct Client {
+    socket: PathBuf,
+    _daemon: Daemon,
+}
+
+impl Client {
+    fn start(lan: &Lan) -> Self {
+        let socket = lan.dir.path().join("dhcp.sock");
+        let words = format!("{PLUGINS}/dhcp daemon -socketpath {}", socket.display());
+        let daemon = Daemon::start(&lan.node.host, &words);
+        wait_until("the DHCP plugin serves", || socket.exists());
+        Self {
+            socket,
+            _daemon: daemon,
+        }
+    }
+}
+
+/// Whether `host` gets an answer from `address`.
+fn reaches(host: &Host, address: &str) -> bool {
+    let words = ["ping", "-c", "1", "-W", "5", address];
+    host.output(Command::new("busybox").args(words))
+        .status
+        .success()
+}
+
+/// The addresses of a result.
+fn ips(result: &Value) -> Vec<&str> {
+    let ips = result["ips"].as_array().unwrap().iter();
+    ips.map(|ip| ip["address"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_pod_with_addresses_of_host_local_reaches_its_gateway() {
+    let lan = Lan::new();
+    let call = lan.call(&lan.host_local());
+    let result = call.add();
+    assert_eq!(ips(&result), ["10.66.0.10/24", "fd00:66::10/64"]);
+    let interface = &result["ips"][0]["interface"];
+    assert_eq!(
+        (interface, &result["ips"][0]["gateway"]),
+        (&json!(0), &json!(GATEWAY))
+    );
+    assert_eq!(
+        result["routes"],
+        json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}])
+    );
+    assert!(reaches(&lan.pod, GATEWAY));
+    assert!(reaches(&lan.pod, GATEWAY_V6));
+    let routes = lan.pod.ip("route show default") + &lan.pod.ip("-6 route show default");
+    for gateway in [GATEWAY, GATEWAY_V6] {
+        let route = format!("default via {gateway} dev {IFNAME}");
+        assert!(routes.contains(&route), "{routes}");
+    }
+    assert_eq!(lan.leases(), ["10.66.0.10", "fd00:66::10"]);
+    let call = call.with("prevResult", result);
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert!(lan.leases().is_empty(), "{:?}", lan.leases());
+    assert!(lan.pod.links().is_empty());
+    call.succeed("DEL");
+}
+
+#[test]
+fn older_versions_have_the_addresses_in_their_own_shape() {
+    for version in ["0.2.0", "0.3.1", "0.4.0"] {
+        let lan = Lan::new();
+        let call = lan.call(&lan.host_local()).with("cniVersion", version);
+        let result = call.add();
+        if version == "0.2.0" {
+            let expected = json!({
+                "cniVersion": "0.2.0",
+                "ip4": {"ip": "10.66.0.10/24", "gateway": GATEWAY, "routes": [{"dst": "0.0.0.0/0"}]},
+                "ip6": {"ip": "fd00:66::10/64", "gateway": GATEWAY_V6, "routes": [{"dst": "::/0"}]},
+                "dns": {},
+            });
+            assert_eq!(result, expected);
+        } else {
+            assert_eq!(result["ips"][1]["version"], "6");
+            assert_eq!(ips(&result), ["10.66.0.10/24", "fd00:66::10/64"]);
+        }
+        call.succeed("DEL");
+        assert!(lan.leases().is_empty());
+    }
+}
+
+#[test]
+fn check_finds_what_was_removed() {
+    for (damage, text) in [
+        (
+            format!("addr del 10.66.0.10/24 dev {IFNAME}"),
+            "no address 10.66.0.10/24",
+        ),
+        (
+            format!("addr del fd00:66::10/64 dev {IFNAME}"),
+            "no address fd00:66::10/64",
+        ),
+        ("route del default".to_owned(), "no route 0.0.0.0/0"),
+        ("-6 route del default".to_owned(), "no route ::/0"),
+    ] {
+        let lan = Lan::new();
+        let call = lan.call(&lan.host_local()).added();
+        call.succeed("CHECK");
+        lan.pod.ip(&damage);
+        let (_, msg) = call.fail("CHECK");
+        assert!(msg.contains(text), "{damage}: {msg}");
+        call.succeed("DEL");
+    }
+    // The IPAM plugin looks at what it keeps itself.
+    let lan = Lan::new();
+    let call = lan.call(&lan.host_local()).added();
+    fs::remove_dir_all(lan.dir.path().join("leases")).unwrap();
+    let (_, msg) = call.fail("CHECK");
+    assert!(
+        msg.contains("IPAM plugin \"host-local\" failed (CHECK)"),
+        "{msg}"
+    );
+}
+
+/// The sbr plugin, for one, moves routes to a table of their own.
+#[test]
+fn check_takes_routes_in_other_tables() {
+    let lan = Lan::new();
+    let call = lan.call(&lan.host_local()).added();
+    lan.pod.ip("route del default");
+    lan.pod.ip(&format!(
+        "route add default via {GATEWAY} dev {IFNAME} table 100"
+    ));
+    call.succeed("CHECK");
+}
+
+#[test]
+fn the_static_plugin_and_a_gateway_outside_of_the_network() {
+    let lan = Lan::new();
+    lan.node
+        .wire
+        .ip(&format!("route add 10.99.0.7/32 dev {FAR_END}"));
+    let call = lan.call(&json!({
+        "type": "static",
+        "addresses": [{"address": "10.99.0.7/32", "gateway": GATEWAY}],
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dns": {"nameservers": ["192.0.2.53"]},
+    }));
+    let result = call.add();
+    assert!(reaches(&lan.pod, GATEWAY));
+    assert_eq!(result["dns"], json!({"nameservers": ["192.0.2.53"]}));
+    call.succeed("DEL");
+    let own = json!({"nameservers": ["192.0.2.54"]});
+    let result = call.with("dns", own.clone()).add();
+    assert_eq!(result["dns"], own);
+}
+
+#[test]
+fn the_options_of_routes_reach_the_kernel() {
+    let lan = Lan::new();
+    let ipam = lan.script(
+        r#"[ $CNI_COMMAND != ADD ] || echo '{"cniVersion": "1.1.0",
+        "ips": [{"address": "10.66.0.20/24", "gateway": "10.66.0.1"}], "routes": [
+        {"dst": "198.51.100.0/24", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 77},
+        {"dst": "203.0.113.0/24", "scope": 253},
+        {"dst": "192.0.2.0/24", "gw": "10.66.0.2"},
+        {"dst": "192.0.2.0/24", "gw": "10.66.0.3"}]}'"#,
+    );
+    let call = lan.call(&ipam).with("cniVersion", "1.1.0").added();
+    let routes = lan.pod.ip("route show table all");
+    for part in [
+        format!("198.51.100.0/24 via {GATEWAY} dev {IFNAME} table 77 metric 7"),
+        format!("203.0.113.0/24 dev {IFNAME} scope link"),
+        format!("192.0.2.0/24 via 10.66.0.2 dev {IFNAME}"),
+        format!("192.0.2.0/24 via 10.66.0.3 dev {IFNAME}"),
+    ] {
+        let squeezed = routes.replace(" proto boot", "");
+        assert!(squeezed.contains(&part), "{part}: {routes}");
+    }
+    assert!(routes.contains("mtu 1400 advmss 1300"), "{routes}");
+    call.succeed("CHECK");
+    lan.pod.ip("route del 198.51.100.0/24 table 77");
+    lan.pod.ip(&format!(
+        "route add 198.51.100.0/24 via {GATEWAY} table 78 metric 7"
+    ));
+    let (_, msg) = call.fail("CHECK");
+    assert!(msg.contains("198.51.100.0/24"), "{msg}");
+}
+
+#[test]
+fn the_plugin_gets_what_the_runtime_gave() {
+    let lan = Lan::new();
+    let seen = lan.dir.path().join("seen");
+    let ipam = lan.script(&format!(
+        r#"env | grep ^CNI_ | sort >{seen}; cat >{seen}.json
+        [ $CNI_COMMAND != ADD ] || echo '{{"ips": [{{"address": "10.66.0.20/24"}}]}}'"#,
+        seen = seen.display()
+    ));
+    let call = lan
+        .call(&ipam)
+        .env("CNI_ARGS", "IgnoreUnknown=1;IP=10.66.0.20");
+    let call = call.with("runtimeConfig", json!({"ips": ["10.66.0.20/24"]}));
+    let call = call.with("args", json!({"cni": {"ips": ["10.66.0.20/24"]}}));
+    for verb in ["ADD", "CHECK", "DEL"] {
+        let call = match verb {
+            "CHECK" => call.clone().added(),
+            _ => call.clone(),
+        };
+        assert_eq!(call.call(verb).status, 0);
+        let environment = fs::read_to_string(&seen).unwrap();
+        let expected = [
+            "CNI_ARGS=IgnoreUnknown=1;IP=10.66.0.20",
+            &format!("CNI_COMMAND={verb}"),
+        ];
+        for part in expected {
+            assert!(environment.contains(part), "{environment}");
+        }
+        assert!(environment.contains(&format!("CNI_NETNS={}", lan.pod.path())));
+        assert!(environment.contains(&format!("CNI_IFNAME={IFNAME}")));
+        let stdin = fs::read(format!("{}.json", seen.display())).unwrap();
+        assert_eq!(stdin, call.input());
+        if verb == "ADD" {
+            call.succeed("DEL");
+        }
+    }
+}
+
+#[test]
+fn another_host_with_the_address_fails_add_and_releases_it() {
+    let lan = Lan::new();
+    lan.node
+        .wire
+        .ip(&format!("addr add fd00:66::10/64 dev {FAR_END} nodad"));
+    let (_, msg) = lan.call(&lan.host_local()).fail("ADD");
+    assert!(
+        msg.contains("another host of the network has address fd00:66::10/64"),
+        "{msg}"
+    );
+    assert!(lan.leases().is_empty(), "{:?}", lan.leases());
+    assert!(lan.pod.links().is_empty());
+}
+
+#[test]
+fn a_result_that_cannot_be_printed_releases_the_addresses() {
+    let lan = Lan::new();
+    let call = lan.call(&lan.host_local());
+    let call = call.by(&["sh", "-c", "exec \"$@\" >/dev/full", "sh"]);
+    assert_eq!(call.call("ADD").status, 1);
+    assert!(lan.leases().is_empty(), "{:?}", lan.leases());
+    assert!(lan.pod.links().is_empty());
+}
+
+#[test]
+fn del_releases_what_a_killed_add_left() {
+    let lan = Lan::new();
+    let ipam = lan.script(&format!(
+        "{PLUGINS}/host-local; status=$?; [ $CNI_COMMAND != ADD ] || kill -KILL $PPID; exit $status"
+    ));
+    let mut config = lan.host_local();
+    config["type"] = ipam["type"].clone();
+    let call = lan.call(&config);
+    assert_eq!(call.output("ADD").status.code(), None);
+    wait_until("the addresses are leased", || lan.leases().len() == 2);
+    assert_eq!(lan.pod.links(), [IFNAME]);
+    call.succeed("DEL");
+    assert!(lan.leases().is_empty());
+    assert!(lan.pod.links().is_empty());
+}
+
+#[test]
+fn del_releases_without_a_netns() {
+    let lan = Lan::new();
+    let call = lan.call(&lan.host_local());
+    call.add();
+    for netns in ["/run/netns/gone", ""] {
+        call.clone().env("CNI_NETNS", netns).succeed("DEL");
+        assert!(lan.leases().is_empty());
+    }
+}
+
+#[test]
+fn del_goes_on_when_the_plugin_fails_and_reports_it() {
+    let lan = Lan::new();
+    let ipam = lan.script(
+        r#"[ $CNI_COMMAND = ADD ] && echo '{"ips": [{"address": "10.66.0.20/24"}]}' && exit
+        echo '{"cniVersion": "1.0.0", "code": 142, "msg": "no way", "details": "at all"}'; exit 1"#,
+    );
+    let call = lan.call(&ipam);
+    call.add();
+    let error = call.call("DEL").error();
+    assert_eq!(
+        (&error["code"], &error["details"]),
+        (&json!(142), &json!("at all"))
+    );
+    assert_eq!(
+        error["msg"],
+        "IPAM plugin \"scripted\" failed (DEL): no way"
+    );
+    assert!(lan.pod.links().is_empty());
+}
+
+/// As whereabouts fails: it may have stored the address before.
+#[test]
+fn what_a_failed_add_may_have_reserved_is_released() {
+    let lan = Lan::new();
+    let ipam = lan.script(
+        r#"echo '{"code": 999, "msg": "error at storage engine: context deadline exceeded"}'; exit 1"#,
+    );
+    let (code, msg) = lan.call(&ipam).fail("ADD");
+    let failed = |verb| {
+        format!(
+            "IPAM plugin \"scripted\" failed ({verb}): error at storage engine: context deadline exceeded"
+        )
+    };
+    let expected = format!(
+        "{}; and releasing its addresses: {}",
+        failed("ADD"),
+        failed("DEL")
+    );
+    assert_eq!((code, msg), (999, expected));
+    assert_eq!(lan.verbs(), ["ADD", "DEL"]);
+    assert!(lan.pod.links().is_empty());
+}
+
+#[test]
+fn what_no_plugin_should_do_fails_add_and_leaves_nothing() {
+    for (script, code, part) in [
+        ("kill -TERM $$", 999, "it was killed by SIGTERM"),
+        ("exit 3", 999, "exit status: 3 and no error of CNI"),
+        ("echo sorry >&2; exit 1", 999, "saying \"sorry\""),
+        (
+            "echo '{\"code\": 0, \"msg\": \"zero\"}'; exit 1",
+            999,
+            "zero",
+        ),
+        ("true", 6, "no JSON"),
+        ("echo rubbish", 6, "\"rubbish\\n\""),
+        ("head -c 100000000 /dev/zero", 6, "more than 1048576 bytes"),
+        (
+            "head -c 100000000 /dev/zero >&2; exit 1",
+            999,
+            "exit status: 1",
+        ),
+        ("echo '{\"ips\": []}'", 6, "no addresses"),
+        (
+            "echo '{\"ips\": [{\"address\": \"10.0.0.1/8\", \"interface\": 4}]}'",
+            6,
+            "interface 4",
+        ),
+        ("echo '{\"cniVersion\": \"9.0.0\"}'", 6, "9.0.0"),
+    ] {
+        let lan = Lan::new();
+        let answer = format!("[ $CNI_COMMAND != ADD ] && exit\n{script}");
+        let (found, msg) = lan.call(&lan.script(&answer)).fail("ADD");
+        assert_eq!(found, code, "{script}: {msg}");
+        let named = msg.starts_with("IPAM plugin \"scripted\" failed (ADD): ");
+        assert!(named && msg.contains(part), "{script}: {msg}");
+        assert_eq!(lan.verbs(), ["ADD", "DEL"], "{script}");
+        assert!(lan.pod.links().is_empty(), "{script}");
+    }
+}
+
+#[test]
+fn a_plugin_that_cannot_be_called_fails_add_and_leaves_nothing() {
+    let lan = Lan::new();
+    lan.script("");
+    let file = lan.dir.path().join("scripted");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::create_dir(lan.dir.path().join("directory")).unwrap();
+    std::os::unix::fs::symlink(kit::binary(), lan.dir.path().join("itself")).unwrap();
+    for (plugin, code, part) in [
+        (
+            "scripted",
+            999,
+            "it could not be started: Permission denied",
+        ),
+        (
+            "missing",
+            999,
+            "failed to find plugin \"missing\" in path [",
+        ),
+        ("directory", 999, "failed to find plugin"),
+        ("../scripted", 7, "invalid plugin name: ../scripted"),
+        ("/bin/true", 7, "invalid plugin name: /bin/true"),
+        ("..", 7, "invalid plugin name: .."),
+        ("itself", 7, "gives no addresses"),
+    ] {
+        let call = lan.call(&json!({"type": plugin}));
+        let (found, msg) = call.fail("ADD");
+        assert!(
+            found == code && msg.contains(part),
+            "{plugin}: {found} {msg}"
+        );
+        assert!(lan.pod.links().is_empty(), "{plugin}");
+        let (found, msg) = call.fail("DEL");
+        assert!(
+            found == code && msg.contains(part),
+            "{plugin}: {found} {msg}"
+        );
+    }
+    assert!(lan.verbs().is_empty());
+}
+
+#[test]
+fn a_vms_network_has_addresses_only_where_it_says_so() {
+    let lan = Lan::new();
+    let number = tap_number();
+    let call = lan
+        .call(&lan.host_local())
+        .with("deviceID", device_id(number));
+    let log = call.call("ADD").stderr;
+    assert!(log.contains("ipam is ignored"), "{log}");
+    assert!(lan.leases().is_empty());
+    call.succeed("DEL");
+
+    let call = call.with("ipamMode", "report");
+    let result = call.add();
+    assert_eq!(ips(&result), ["10.66.0.10/24", "fd00:66::10/64"]);
+    assert_eq!(lan.leases().len(), 2);
+    let addresses = lan.pod.ip(&format!("address show dev {IFNAME}"));
+    assert!(
+        addresses.contains("NOARP") && !addresses.contains("inet"),
+        "{addresses}"
+    );
+    let call = call.with("prevResult", result);
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert!(lan.leases().is_empty());
+
+    let call = call
+        .with("ipamMode", "assign")
+        .with("prevResult", json!(null));
+    call.add();
+    assert!(reaches(&lan.pod, GATEWAY));
+    call.succeed("DEL");
+}
+
+#[test]
+fn security_takes_the_addresses_of_ipam() {
+    let lan = Lan::new();
+    let call = lan
+        .call(&lan.host_local())
+        .with("security", "strict")
+        .added();
+    call.succeed("CHECK");
+    assert!(reaches(&lan.pod, GATEWAY));
+    assert!(reaches(&lan.pod, GATEWAY_V6));
+    // Another address of the same network is dropped.
+    lan.pod
+        .ip(&format!("address add 10.66.0.99/24 dev {IFNAME}"));
+    lan.pod.ip("route del default");
+    lan.pod
+        .ip(&format!("route add default via {GATEWAY} src 10.66.0.99"));
+    lan.pod.ip(&format!(
+        "route add {GATEWAY}/32 dev {IFNAME} src 10.66.0.99"
+    ));
+    let words = ["ping", "-c", "1", "-W", "1", GATEWAY];
+    let ping = lan.pod.output(Command::new("busybox").args(words));
+    assert!(!ping.status.success());
+    lan.pod.ip(&format!("route del {GATEWAY}/32"));
+    assert!(reaches(&lan.pod, GATEWAY));
+    call.succeed("DEL");
+}
+
+#[test]
+fn status_and_gc_reach_the_plugin() {
+    let lan = Lan::new();
+    let broken = lan.dir.path().join("broken");
+    let ipam = lan.script(&format!(
+        r#"[ ! -e {} ] || {{ echo '{{"code": 51, "msg": "half"}}'; exit 1; }}"#,
+        broken.display()
+    ));
+    let call = lan.call(&ipam).with("cniVersion", "1.1.0");
+    let gc = call.clone().with("cni.dev/valid-attachments", json!([]));
+    call.succeed("STATUS");
+    gc.succeed("GC");
+    fs::write(&broken, "").unwrap();
+    for (verb, call) in [("STATUS", &call), ("GC", &gc)] {
+        let expected = format!("IPAM plugin \"scripted\" failed ({verb}): half");
+        assert_eq!(call.fail(verb), (51, expected));
+    }
+    assert_eq!(lan.verbs(), ["STATUS", "GC", "STATUS", "GC"]);
+    let missing = lan
+        .call(&json!({"type": "missing"}))
+        .with("cniVersion", "1.1.0");
+    assert_eq!(missing.fail("STATUS").0, 50);
+    // Where ADD would ignore it, nothing is asked.
+    let of_vm = json!({"cniVersion": "1.1.0", "name": "n", "ipam": {"type": "scripted"}});
+    gc.stdin(of_vm.to_string()).succeed("STATUS");
+    assert_eq!(lan.verbs().len(), 4);
+}
+
+#[test]
+fn new_addresses_are_announced() {
+    let lan = Lan::new();
+    // Who had the addresses before is in the neighbour's tables.
+    for address in ["10.66.0.10", "fd00:66::10"] {
+        lan.node.wire.ip(&format!(
+            "neigh add {address} lladdr 02:00:00:00:00:99 dev {FAR_END} nud stale"
+        ));
+    }
+    let call = lan.call(&lan.host_local());
+    let result = call.add();
+    let mac = result["interfaces"][0]["mac"].as_str().unwrap();
+    for address in ["10.66.0.10", "fd00:66::10"] {
+        wait_until("the neighbour knows", || {
+            let known = lan
+                .node
+                .wire
+                .ip(&format!("neigh show {address} dev {FAR_END}"));
+            known.contains(mac)
+        });
+    }
+    call.succeed("DEL");
+}
+
+/// A DHCP client of the reference plugins, and a server at the far end of the wire.
+#[test]
+fn an_address_by_dhcp_is_leased_and_released() {
+    let lan = Lan::new();
+    let server = Server::start(&lan);
+    let client = Client::start(&lan);
+    let call = lan.call(&json!({"type": "dhcp", "daemonSocketPath": client.socket}));
+    let result = call.add();
+    assert!(ips(&result)[0].starts_with("10.66.0."), "{result}");
+    assert!(reaches(&lan.pod, GATEWAY));
+    assert_eq!(server.leases().lines().count(), 1, "{}", server.leases());
+    call.succeed("DEL");
+    wait_until("the lease is released", || server.leases().is_empty());
+}
