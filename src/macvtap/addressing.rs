@@ -91,7 +91,7 @@ pub(super) fn add_routes(
 fn wait_for_ipv6(socket: &mut Socket, index: u32, ip: &IpConfig) -> Result<(), AttachError> {
     let start = Instant::now();
     loop {
-        let mut found = socket.addresses(index).context("looking at addresses")?;
+        let mut found = socket.addresses_of(index).context("looking at addresses")?;
         found.retain(|found| ip.addresses.contains(&found.address));
         if let Some(duplicate) = found.iter().find(|found| found.duplicate) {
             let address = duplicate.address;
@@ -113,7 +113,7 @@ fn wait_for_ipv6(socket: &mut Socket, index: u32, ip: &IpConfig) -> Result<(), A
 /// Fails if an interface lacks one of these addresses, or if one of these routes is nowhere. Later
 /// plugins of a chain may have moved routes to other tables and interfaces.
 pub fn check(socket: &mut Socket, index: u32, ip: &IpConfig) -> Result<()> {
-    let assigned = socket.addresses(index).context("looking at addresses")?;
+    let assigned = socket.addresses_of(index).context("looking at addresses")?;
     for address in &ip.addresses {
         let found = assigned.iter().find(|found| found.address == *address);
         found.with_context(|| format!("the interface has no address {address}"))?;

@@ -102,7 +102,7 @@ impl Socket {
     }
 
     /// The addresses that an interface has.
-    pub fn addresses(&mut self, index: u32) -> Result<Vec<AssignedAddress>, NetlinkError> {
+    pub fn addresses_of(&mut self, index: u32) -> Result<Vec<AssignedAddress>, NetlinkError> {
         let mut header = [0; ADDRESS_HEADER];
         header[4..].copy_from_slice(&index.to_ne_bytes());
         // A kernel without strict checking lists those of all interfaces.
