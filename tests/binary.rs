@@ -56,8 +56,18 @@ fn is_small() {
     // What cargo builds for tests is not what is shipped.
     if std::env::var_os("MACVTAP_BINARY").is_some() {
         let size = fs::metadata(binary()).unwrap().len();
-        assert!(size < 4 << 20, "{size} bytes");
+        assert!(size < 4_000_000, "{size} bytes");
     }
+}
+
+/// A release has no tables by which a stack could be walked.
+#[test]
+fn errors_print_where_backtraces_are_asked_for() {
+    let mut command = Command::new(binary());
+    command.args(["install", "--dir", "/nonexistent/dir"]);
+    let output = command.env("RUST_BACKTRACE", "1").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("/nonexistent/dir"));
 }
 
 #[test]

@@ -135,15 +135,17 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
     // First, for a DHCP client tells the server by the interface.
     errors.extend(input.forward(environment).err());
     let mut taps = Vec::new();
-    if let Some(netns) = netns {
-        match remove_links(netns, &attachment, environment) {
-            Ok(removed) => taps.extend(removed),
-            Err(error) => errors.push(error),
+    match netns.map(Netns::socket) {
+        Some(Ok(mut pod)) => {
+            match remove_links(&mut pod, &attachment, environment) {
+                Ok(removed) => taps.extend(removed),
+                Err(error) => errors.push(error),
+            }
+            let removed = remove_security(&mut pod, netns, environment, json);
+            errors.extend(removed.err());
         }
-        let removed = remove_security(netns, &environment.ifname, policy::has_security(json));
-        errors.extend(removed.err());
-    } else {
-        info!("the netns is gone, and with it the interface");
+        Some(Err(error)) => errors.push(error.into()),
+        None => info!("the netns is gone, and with it the interface"),
     }
     taps.extend(attachment.taps());
     taps.sort_unstable();
@@ -163,18 +165,24 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
 
 /// Removes the rules for an interface that is gone. One that is there may be another attachment,
 /// which keeps its rules. The configuration may have lost its keys since ADD, so they are looked
-/// for in any case; that fails the call only where it `has` them, for the kernel may have none.
-fn remove_security(netns: &Netns, ifname: &str, has: bool) -> Result<()> {
-    if LinkName::flaw(ifname).is_some() || netns.socket()?.link_by_name(ifname)?.is_some() {
+/// for in any case; that fails the call only where it has them, for the kernel may have none.
+fn remove_security(
+    pod: &mut Socket,
+    netns: Option<&Netns>,
+    environment: &Environment,
+    json: &Value,
+) -> Result<()> {
+    let name = environment.ifname.as_str();
+    if LinkName::flaw(name).is_some() || pod.link_by_name(name)?.is_some() {
         return Ok(());
     }
     let interface = Interface {
-        netns: Some(netns),
-        name: ifname,
+        netns,
+        name,
         index: 0,
     };
     match interface.remove_security() {
-        Err(error) if !has => {
+        Err(error) if !policy::has_security(json) => {
             debug!(error = format!("{error:#}"); "no rules can be looked for");
             Ok(())
         }
@@ -184,11 +192,10 @@ fn remove_security(netns: &Netns, ifname: &str, has: bool) -> Result<()> {
 
 /// Deletes the attachment's links in the pod; the numbers of their taps.
 fn remove_links(
-    netns: &Netns,
+    pod: &mut Socket,
     attachment: &Attachment,
     environment: &Environment,
 ) -> Result<Vec<u32>> {
-    let mut pod = netns.socket()?;
     let mut links = Vec::new();
     if LinkName::flaw(&environment.ifname).is_none() {
         let found = pod.link_by_name(&environment.ifname)?;
@@ -200,7 +207,7 @@ fn remove_links(
     }
     let mut removed = Vec::new();
     for link in links {
-        removed.extend(delete(&mut pod, &link)?);
+        removed.extend(delete(pod, &link)?);
     }
     Ok(removed)
 }

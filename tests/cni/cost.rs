@@ -87,16 +87,41 @@ fn system_calls(log: &str, pod: &str) -> String {
     names.join("\n") + "\n"
 }
 
-#[test]
-fn add_makes_these_system_calls() {
-    let case = Case::new();
-    let log = NamedTempFile::new().unwrap();
-    // No device plugin of this machine is to be found.
+/// The words by which strace writes to `log`. No device plugin of this machine is to be found.
+fn strace(log: &NamedTempFile) -> Vec<&str> {
     let script = "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib && exec \"$@\"";
     let alone = ["unshare", "--mount", "--propagation", "private"];
     let strace = ["strace", "-o", log.path().to_str().unwrap()];
-    let words = [&alone[..], &["sh", "-c", script, "sh"], &strace].concat();
-    case.call().by(&words).add();
+    [&alone[..], &["sh", "-c", script, "sh"], &strace].concat()
+}
+
+#[test]
+fn add_makes_these_system_calls() {
+    let (case, log) = (Case::new(), NamedTempFile::new().unwrap());
+    case.call().by(&strace(&log)).add();
     let log = fs::read_to_string(log.path()).unwrap();
     assert_eq!(system_calls(&log, &case.pod.path()), ADD, "{log}");
+}
+
+/// A transaction of nf_tables waits for all processors, 20 ms, even one that finds nothing to
+/// delete.
+#[test]
+fn del_makes_a_transaction_only_where_there_are_rules() {
+    let (case, log) = (Case::new(), NamedTempFile::new().unwrap());
+    for (security, expected) in [("off", 0), ("mac", 1)] {
+        let call = case.call().with("security", security);
+        call.add();
+        call.by(&strace(&log)).succeed("DEL");
+        let log = fs::read_to_string(log.path()).unwrap();
+        let socket = log
+            .lines()
+            .filter(|line| line.contains("NETLINK_NETFILTER"));
+        assert_eq!(socket.count(), 1, "{log}");
+        // NFT_MSG_DELTABLE of the subsystem 10.
+        let deletes = |line: &&str| ["0xa02", "DELTABLE"].iter().any(|it| line.contains(it));
+        let deletes = |line: &&str| line.starts_with("sendto(") && deletes(line);
+        assert_eq!(log.lines().filter(deletes).count(), expected, "{log}");
+        let route = log.lines().filter(|line| line.contains("NETLINK_ROUTE)"));
+        assert_eq!(route.count(), 1, "{log}");
+    }
 }
