@@ -13,7 +13,7 @@ pub fn read(socket: &mut Socket, links: &[Link]) -> Result<Facts, NetlinkError> 
         .filter_map(|link| Some((link.index, Hardware::of(link)?)));
     Ok(Facts {
         hardware: hardware.collect(),
-        addresses: socket.addresses()?,
+        addresses: socket.all_addresses()?,
         default_route: socket.default_route()?,
     })
 }

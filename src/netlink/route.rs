@@ -40,7 +40,7 @@ type DefaultRoute = (u32, Vec<u32>);
 
 impl Socket {
     /// All addresses of the socket's network namespace, each with the index of its interface.
-    pub fn addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+    pub fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
         let header = [0; ADDRESS_HEADER];
         self.read_list(
             |batch| batch.add((GET_ADDRESS, DUMP), &header, |_| {}),
