@@ -189,6 +189,7 @@ fn check_shell(text: &str) {
     let tested = [
         "cargo run --release -- selftest",
         "cargo test --test node -- configuration",
+        "UPDATE_README=1 cargo test --test machine -- captures",
         "scripts/",
         ".ci/run",
     ];

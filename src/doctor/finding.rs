@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::plural::count;
+use crate::{
+    link::terminal::{width, wrapped},
+    types::plural::count,
+};
+
+/// Characters of the shortest line into which a text is broken.
+const MIN_WIDTH: usize = 30;
 
 /// A finding of one check. As JSON its keys are only ever added.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -65,19 +71,31 @@ impl Finding {
         self.verdict == Verdict::Fail
     }
 
-    /// Its line, and a second one with the fix.
-    pub fn lines(&self) -> String {
+    /// Its text and its fix, in lines of `width` characters.
+    pub fn lines(&self, width: usize) -> String {
         let (verdict, check) = (self.verdict.name(), &self.check);
-        let line = format!("  {verdict:4} {check:14} {}\n", self.text);
+        let text = paragraph(&format!("  {verdict:4} {check:14} "), &self.text, width);
         let fix = self.fix.as_ref();
-        let fix = fix.map(|fix| format!("{:22}fix: {fix}\n", ""));
-        line + &fix.unwrap_or_default()
+        let fix = fix.map(|fix| paragraph(&format!("{:22}fix: ", ""), fix, width));
+        text + &fix.unwrap_or_default()
     }
+}
+
+/// A text beside its heading. It breaks only where more than a word fits in a line.
+fn paragraph(heading: &str, text: &str, width: usize) -> String {
+    let indent = heading.chars().count();
+    let lines = match width.checked_sub(indent) {
+        Some(rest) if rest >= MIN_WIDTH => wrapped(text, rest),
+        _ => vec![text.to_owned()],
+    };
+    let between = format!("\n{:indent$}", "");
+    format!("{heading}{}\n", lines.join(&between))
 }
 
 /// The findings as text, with the number of problems at the end.
 pub fn to_text(findings: &[Finding]) -> String {
-    let lines: String = findings.iter().map(Finding::lines).collect();
+    let width = width().unwrap_or(usize::MAX);
+    let lines: String = findings.iter().map(|each| each.lines(width)).collect();
     format!("{lines}\n{}\n", summary(findings))
 }
 

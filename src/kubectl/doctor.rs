@@ -11,6 +11,7 @@ use super::{
 use crate::{
     doctor::finding::{Finding, summary},
     host::stdout::print_report,
+    link::terminal,
 };
 
 /// A finding on a node.
@@ -52,8 +53,9 @@ fn to_json(found: &[(&str, Finding)]) -> Result<String> {
 
 fn to_text(found: &[(&str, Finding)]) -> String {
     let width = found.iter().map(|(node, _)| node.len()).max().unwrap_or(0);
+    let rest = terminal::width().map_or(usize::MAX, |all| all.saturating_sub(width));
     let lines = found.iter().flat_map(|(node, finding)| {
-        let lines = finding.lines();
+        let lines = finding.lines(rest);
         let lines = lines.lines().map(|line| format!("{node:width$}{line}\n"));
         lines.collect::<Vec<_>>()
     });

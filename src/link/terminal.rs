@@ -53,7 +53,8 @@ pub fn print_sentence(text: &str) -> Result<()> {
     print(&format!("{}\n", lines.join("\n")))
 }
 
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+/// The lines of a text, broken between words.
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         let length = word.chars().count();

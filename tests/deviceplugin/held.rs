@@ -4,10 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -15,24 +11,15 @@ use kit::{
     binary,
     kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
     netns::{Host, LOWER, Node, tap_exists, tap_of, wait_until},
+    pod_resources::PodResources,
 };
 use macvtap::{
-    deviceplugin::grpc::{
-        api::ContainerAllocateResponse,
-        pod_resources::api::{
-            ContainerDevices, ContainerResources, ListPodResourcesRequest,
-            ListPodResourcesResponse, PodResources,
-            pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
-        },
-    },
+    deviceplugin::grpc::api::ContainerAllocateResponse,
     selftest::kubelet::{Kubelet, Resource},
 };
 use prost::Message;
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
 
 /// A node whose device plugin reads a file.
 struct World {
@@ -281,78 +268,6 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
     );
 }
 
-/// A kubelet's list of pod resources: one container, with the device that has this ID.
-struct OnePod {
-    id: String,
-    listed: Arc<AtomicBool>,
-}
-
-#[tonic::async_trait]
-impl PodResourcesLister for OnePod {
-    async fn list(
-        &self,
-        _: Request<ListPodResourcesRequest>,
-    ) -> Result<Response<ListPodResourcesResponse>, Status> {
-        self.listed.store(true, Ordering::Relaxed);
-        let container = ContainerResources {
-            name: "compute".to_owned(),
-            devices: vec![ContainerDevices {
-                resource_name: format!("macvtap.network.kubevirt.io/{RESOURCE}"),
-                device_ids: vec![self.id.clone(), "of another plugin".to_owned()],
-            }],
-        };
-        let pod = PodResources {
-            name: "virt-launcher-vm1".to_owned(),
-            namespace: "vms".to_owned(),
-            containers: vec![container],
-        };
-        Ok(Response::new(ListPodResourcesResponse {
-            pod_resources: vec![pod],
-        }))
-    }
-}
-
-/// The kubelet's socket for pod resources, until this is dropped.
-struct PodResourcesSocket {
-    listed: Arc<AtomicBool>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    server: Option<std::thread::JoinHandle<()>>,
-}
-
-impl PodResourcesSocket {
-    fn serve(kubelet_dir: &Path, id: &str) -> Self {
-        let resources = kubelet_dir.parent().unwrap().join("pod-resources");
-        fs::create_dir(&resources).unwrap();
-        let listed = Arc::new(AtomicBool::new(false));
-        let service = PodResourcesListerServer::new(OnePod {
-            id: id.to_owned(),
-            listed: Arc::clone(&listed),
-        });
-        let path = resources.join("kubelet.sock");
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = std::thread::spawn(move || {
-            let mut builder = tokio::runtime::Builder::new_current_thread();
-            builder.enable_all().build().unwrap().block_on(async {
-                let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
-                let server = Server::builder().serve_with_incoming(service, incoming);
-                tokio::select! { _ = server => {}, _ = stopped => {} }
-            });
-        });
-        Self {
-            listed,
-            stop: Some(stop),
-            server: Some(server),
-        }
-    }
-}
-
-impl Drop for PodResourcesSocket {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        let _ = self.server.take().unwrap().join();
-    }
-}
-
 /// The device plugin's container sees neither the runtime's files nor the pod's processes.
 #[test]
 fn a_list_names_the_pod_and_the_container_that_the_kubelet_knows() {
@@ -372,7 +287,7 @@ fn a_list_names_the_pod_and_the_container_that_the_kubelet_knows() {
         list["macvtaps"][0].clone()
     };
     assert_eq!(listed()["pod"], Value::Null);
-    let _resources = PodResourcesSocket::serve(&world.dir, &id);
+    let _resources = PodResources::serve(&world.dir, &[("vms/virt-launcher-vm1", &id)]);
     wait_until("the kubelet answers", || !listed()["pod"].is_null());
     let macvtap = listed();
     assert_eq!(macvtap["pod"], "vms/virt-launcher-vm1");
@@ -389,14 +304,13 @@ fn the_kubelet_is_asked_to_release_the_devices_of_pods_that_are_gone() {
         .wait("a list", |resource| resource.lists > 0)
         .healthy()[7]
         .clone();
-    let resources = PodResourcesSocket::serve(&world.dir, &id);
-    let listed = &resources.listed;
+    let resources = PodResources::serve(&world.dir, &[("vms/virt-launcher-vm1", &id)]);
     world.checkpoint(&id, tap_of(&id));
     world
         .kubelet
         .pre_start(RESOURCE, std::slice::from_ref(&id))
         .unwrap();
-    wait_until("the kubelet was asked", || listed.load(Ordering::Relaxed));
+    wait_until("the kubelet was asked", || resources.was_listed());
     let lists = world.kubelet.resource(RESOURCE).unwrap().lists;
     world.wait("it gets the list again", |resource| resource.lists > lists);
     write_checkpoint(&world.dir, &Value::Null);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::too_many_lines, reason = "a test is read from top to bottom")]
 
+mod captures;
 mod doctor;
 mod helper;
 mod kubectl;

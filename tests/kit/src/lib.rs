@@ -13,6 +13,7 @@ pub mod guest;
 pub mod http;
 pub mod kubelet;
 pub mod netns;
+pub mod pod_resources;
 pub mod source;
 pub mod switch;
 pub mod traffic;
