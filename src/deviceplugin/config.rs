@@ -7,14 +7,14 @@ use serde_json::Value;
 use super::config_selector::{discovery, is_for_node, selector};
 use crate::{
     macvtap::{discovery::Discovery, selector::Selector},
-    types::{json::Fields, link_name::LinkName, mode::Mode, resource_name},
+    types::{device_id::MAX_SLOTS, json::Fields, link_name::LinkName, mode::Mode, resource_name},
 };
 
 /// The number of devices of a resource without a capacity, as in the original.
 pub const DEFAULT_CAPACITY: usize = 100;
 /// The maximum number of devices of a resource. The kubelet accepts lists of up to 4 MiB, where
 /// a device takes about 100 bytes, and writes each list into its checkpoint.
-pub const MAX_CAPACITY: usize = 16_384;
+pub const MAX_CAPACITY: usize = MAX_SLOTS as usize;
 
 /// The keys of an entry.
 const KEYS: [&str; 7] = [

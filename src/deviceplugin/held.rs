@@ -17,6 +17,8 @@ pub struct Evidence<'a> {
     pub recent: &'a [DeviceId],
     /// The taps that exist.
     pub taps: &'a BTreeSet<u32>,
+    /// The devices whose macvtap is in our own network namespace, for the tap alone.
+    pub tap_only: &'a [DeviceId],
 }
 
 /// The devices that pods hold.
@@ -55,7 +57,8 @@ impl Held {
             .retain(|tap, device| evidence.taps.contains(tap) || ids.contains(&device.to_string()));
         let existing = listed.filter(|(tap, _)| evidence.taps.contains(tap));
         let existing: Vec<DeviceId> = existing.filter_map(|(_, id)| id.parse().ok()).collect();
-        for device in named.into_iter().chain(existing) {
+        let tap_only = evidence.tap_only.iter().cloned();
+        for device in named.into_iter().chain(existing).chain(tap_only) {
             self.by_tap.entry(device.tap).or_insert(device);
         }
         self.originals = originals(evidence.checkpoint);
@@ -132,6 +135,7 @@ mod tests {
             checkpoint,
             recent: &[],
             taps: &taps.iter().copied().collect(),
+            tap_only: &[],
         };
         held.update([(16_777_300, listed)].into_iter(), evidence);
     }
@@ -161,6 +165,7 @@ mod tests {
             checkpoint: &[],
             recent: &[OLD.parse().unwrap()],
             taps: &BTreeSet::new(),
+            tap_only: &[],
         };
         held.update(std::iter::empty(), evidence);
         assert!(held.is_taken(16_777_300, NEW));

@@ -22,6 +22,7 @@ mod node_facts;
 mod node_features;
 mod node_identity;
 pub mod nri;
+mod orphans;
 mod pod_devices;
 mod registration;
 mod resource;

@@ -71,8 +71,20 @@ impl PodDevices {
             || self.recent.iter().any(|(_, recent)| recent == device)
     }
 
-    /// Looks again. `listed` are the devices of the last lists. True if others are held.
-    pub fn look<'a>(&mut self, listed: impl Iterator<Item = &'a ListedDevice>) -> bool {
+    /// The resources of which pods hold devices, or of which the kubelet's checkpoint names some.
+    pub fn resources(&mut self) -> impl Iterator<Item = &str> {
+        let allocations = self.checkpoint.read().iter();
+        let named = allocations.filter_map(|allocation| allocation.resource.split_once('/'));
+        self.held.resources().chain(named.map(|(_, name)| name))
+    }
+
+    /// Looks again. `listed` are the devices of the last lists, `tap_only` those whose macvtap is
+    /// in our own network namespace. True if others are held.
+    pub fn look<'a>(
+        &mut self,
+        listed: impl Iterator<Item = &'a ListedDevice>,
+        tap_only: &[DeviceId],
+    ) -> bool {
         self.looked_at = Instant::now();
         self.recent.retain(|(at, _)| at.elapsed() < RECENT);
         let recent: Vec<DeviceId> = self.recent.iter().map(|(_, it)| it.clone()).collect();
@@ -87,6 +99,7 @@ impl PodDevices {
             checkpoint: self.checkpoint.read(),
             recent: &recent,
             taps: &taps,
+            tap_only,
         };
         let listed = listed.map(|device| (device.tap, device.id.as_str()));
         let before = self.held.clone();

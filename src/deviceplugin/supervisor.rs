@@ -23,6 +23,7 @@ use super::{
     node_features::NodeFeatures,
     node_identity::NodeIdentity,
     nri::Nri,
+    orphans::Orphans,
     pod_devices::PodDevices,
     resource::{Resource, Shared},
     selection::Selection,
@@ -56,6 +57,7 @@ pub struct Supervisor {
     /// The devices of each of them.
     devices: BTreeMap<String, Arc<Vec<ListedDevice>>>,
     pod_devices: PodDevices,
+    orphans: Orphans,
     release_at: Instant,
     /// What is offered, by resource: also devices that pods hold of former resources.
     plans: BTreeMap<String, (ResourceConfig, Plan)>,
@@ -101,6 +103,7 @@ impl Supervisor {
             netlink,
             configured: BTreeMap::new(),
             devices: BTreeMap::new(),
+            orphans: Orphans::default(),
             release_at: Instant::now(),
             plans: BTreeMap::new(),
             resources: BTreeMap::new(),
@@ -311,16 +314,25 @@ impl Supervisor {
 
     /// Plans what to offer by the configuration and what pods hold.
     fn plan(&mut self) {
-        self.look();
         self.configured = self.select();
+        self.orphans.forget_unknown();
+        self.look();
         self.devices = device_list::devices(self.node.text(), &self.configured);
         self.plan_resources();
     }
 
     /// Looks which devices pods hold. True if they are others than before.
     fn look(&mut self) -> bool {
+        let resources = self.pod_devices.resources().map(str::to_owned);
+        let resources: BTreeSet<String> =
+            resources.chain(self.configured.keys().cloned()).collect();
+        let resources = resources.iter().map(String::as_str).collect();
+        let held = self.pod_devices.held();
+        let orphans = self
+            .orphans
+            .find(&self.links, held, self.node.text(), &resources);
         let listed = self.devices.values().flat_map(|devices| devices.iter());
-        self.pod_devices.look(listed)
+        self.pod_devices.look(listed, &orphans)
     }
 
     fn plan_resources(&mut self) {

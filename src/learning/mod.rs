@@ -18,6 +18,7 @@ mod netns;
 pub(crate) mod port;
 pub mod query;
 mod recovery;
+mod search;
 mod sockets;
 mod table;
 mod thread;

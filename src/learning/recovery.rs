@@ -89,13 +89,22 @@ impl Places {
         if self.lists(&netns.path) && netns.open()?.is_some() {
             return Ok(netns.clone());
         }
-        let mut paths = self.paths();
-        let found = paths.find(|(_, identity)| *identity == netns.identity);
-        let (path, identity) = found.with_context(|| {
+        self.find(netns).with_context(|| {
             let path = netns.path.display();
             format!("{path} is not a network namespace that is found here; is /run/netns mounted?")
-        })?;
-        Ok(PodNetns { path, identity })
+        })
+    }
+
+    /// Where the netns of a pod is now, if not at its path any more.
+    pub fn follow(&self, netns: &PodNetns) -> Option<PodNetns> {
+        let moved = matches!(netns.open(), Ok(None));
+        moved.then(|| self.find(netns)).flatten()
+    }
+
+    fn find(&self, netns: &PodNetns) -> Option<PodNetns> {
+        let mut paths = self.paths();
+        let (path, identity) = paths.find(|(_, identity)| *identity == netns.identity)?;
+        Some(PodNetns { path, identity })
     }
 
     fn lists(&self, path: &Path) -> bool {

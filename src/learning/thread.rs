@@ -1,7 +1,7 @@
 //! The thread that learns: it receives frames, asks the ports what follows, and does it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -26,6 +26,7 @@ use super::{
     port::{Action, Event, Observation, Port},
     query::{Listener, Query, Request},
     recovery::{Places, PortLink, path_in_container, port_of},
+    search::UnknownTaps,
     sockets::Sockets,
     table::{Entry, Existence, MAX_PORTS, Table},
 };
@@ -44,8 +45,6 @@ const SOCKETS_INTERVAL: Duration = Duration::from_secs(2);
 /// How often it is looked whether there are taps of which ADD did not query: its query may have
 /// been lost.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the port of such a tap is looked for. Most are none of ours.
-const MAX_SEARCHES: u32 = 3;
 /// Frames that are taken from one socket before others have their turn.
 const MAX_FRAMES_PER_TURN: usize = 256;
 /// Queries that are answered before frames have their turn.
@@ -74,7 +73,7 @@ impl Learning {
             sockets,
             closer: Closer::start()?,
             places: Places::new(netns_dir, kubelet_dir),
-            unknown: BTreeMap::new(),
+            unknown: UnknownTaps::default(),
             search_at: Instant::now() + SEARCH_INTERVAL,
             listener,
             accept_at: Instant::now(),
@@ -127,8 +126,8 @@ struct Learner {
     sockets: Sockets,
     closer: Closer,
     places: Places,
-    /// Taps that are no known port, and how often ports were looked for since they came.
-    unknown: BTreeMap<u32, u32>,
+    /// Taps that are no known port.
+    unknown: UnknownTaps,
     /// When ports are looked for again.
     search_at: Instant,
     listener: Listener,
@@ -376,16 +375,25 @@ impl Learner {
         Ok(link.transpose()?.flatten().and_then(port_of))
     }
 
-    /// Forgets a port whose macvtap does not exist, unless it is still to be made.
+    /// Forgets a port whose macvtap does not exist, unless it is still to be made, or the path of
+    /// its network namespace is another one now: where that is known by a process alone, the
+    /// process may end before the pod.
     fn handle_absence(&mut self, tap: u32) {
         let now = Instant::now();
-        if self.table.get(tap).is_some_and(|entry| entry.is_gone(now)) {
+        let netns = self
+            .table
+            .get(tap)
+            .and_then(|entry| self.places.follow(&entry.netns));
+        let gone = self.table.get(tap).is_some_and(|entry| entry.is_gone(now));
+        if gone && netns.is_none() {
             self.table.remove(tap);
             debug!(tap; "port is gone");
-        } else {
-            self.table
-                .update(tap, now, |entry| entry.port.schedule_look(now));
+            return;
         }
+        self.table.update(tap, now, |entry| {
+            entry.netns = netns.unwrap_or_else(|| entry.netns.clone());
+            entry.port.schedule_look(now);
+        });
     }
 
     fn handle_failure(&mut self, tap: u32, error: &Error) {
@@ -442,18 +450,12 @@ impl Learner {
             Ok(taps) => taps,
             Err(error) => return self.warn(format!("listing taps: {error:#}")),
         };
-        self.unknown.retain(|tap, _| taps.contains(tap));
-        let mut found = false;
-        for tap in taps
+        let unknown = taps
             .into_iter()
-            .filter(|tap| self.table.get(*tap).is_none())
-        {
-            let searches = self.unknown.entry(tap).or_default();
-            found |= *searches < MAX_SEARCHES;
-            *searches += 1;
-        }
+            .filter(|tap| self.table.get(*tap).is_none());
+        let is_due = self.unknown.update(unknown);
         let known = self.table.len();
-        if found {
+        if is_due {
             self.find_ports();
         }
         if self.table.len() > known {

@@ -1,7 +1,7 @@
 //! The macvtap of a pod that uses the tap without the CNI plugin. It is in the host's
 //! network namespace, as all of kubevirt/macvtap-cni's do.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -15,7 +15,7 @@ use crate::{
     host::tap,
     netlink::{Link, Socket},
     types::{
-        device_id::{DeviceId, original_link_name, original_taps},
+        device_id::{DeviceId, Devices, MAX_SLOTS, TAPS, original_link_name, original_taps},
         link_name::LinkName,
         mode::Mode,
     },
@@ -114,6 +114,43 @@ pub fn check_owner(device: &DeviceId) -> Result<()> {
         device.lower.to_string()
     );
     Ok(())
+}
+
+/// The device of one of these resources of `node` whose macvtap this link of our own network
+/// namespace is, on `lower`: its index and its name are hashes of the device.
+#[must_use]
+pub fn device_of(
+    link: &Link,
+    lower: &Link,
+    node: &str,
+    resources: &BTreeSet<&str>,
+) -> Option<DeviceId> {
+    let mode = link.mode?;
+    let names = [&lower.name].into_iter().chain(&lower.alt_names);
+    let lowers: Vec<LinkName> = names.filter_map(|name| name.parse().ok()).collect();
+    let all = resources
+        .iter()
+        .flat_map(|resource| lowers.iter().map(move |lower| (*resource, lower)));
+    let mut devices = all.filter_map(|(resource, lower)| {
+        let devices = Devices {
+            node,
+            resource,
+            lower,
+            mode,
+        };
+        devices.with_tap(link.index, MAX_SLOTS)
+    });
+    devices.find(|device| is_named_for(link, device))
+}
+
+/// Whether this link of our own network namespace looks as if [`create_for`] had made it, for
+/// whatever device.
+#[must_use]
+pub fn is_candidate(link: &Link) -> bool {
+    link.is_macvtap()
+        && TAPS.contains(&link.index)
+        && link.name.starts_with("mvt")
+        && link.lower_nsid.is_none()
 }
 
 /// Whether this link of our own network namespace has the name of the device's macvtap.

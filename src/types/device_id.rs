@@ -22,6 +22,9 @@ pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
 /// indexes that the kernel hands out by itself, hence free in every pod.
 pub const TAPS: Range<u32> = 1 << 24..1 << 25;
 
+/// The number of slots that a resource has at most.
+pub const MAX_SLOTS: u32 = 16_384;
+
 /// The tap numbers of attachments without a device plugin: a range of their own,
 /// so that they never take an allocated one.
 pub const STANDALONE_TAPS: Range<u32> = 1 << 25..1 << 26;
@@ -171,6 +174,13 @@ impl<'a> Devices<'a> {
     pub fn iter(self, taken: &'a mut BTreeSet<u32>) -> impl Iterator<Item = DeviceId> + 'a {
         let all = (0..=u32::MAX).map(move |slot| self.device(slot));
         all.filter(|device| taken.insert(device.tap))
+    }
+
+    /// The device with this tap among the first `slots`.
+    #[must_use]
+    pub fn with_tap(self, tap: u32, slots: u32) -> Option<DeviceId> {
+        let mut devices = (0..slots).map(|slot| self.device(slot));
+        devices.find(|device| device.tap == tap)
     }
 
     fn device(self, slot: u32) -> DeviceId {

@@ -4,13 +4,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kit::{
     binary,
     kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
-    netns::{Host, LOWER, Node, tap_exists, tap_of, wait_until},
+    netns::{Host, LOWER, Node, tap_exists, tap_number, tap_of, wait_until},
     pod_resources::PodResources,
 };
 use macvtap::{
@@ -266,6 +267,37 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
         links.iter().all(|name| !name.starts_with("mvt")),
         "{links:?}"
     );
+}
+
+/// Its pod and the configuration went while no device plugin ran. What shows that it is ours is
+/// that its index and its name are hashes of a device of the resource; another one is left alone.
+#[test]
+fn the_macvtap_of_a_former_list_is_removed_by_proof() {
+    let world = World::new(LOWER, "bridge");
+    let id = world
+        .wait("a list", |resource| resource.lists > 0)
+        .healthy()[9]
+        .clone();
+    world.checkpoint(&id, tap_of(&id));
+    world
+        .kubelet
+        .pre_start(RESOURCE, std::slice::from_ref(&id))
+        .unwrap();
+    drop(world.plugin);
+    write_checkpoint(&world.dir, &serde_json::Value::Null);
+    configure(world.config.path(), "eth7", "vepa");
+    let foreign = tap_number();
+    world.node.host.ip(&format!(
+        "link add mvt0123456789ab index {foreign} link {LOWER} type macvtap mode bridge"
+    ));
+    assert!(tap_exists(tap_of(&id)));
+    let file = world.config.path().join("conf");
+    let plugin = Plugin::with_file(&world.node.host, &world.dir, &file);
+    wait_until("it is removed", || !tap_exists(tap_of(&id)));
+    plugin.wait_for_log("remove it with: ip link delete mvt0123456789ab");
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(tap_exists(foreign));
+    assert_eq!(plugin.log().matches("ip link delete").count(), 1);
 }
 
 /// The device plugin's container sees neither the runtime's files nor the pod's processes.

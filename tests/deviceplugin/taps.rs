@@ -100,6 +100,7 @@ impl World {
             checkpoint: &checkpoint,
             recent: &[],
             taps: &taps,
+            tap_only: &[],
         };
         self.held.update(listed, evidence);
     }

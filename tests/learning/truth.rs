@@ -318,6 +318,46 @@ fn a_port_is_parked_only_where_a_later_device_plugin_finds_it() {
     process.wait().unwrap();
 }
 
+/// A process by which the netns of a pod is known may end before the pod.
+#[test]
+fn a_port_is_known_while_a_process_is_in_its_netns() {
+    let learner = Learner::new();
+    let (pod, number) = (Host::new(), tap_number());
+    let sleep = || {
+        let mut sleep = Command::new("sleep");
+        pod.0.run(|| Ok(sleep.arg("120").spawn()?)).unwrap()
+    };
+    let (mut first, mut second) = (sleep(), sleep());
+    let path = format!("/proc/{}/ns/net", first.id());
+    let call = learner.node.allocated(&pod, number);
+    let call = call.with("mac", VM.to_string()).env("CNI_NETNS", &path);
+    wait_until("it begins parked", || {
+        call.add();
+        let parked = pod.mode() == "vepa";
+        if !parked {
+            call.succeed("DEL");
+        }
+        parked
+    });
+    let netns = || belief(&learner, number).map(|port| port.netns);
+    let known_by = netns().unwrap();
+    let (ends, stays) = if known_by == path {
+        (&mut first, &mut second)
+    } else {
+        (&mut second, &mut first)
+    };
+    ends.kill().unwrap();
+    ends.wait().unwrap();
+    // A parked port is compared with the kernel each second.
+    std::thread::sleep(Duration::from_millis(2500));
+    let log = learner.plugin.as_ref().unwrap().log();
+    assert!(!log.contains("port is gone"), "{log}");
+    send(&open(number), &broadcast(VM));
+    wait_until("it is active", || pod.mode() == "bridge");
+    stays.kill().unwrap();
+    stays.wait().unwrap();
+}
+
 /// kubevirt/macvtap-cni marks its macvtaps by nothing, but the kubelet knows what it allocated.
 #[test]
 fn ports_that_the_original_made_are_taken_over() {
