@@ -6,7 +6,11 @@ use std::collections::BTreeSet;
 use log::{info, warn};
 
 use super::held::Held;
-use crate::{macvtap::tap_only, netlink::Link, types::device_id::DeviceId};
+use crate::{
+    macvtap::tap_only::{self, Resources},
+    netlink::Link,
+    types::device_id::DeviceId,
+};
 
 /// Those that were found so far.
 #[derive(Default)]
@@ -23,8 +27,7 @@ impl Orphans {
         &mut self,
         links: &[Link],
         held: &Held,
-        node: &str,
-        resources: &BTreeSet<&str>,
+        resources: &Resources<'_>,
     ) -> Vec<DeviceId> {
         let candidates = links.iter().filter(|link| tap_only::is_candidate(link));
         let candidates: Vec<&Link> = candidates.collect();
@@ -37,7 +40,7 @@ impl Orphans {
                 continue;
             }
             let lower = links.iter().find(|lower| Some(lower.index) == link.lower);
-            match lower.and_then(|lower| device_of(link, lower, node, resources)) {
+            match lower.and_then(|lower| resources.device_of(link, lower)) {
                 Some(device) => {
                     info!(device:%, interface = link.name; "found the macvtap of a former list");
                     found.push(device);
@@ -63,16 +66,4 @@ impl Orphans {
             );
         }
     }
-}
-
-/// Discovery names resources after their lower devices.
-fn device_of(
-    link: &Link,
-    lower: &Link,
-    node: &str,
-    resources: &BTreeSet<&str>,
-) -> Option<DeviceId> {
-    let mut resources = resources.clone();
-    resources.insert(&lower.name);
-    tap_only::device_of(link, lower, node, &resources)
 }

@@ -33,7 +33,10 @@ use super::{
 use crate::{
     cli,
     host::{control_socket, file_id::FileId, tap},
-    macvtap::{selector::Facts, tap_only},
+    macvtap::{
+        selector::Facts,
+        tap_only::{self, Resources},
+    },
     netlink::{Link, Socket},
     types::{device_id::DeviceId, status::Status},
 };
@@ -326,11 +329,12 @@ impl Supervisor {
         let resources = self.pod_devices.resources().map(str::to_owned);
         let resources: BTreeSet<String> =
             resources.chain(self.configured.keys().cloned()).collect();
-        let resources = resources.iter().map(String::as_str).collect();
+        let resources = Resources {
+            node: self.node.text(),
+            names: resources.iter().map(String::as_str).collect(),
+        };
         let held = self.pod_devices.held();
-        let orphans = self
-            .orphans
-            .find(&self.links, held, self.node.text(), &resources);
+        let orphans = self.orphans.find(&self.links, held, &resources);
         let listed = self.devices.values().flat_map(|devices| devices.iter());
         self.pod_devices.look(listed, &orphans)
     }

@@ -25,7 +25,7 @@ impl UnknownTaps {
 }
 
 fn is_due(looks: u32) -> bool {
-    looks < FIRST_SEARCHES || looks % LOOKS_PER_SEARCH == 0
+    looks < FIRST_SEARCHES || looks.is_multiple_of(LOOKS_PER_SEARCH)
 }
 
 #[cfg(test)]

@@ -161,6 +161,14 @@ impl Table {
         Some(result)
     }
 
+    /// Notes where the netns of a port is.
+    pub fn set_netns(&mut self, tap: u32, netns: PodNetns) {
+        if let Some((entry, _)) = self.entries.get_mut(&tap) {
+            entry.netns = netns;
+            self.changed.insert(tap);
+        }
+    }
+
     /// Keeps the frame in question of a port that has not sent any yet.
     pub fn keep_first_frame(&mut self, tap: u32, frame: &[u8]) {
         let entry = self.entries.get_mut(&tap).map(|(entry, _)| entry);

@@ -380,20 +380,18 @@ impl Learner {
     /// process may end before the pod.
     fn handle_absence(&mut self, tap: u32) {
         let now = Instant::now();
-        let netns = self
-            .table
-            .get(tap)
-            .and_then(|entry| self.places.follow(&entry.netns));
-        let gone = self.table.get(tap).is_some_and(|entry| entry.is_gone(now));
-        if gone && netns.is_none() {
+        let Some(entry) = self.table.get(tap) else {
+            return;
+        };
+        if let Some(netns) = self.places.follow(&entry.netns) {
+            self.table.set_netns(tap, netns);
+        } else if entry.is_gone(now) {
             self.table.remove(tap);
             debug!(tap; "port is gone");
             return;
         }
-        self.table.update(tap, now, |entry| {
-            entry.netns = netns.unwrap_or_else(|| entry.netns.clone());
-            entry.port.schedule_look(now);
-        });
+        self.table
+            .update(tap, now, |entry| entry.port.schedule_look(now));
     }
 
     fn handle_failure(&mut self, tap: u32, error: &Error) {

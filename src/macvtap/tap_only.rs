@@ -116,31 +116,35 @@ pub fn check_owner(device: &DeviceId) -> Result<()> {
     Ok(())
 }
 
-/// The device of one of these resources of `node` whose macvtap this link of our own network
-/// namespace is, on `lower`: its index and its name are hashes of the device.
-#[must_use]
-pub fn device_of(
-    link: &Link,
-    lower: &Link,
-    node: &str,
-    resources: &BTreeSet<&str>,
-) -> Option<DeviceId> {
-    let mode = link.mode?;
-    let names = [&lower.name].into_iter().chain(&lower.alt_names);
-    let lowers: Vec<LinkName> = names.filter_map(|name| name.parse().ok()).collect();
-    let all = resources
-        .iter()
-        .flat_map(|resource| lowers.iter().map(move |lower| (*resource, lower)));
-    let mut devices = all.filter_map(|(resource, lower)| {
-        let devices = Devices {
-            node,
-            resource,
-            lower,
-            mode,
-        };
-        devices.with_tap(link.index, MAX_SLOTS)
-    });
-    devices.find(|device| is_named_for(link, device))
+/// The resources of a node.
+pub struct Resources<'a> {
+    /// What the numbers of its taps derive from.
+    pub node: &'a str,
+    /// The names of the resources.
+    pub names: BTreeSet<&'a str>,
+}
+
+impl Resources<'_> {
+    /// The device whose macvtap `link` of our own network namespace is, on `lower`: its index and
+    /// its name are hashes of the device. Discovery names resources after their lower devices.
+    #[must_use]
+    pub fn device_of(&self, link: &Link, lower: &Link) -> Option<DeviceId> {
+        let mode = link.mode?;
+        let names = [&lower.name].into_iter().chain(&lower.alt_names);
+        let lowers: Vec<LinkName> = names.filter_map(|name| name.parse().ok()).collect();
+        let resources = self.names.iter().copied().chain([lower.name.as_str()]);
+        let all = resources.flat_map(|resource| lowers.iter().map(move |lower| (resource, lower)));
+        let mut devices = all.filter_map(|(resource, lower)| {
+            let devices = Devices {
+                node: self.node,
+                resource,
+                lower,
+                mode,
+            };
+            devices.with_tap(link.index, MAX_SLOTS)
+        });
+        devices.find(|device| is_named_for(link, device))
+    }
 }
 
 /// Whether this link of our own network namespace looks as if [`create_for`] had made it, for

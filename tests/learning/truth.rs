@@ -9,6 +9,7 @@ use std::{
 };
 
 use kit::{
+    binary,
     netns::{
         Host, IFNAME, LOWER, tap_number,
         taps::{arrives, far_tap, open, send},
@@ -321,7 +322,11 @@ fn a_port_is_parked_only_where_a_later_device_plugin_finds_it() {
 /// A process by which the netns of a pod is known may end before the pod.
 #[test]
 fn a_port_is_known_while_a_process_is_in_its_netns() {
-    let learner = Learner::new();
+    let mut learner = Learner::new();
+    learner.kill();
+    learner.start_by(Command::new(binary()), &["-v", "4"]);
+    let plugin = learner.plugin.as_ref().unwrap();
+    plugin.wait_for_log("learning ports=");
     let (pod, number) = (Host::new(), tap_number());
     let sleep = || {
         let mut sleep = Command::new("sleep");
@@ -340,22 +345,24 @@ fn a_port_is_known_while_a_process_is_in_its_netns() {
         parked
     });
     let netns = || belief(&learner, number).map(|port| port.netns);
+    // It was seen by then, so that it is known to be gone if it is not there.
+    std::thread::sleep(Duration::from_millis(500));
     let known_by = netns().unwrap();
-    let (ends, stays) = if known_by == path {
-        (&mut first, &mut second)
-    } else {
-        (&mut second, &mut first)
-    };
-    ends.kill().unwrap();
-    ends.wait().unwrap();
+    if known_by != path {
+        std::mem::swap(&mut first, &mut second);
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
     // A parked port is compared with the kernel each second.
     std::thread::sleep(Duration::from_millis(2500));
-    let log = learner.plugin.as_ref().unwrap().log();
+    let log = plugin.log();
     assert!(!log.contains("port is gone"), "{log}");
+    let other = format!("/proc/{}/ns/net", second.id());
+    assert_eq!(netns(), Some(other));
     send(&open(number), &broadcast(VM));
     wait_until("it is active", || pod.mode() == "bridge");
-    stays.kill().unwrap();
-    stays.wait().unwrap();
+    second.kill().unwrap();
+    second.wait().unwrap();
 }
 
 /// kubevirt/macvtap-cni marks its macvtaps by nothing, but the kubelet knows what it allocated.

@@ -101,34 +101,43 @@ impl Foreign {
         here.map(|link| link.name)
     }
 
-    pub fn look(&self, node: &Node) -> Seen {
+    /// How they are; none if one of them is gone.
+    pub fn look(&self, node: &Node) -> Option<Seen> {
         let socket = fs::metadata(&self.socket).unwrap();
         assert!(socket.file_type().is_socket());
+        let (here, there) = (links(&node.host), links(&self.pod));
         let links = self.links.iter().map(|link| {
-            let seen = self.host(node, link).link(link.name);
-            let seen = seen.unwrap_or_else(|| panic!("{} is gone", link.name));
-            let device = |index: u64| fs::metadata(tap(u32::try_from(index).unwrap())).ok();
-            let device = device(seen["ifindex"].as_u64().unwrap());
-            let keys = [
-                "ifname",
-                "ifindex",
-                "address",
-                "mtu",
-                "group",
-                "txqlen",
-                "promiscuity",
-                "allmulti",
-                "ifalias",
-            ];
-            let values: Value = keys.iter().map(|key| (*key, seen[*key].clone())).collect();
-            let up = seen["flags"].as_array().unwrap().contains(&json!("UP"));
-            json!([
-                values,
-                up,
-                seen["linkinfo"],
-                device.map(|file| (file.rdev(), file.mode(), file.uid(), file.gid()))
-            ])
+            let all = if link.elsewhere { &there } else { &here };
+            let seen = all.iter().find(|seen| seen["ifname"] == link.name)?;
+            Some(describe(seen))
         });
-        Seen(json!([links.collect::<Vec<_>>(), socket.ino()]))
+        let links: Option<Vec<Value>> = links.collect();
+        Some(Seen(json!([links?, socket.ino()])))
     }
+}
+
+/// What `ip` says of all links of a netns.
+fn links(host: &Host) -> Vec<Value> {
+    serde_json::from_str(&host.ip("-j -d link show")).unwrap()
+}
+
+/// What must not change of a link and of the node of its tap.
+fn describe(link: &Value) -> Value {
+    let index = u32::try_from(link["ifindex"].as_u64().unwrap()).unwrap();
+    let node = fs::metadata(tap(index)).ok();
+    let keys = [
+        "ifname",
+        "ifindex",
+        "address",
+        "mtu",
+        "group",
+        "txqlen",
+        "promiscuity",
+        "allmulti",
+        "ifalias",
+    ];
+    let values: Value = keys.iter().map(|key| (*key, link[*key].clone())).collect();
+    let up = link["flags"].as_array().unwrap().contains(&json!("UP"));
+    let node = node.map(|file| (file.rdev(), file.mode(), file.uid(), file.gid()));
+    json!([values, up, link["linkinfo"], node])
 }

@@ -66,6 +66,7 @@ fn nothing_is_lost_and_nothing_is_left() {
     });
     for node in &nodes {
         node.take_stock();
+        node.assert_ports_forgotten();
     }
     println!("{count}");
 }

@@ -87,7 +87,7 @@ impl SoakNode {
         let numbers = ids.iter().map(|id| tap_of(id)).collect();
         let foreign = Foreign::new(dir.path());
         foreign.create(&node);
-        let seen = Mutex::new(foreign.look(&node));
+        let seen = Mutex::new(foreign.look(&node).expect("they were just created"));
         Self {
             node,
             name: name.to_owned(),
@@ -127,7 +127,17 @@ impl SoakNode {
     /// Those that are not ours come back after the lower device was made again.
     pub fn create_foreign(&self) {
         self.foreign.create(&self.node);
-        *lock(&self.seen) = self.foreign.look(&self.node);
+        *lock(&self.seen) = self
+            .foreign
+            .look(&self.node)
+            .expect("they were just created");
+    }
+
+    /// Whether those that are not ours are as they were created. False too while the lower device
+    /// is made again.
+    pub fn foreign_is_unchanged(&self) -> bool {
+        let seen = self.foreign.look(&self.node);
+        seen.is_some_and(|seen| seen == *lock(&self.seen))
     }
 
     /// A pod that is listed as a runtime's are.
@@ -206,7 +216,10 @@ impl SoakNode {
         expected.extend([BYSTANDER, &peer, LOWER]);
         expected.sort_unstable();
         assert_eq!(links, expected);
-        assert_eq!(self.foreign.look(&self.node), *lock(&self.seen));
+        assert_eq!(
+            self.foreign.look(&self.node).as_ref(),
+            Some(&*lock(&self.seen))
+        );
         let offered = |resource: &Resource| resource.connected && resource.healthy().len() >= 100;
         let resource =
             self.with_kubelet(|kubelet| kubelet.wait_for(&self.resource(), WAIT_TIMEOUT, offered));
@@ -218,10 +231,18 @@ impl SoakNode {
         }
     }
 
+    /// No tap is left, so learning forgets its ports.
+    pub fn assert_ports_forgotten(&self) {
+        let none = |learning: LearningStatus| learning.ports.is_empty();
+        wait_until("learning knows no port that is gone", || {
+            self.learning().is_some_and(none)
+        });
+    }
+
     fn compare(&self, plugin: &Plugin) {
         let now = Baseline {
             descriptors: plugin.descriptors(),
-            memory: plugin.memory(),
+            memory: plugin.private_memory(),
         };
         let first = *lock(&self.baseline).get_or_insert(now);
         // Connections of a kubelet that is gone take a moment to close, and a watch of the lower

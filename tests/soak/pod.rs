@@ -100,20 +100,19 @@ impl Cycle<'_> {
         }
         let result: Value = serde_json::from_str(&answer.stdout).unwrap();
         let call = call.with("prevResult", result);
-        self.check_node();
-        self.use_tap(mac, dice);
-        self.agree();
+        self.step(|| self.check_node());
+        self.step(|| self.use_tap(mac, dice));
         for _ in 0..dice.roll(8) {
-            self.check(&call);
+            self.step(|| self.check(&call));
         }
         if dice.roll(4) == 0 {
-            self.add_again(&call);
+            self.step(|| self.add_again(&call));
         }
         if dice.roll(4) == 0 {
-            self.pre_start(id);
+            self.step(|| self.pre_start(id));
         }
         if dice.roll(4) == 0 {
-            self.status(&call);
+            self.step(|| self.status(&call));
         }
         if dice.roll(6) == 0 {
             return true;
@@ -123,7 +122,24 @@ impl Cycle<'_> {
             self.count.one("DEL");
         }
         self.assert_nothing_left();
+        self.check_foreign();
         false
+    }
+
+    /// One step in the life of a pod. After each of them learning agrees with the kernel, and what
+    /// is not ours is as it was.
+    fn step(&self, work: impl FnOnce()) {
+        work();
+        self.agree();
+        self.check_foreign();
+    }
+
+    fn check_foreign(&self) {
+        let same = self.node.foreign_is_unchanged();
+        if !same {
+            self.excuse("a link that is not ours changed");
+        }
+        self.count.one("foreign links compared");
     }
 
     fn allocate(&self, id: &str) {

@@ -163,13 +163,22 @@ impl Plugin {
 
     /// Resident memory, in KiB.
     pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// Resident memory that is not a file's, in KiB.
+    pub fn private_memory(&self) -> u64 {
+        self.status("RssAnon:")
+    }
+
+    fn status(&self, key: &str) -> u64 {
         let mut status = String::new();
         let path = format!("/proc/{}/status", self.id());
         File::open(path)
             .unwrap()
             .read_to_string(&mut status)
             .unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let line = status.lines().find(|line| line.starts_with(key));
         let number = line.unwrap().split_whitespace().nth(1).unwrap();
         number.parse().unwrap()
     }
