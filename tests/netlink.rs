@@ -11,7 +11,7 @@ use std::{
 use kit::netns::{FAR_END, Host, LOWER, Node, tap_number};
 use macvtap::{
     netlink::{Change, Create, Link, NetlinkError, Uevents},
-    types::{mac::MacAddr, mode::Mode},
+    types::{mac::MacAddr, mode::Mode, port_options::NO_OPTIONS},
 };
 use nix::{
     errno::Errno,
@@ -38,6 +38,7 @@ fn macvtap(name: &str, lower: u32) -> Create<'_> {
         mtu: None,
         queue_length: 1000,
         group: 0,
+        options: &NO_OPTIONS,
         netns: None,
     }
 }

@@ -243,6 +243,7 @@ fn keys_in(sources: &[&str]) -> BTreeSet<String> {
         ".integer(",
         ".texts(",
         "(id(",
+        "number(fields, ",
         ".value(",
         " id(",
     ];
@@ -265,6 +266,7 @@ fn the_tables_of_keys_are_those_of_the_code() {
     let readme = Readme::of("manifests/examples");
     let read = keys_in(&[
         "src/cni/config.rs",
+        "src/cni/options.rs",
         "src/cni/ipam_config.rs",
         "src/cni/policy.rs",
         "src/deviceplugin/config.rs",

@@ -196,6 +196,7 @@ impl<'a> Work<'a> {
             mac,
             mtu: self.request.config.mtu,
             group: learning::group(mode),
+            options: &self.request.config.options,
         };
         let created = create(&mut self.host, Some(self.request.netns), &spec)?;
         let (claimed, macvtap) =

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Error, anyhow};
-use log::info;
+use log::{info, warn};
 
 use super::{
     config::Config,
@@ -180,6 +180,9 @@ fn set_up(
         macvtap.add_routes(ip)?;
     }
     let link = macvtap.read_back()?;
+    if let Some(difference) = config.options.difference(&link.options) {
+        warn!("this kernel does not take every option: {difference}");
+    }
     let mac = mac_of(&link)?;
     macvtap.verify_node(request.access(macvtap)?)?;
     Ok((link, mac))

@@ -143,6 +143,9 @@ fn check_lower(link: &Link, config: &Config) -> Result<()> {
         "interface {name:?} is in mode {}, not {mode}",
         link.mode.map_or("unknown", Mode::name)
     );
+    if let Some(difference) = config.options.difference(&link.options) {
+        bail!("interface {name:?} is not as ADD left it: {difference}");
+    }
     let found = LowerDevice::find(&mut Socket::open()?, lower)?.link;
     ensure!(
         link.lower == Some(found.index),

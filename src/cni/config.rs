@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::{
     error::{CniError, Result, code},
     ipam_config::{self, Ipam},
-    policy, result,
+    keys::Keys,
+    options, policy, result,
     version::Version,
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
         mac::MacAddr,
         mode::Mode,
         owner::{Access, Owner, QEMU},
+        port_options::PortOptions,
     },
 };
 
@@ -40,6 +42,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// The hardware address; a random one if none.
     pub mac: Option<MacAddr>,
+    /// What else the macvtap is set to.
+    pub options: PortOptions,
     /// Receive frames for every address.
     pub promiscuous: bool,
     /// Receive every multicast frame.
@@ -78,6 +82,17 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// The mode of the macvtap; none if it exists already.
+    fn mode(&self) -> Option<Mode> {
+        match self {
+            Self::Allocated(device) => Some(device.mode),
+            Self::Configured { mode, .. } => Some(*mode),
+            Self::Existing(_) => None,
+        }
+    }
+}
+
 /// A macvtap that exists on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Existing {
@@ -111,9 +126,11 @@ impl Config {
         let prev_result = result::previous(json, version)?;
         let ipam = ipam_config::read(&fields, keys.lenient, &mut keys.warnings)?;
         let assign = ipam.as_ref().is_some_and(|ipam| ipam.assign);
+        let source = source(&fields, &mut keys)?;
         Ok(Self {
             version,
-            source: source(&fields, &mut keys)?,
+            options: options::read(&fields, source.mode(), &mut keys)?,
+            source,
             mtu: mtu(&fields)?,
             mac: mac(&fields, &args, &mut keys)?,
             promiscuous: fields.flag("promiscMode")?.unwrap_or(false),
@@ -140,28 +157,6 @@ impl Config {
                 Err(CniError::new(code::CONFIG, text))
             }
             _ => Ok(()),
-        }
-    }
-}
-
-/// How keys are read that kubevirt/macvtap-cni does not know.
-struct Keys {
-    lenient: bool,
-    warnings: Vec<String>,
-}
-
-impl Keys {
-    /// The value of a key. One that is wrong is left out with a warning where that is allowed.
-    fn take<T, E: Into<CniError>>(
-        &mut self,
-        value: std::result::Result<Option<T>, E>,
-    ) -> Result<Option<T>> {
-        match value.map_err(Into::into) {
-            Err(error) if self.lenient => {
-                self.warnings.push(format!("{error}; it is ignored"));
-                Ok(None)
-            }
-            other => other,
         }
     }
 }
@@ -260,7 +255,7 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
         })),
         (None, Some(lower)) => Ok(Source::Configured {
             lower,
-            mode: usable(mode.unwrap_or_default())?,
+            mode: mode.unwrap_or_default(),
         }),
         (None, None) => Err(no_device_id(fields)),
     }
@@ -287,20 +282,10 @@ fn mode(fields: &Fields<'_>) -> Result<Option<Mode>> {
     mode.transpose()
 }
 
-/// A macvtap in source mode without a list of sources receives nothing.
-fn usable(mode: Mode) -> Result<Mode> {
-    if mode == Mode::Source {
-        let text = "mode source is not supported: without a list of sources it receives nothing";
-        return Err(CniError::new(code::CONFIG, text));
-    }
-    Ok(mode)
-}
-
 /// The allocation decides; what the configuration says otherwise is not used.
 fn allocated(id: &str, lower: Option<&str>, mode: Option<Mode>, keys: &mut Keys) -> Result<Source> {
     let device = id.parse::<DeviceId>();
     let device = device.map_err(|error| CniError::coded(code::CONFIG, &error))?;
-    usable(device.mode)?;
     let mut ignore = |key: &str, ours: &str, theirs: &str| {
         if ours != theirs {
             keys.warnings.push(format!(
@@ -573,6 +558,10 @@ mod tests {
             (
                 json!({"deviceID": "xMvp0@eth0:source:16777301"}),
                 ["mode source", "receives nothing"],
+            ),
+            (
+                json!({"deviceID": "xMvp0@eth0:source:16777301", "allowedSources": ["x"]}),
+                ["mode source", "allowedSources"],
             ),
             (json!({"runtimeConfig": []}), ["runtimeConfig", "object"]),
             (

@@ -16,6 +16,8 @@ mod hand_over;
 mod input;
 mod ipam_config;
 mod ipam_result;
+mod keys;
+mod options;
 mod output;
 mod policy;
 mod result;

@@ -20,7 +20,7 @@ use crate::{
         lower::LowerDevice,
     },
     netlink::Socket,
-    types::{mac::MacAddr, mode::Mode},
+    types::{mac::MacAddr, mode::Mode, port_options::NO_OPTIONS},
 };
 
 /// How long an answer may take.
@@ -46,6 +46,7 @@ pub fn answers(lower: &str, address: Ipv4Addr) -> Result<bool> {
         mac: Some(mac),
         mtu: None,
         group: 0,
+        options: &NO_OPTIONS,
     };
     let settings = Settings {
         host_stack: false,

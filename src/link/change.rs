@@ -19,7 +19,7 @@ use crate::{
         shaping,
     },
     netlink::{Change, Link, NetlinkError, Socket},
-    types::{errors::together, mode::Mode},
+    types::{errors::together, mode::Mode, port_options::NO_OPTIONS},
 };
 
 /// How long a MAC that is in use is waited for.
@@ -46,6 +46,7 @@ pub fn add(options: &cli::Add) -> Result<()> {
         mac: wanted.mac,
         mtu: wanted.mtu,
         group: 0,
+        options: &NO_OPTIONS,
     };
     let created = create(&mut host, netns.as_ref(), &spec)?;
     let ((), macvtap) = created.attach(|macvtap| {

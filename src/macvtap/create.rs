@@ -13,7 +13,7 @@ use super::{
 use crate::{
     host::netns::Netns,
     netlink::{Create, Link, NetlinkError, Socket},
-    types::{mac::MacAddr, mode::Mode},
+    types::{mac::MacAddr, mode::Mode, port_options::PortOptions},
 };
 
 /// A macvtap to be created.
@@ -33,6 +33,8 @@ pub struct Spec<'a> {
     pub mtu: Option<u32>,
     /// The link group, by which learning finds its ports; 0 if none.
     pub group: u32,
+    /// What else it is set to.
+    pub options: &'a PortOptions,
 }
 
 /// Creates a macvtap on a lower device of `host`, in `netns` or in our own network namespace.
@@ -51,6 +53,7 @@ pub fn create<'a>(
         mtu: spec.mtu,
         queue_length: spec.lower.queue_length(),
         group: spec.group,
+        options: spec.options,
         netns: netns.map(AsFd::as_fd),
     });
     if let Err(error) = outcome {

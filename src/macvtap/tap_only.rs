@@ -18,6 +18,7 @@ use crate::{
         device_id::{DeviceId, Devices, MAX_SLOTS, TAPS, original_link_name, original_taps},
         link_name::LinkName,
         mode::Mode,
+        port_options::NO_OPTIONS,
     },
 };
 
@@ -58,6 +59,7 @@ fn spec<'a>(name: &'a str, lower: &'a LowerDevice, mode: Mode, index: u32) -> Sp
         mac: None,
         mtu: None,
         group: 0,
+        options: &NO_OPTIONS,
     }
 }
 

@@ -15,13 +15,18 @@ use super::{
     message::{Message, messages},
 };
 
-use crate::types::{mac::MacAddr, mode::Mode};
+use crate::types::{mac::MacAddr, mode::Mode, port_options::PortOptions};
 
 /// `ARPHRD_ETHER` of `linux/if_arp.h`.
 const ETHERNET: u16 = 1;
 
 /// `IFLA_ALT_IFNAME` of `linux/if_link.h`.
 const ALT_IFNAME: u16 = 53;
+/// `IFLA_MACVLAN_MACADDR` and its like.
+const MACADDR: u16 = 4;
+const MACADDR_DATA: u16 = 5;
+const BC_QUEUE_LEN: u16 = 7;
+const BC_CUTOFF: u16 = 9;
 
 /// What the kernel says of a network interface.
 #[expect(clippy::struct_excessive_bools, reason = "the kernel's flags")]
@@ -53,6 +58,8 @@ pub struct Link {
     pub permanent_mac: Option<MacAddr>,
     /// The link group; 0 by default.
     pub group: u32,
+    /// What else it is set to, of a macvtap or macvlan.
+    pub options: PortOptions,
     /// What went through it.
     pub stats: Stats,
     /// Whether frames have an Ethernet header.
@@ -150,7 +157,11 @@ impl Link {
             Ifla::Address => self.mac = payload.try_into().ok().map(MacAddr),
             Ifla::PermAddress => self.permanent_mac = payload.try_into().ok().map(MacAddr),
             Ifla::Mtu => self.mtu = number(payload).unwrap_or_default(),
-            Ifla::Txqlen => self.queue_length = number(payload).unwrap_or_default(),
+            Ifla::Txqlen => {
+                self.queue_length = number(payload).unwrap_or_default();
+                self.options.queue_length = Some(self.queue_length);
+            }
+            Ifla::NumTxQueues => self.options.queues = number(payload),
             Ifla::Link => self.lower = number(payload).filter(|index| *index != 0),
             Ifla::LinkNetnsid => self.lower_nsid = number(payload).map(u32::cast_signed),
             Ifla::Group => self.group = number(payload).unwrap_or_default(),
@@ -168,6 +179,12 @@ impl Link {
         if matches!(self.kind.as_deref(), Some("macvtap" | "macvlan")) {
             let data = nested(payload, 2).unwrap_or_default();
             self.mode = nested(data, 1).and_then(number).and_then(Mode::from_raw);
+            let sources = nested(data, MACADDR_DATA).unwrap_or_default();
+            let sources = all(sources, MACADDR).filter_map(|mac| mac.try_into().ok());
+            self.options.allowed_sources = sources.map(MacAddr).collect();
+            self.options.broadcast_queue_length = nested(data, BC_QUEUE_LEN).and_then(number);
+            let cutoff = nested(data, BC_CUTOFF).and_then(number);
+            self.options.broadcast_cutoff = cutoff.map(u32::cast_signed);
         }
     }
 }

@@ -14,14 +14,22 @@ use neli::{
 use nix::errno::Errno;
 
 use super::{attr::attribute, error::NetlinkError, link::Link, socket::Socket};
-use crate::types::{mac::MacAddr, mode::Mode};
+use crate::types::{mac::MacAddr, mode::Mode, port_options::PortOptions};
 
-/// `IFLA_MACVLAN_MODE` of `linux/if_link.h`.
+/// `IFLA_MACVLAN_MODE` and its like of `linux/if_link.h`.
 #[neli::neli_enum(serialized_type = "u16")]
 enum IflaMacvlan {
     Mode = 1,
+    MacaddrMode = 3,
+    Macaddr = 4,
+    MacaddrData = 5,
+    BcQueueLen = 7,
+    BcCutoff = 9,
 }
 impl neli::consts::rtnl::RtaType for IflaMacvlan {}
+
+/// `MACVLAN_MACADDR_SET`: the list replaces the one that there was.
+const MACADDR_SET: u32 = 3;
 
 /// `VETH_INFO_PEER` of `linux/veth.h`.
 #[neli::neli_enum(serialized_type = "u16")]
@@ -78,6 +86,8 @@ pub struct Create<'a> {
     pub queue_length: u32,
     /// The group it is put into; 0 is what links are in by themselves.
     pub group: u32,
+    /// What else it is set to.
+    pub options: &'a PortOptions,
     /// The network namespace to make it in; the socket's own if none.
     pub netns: Option<BorrowedFd<'a>>,
 }
@@ -113,14 +123,18 @@ pub struct Change<'a> {
 impl Socket {
     /// Makes a macvtap.
     pub fn create(&mut self, new: &Create<'_>) -> Result<(), NetlinkError> {
-        let mode = attribute(IflaMacvlan::Mode, new.mode.raw())?;
+        let queue_length = new.options.queue_length.unwrap_or(new.queue_length);
         let mut attributes = vec![
             attribute(Ifla::Ifname, new.name)?,
             attribute(Ifla::Link, new.lower)?,
-            attribute(Ifla::Txqlen, new.queue_length)?,
+            attribute(Ifla::Txqlen, queue_length)?,
             attribute(Ifla::Group, new.group)?,
-            link_info("macvtap", &mode)?,
+            link_info("macvtap", &macvlan_data(new)?)?,
         ];
+        if let Some(queues) = new.options.queues {
+            attributes.push(attribute(Ifla::NumTxQueues, queues)?);
+            attributes.push(attribute(Ifla::NumRxQueues, queues)?);
+        }
         attributes.extend(common(new.netns, new.mac, new.mtu)?);
         let flags = NlmF::CREATE | NlmF::EXCL;
         self.request(Rtm::Newlink, flags, body(new.index, attributes)?)
@@ -137,7 +151,7 @@ impl Socket {
         let mut there = vec![attribute(Ifla::Ifname, peer)?];
         there.extend(common(Some(netns), None, None)?);
         let info = attribute(VethInfo::Peer, body(None, there)?)?;
-        let attributes = vec![attribute(Ifla::Ifname, name)?, link_info("veth", &info)?];
+        let attributes = vec![attribute(Ifla::Ifname, name)?, link_info("veth", &[info])?];
         let flags = NlmF::CREATE | NlmF::EXCL;
         self.request(Rtm::Newlink, flags, body(None, attributes)?)
     }
@@ -146,7 +160,10 @@ impl Socket {
     /// and then go on where they were.
     pub fn create_ifb(&mut self, name: &str, index: u32) -> Result<(), NetlinkError> {
         let no_data = attribute(IflaMacvlan::Mode, Buffer::new())?;
-        let attributes = vec![attribute(Ifla::Ifname, name)?, link_info("ifb", &no_data)?];
+        let attributes = vec![
+            attribute(Ifla::Ifname, name)?,
+            link_info("ifb", &[no_data])?,
+        ];
         let flags = NlmF::CREATE | NlmF::EXCL;
         self.request(Rtm::Newlink, flags, body(Some(index), attributes)?)
     }
@@ -156,7 +173,7 @@ impl Socket {
     /// (loading the module if need be) and whether we may make one.
     pub fn probe_macvtap(&mut self) -> Result<(), NetlinkError> {
         let mode = attribute(IflaMacvlan::Mode, Mode::Bridge.raw())?;
-        let attributes = vec![link_info("macvtap", &mode)?];
+        let attributes = vec![link_info("macvtap", &[mode])?];
         let flags = NlmF::CREATE | NlmF::EXCL;
         match self.request(Rtm::Newlink, flags, body(None, attributes)?) {
             Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(()),
@@ -178,7 +195,7 @@ impl Socket {
         }
         if let Some(mode) = change.mode {
             let mode = attribute(IflaMacvlan::Mode, mode.raw())?;
-            attributes.push(link_info("macvtap", &mode)?);
+            attributes.push(link_info("macvtap", &[mode])?);
         }
         if change.no_ipv6_addresses {
             attributes.push(no_ipv6_addresses()?);
@@ -301,12 +318,35 @@ fn common(
     [netns, mac, mtu].into_iter().flatten().collect()
 }
 
+/// Mode and options of a macvtap.
+fn macvlan_data(new: &Create<'_>) -> anyhow::Result<Vec<Rtattr<IflaMacvlan, Buffer>>> {
+    let mut data = vec![attribute(IflaMacvlan::Mode, new.mode.raw())?];
+    let options = new.options;
+    if let Some(length) = options.broadcast_queue_length {
+        data.push(attribute(IflaMacvlan::BcQueueLen, length)?);
+    }
+    if let Some(cutoff) = options.broadcast_cutoff {
+        data.push(attribute(IflaMacvlan::BcCutoff, cutoff)?);
+    }
+    if !options.allowed_sources.is_empty() {
+        data.push(attribute(IflaMacvlan::MacaddrMode, MACADDR_SET)?);
+        let mut sources = attribute(IflaMacvlan::MacaddrData, Buffer::new())?;
+        for source in &options.allowed_sources {
+            sources = sources.nest(&attribute(IflaMacvlan::Macaddr, source.0)?)?;
+        }
+        data.push(sources);
+    }
+    Ok(data)
+}
+
 fn link_info<T: neli::consts::rtnl::RtaType>(
     kind: &str,
-    data: &Rtattr<T, Buffer>,
+    data: &[Rtattr<T, Buffer>],
 ) -> anyhow::Result<Attribute> {
     let kind = attribute(IflaInfo::Kind, kind)?;
-    let data = attribute(IflaInfo::Data, Buffer::new())?.nest(data)?;
+    let data = data
+        .iter()
+        .try_fold(attribute(IflaInfo::Data, Buffer::new())?, Rtattr::nest)?;
     Ok(attribute(Ifla::Linkinfo, Buffer::new())?
         .nest(&kind)?
         .nest(&data)?)

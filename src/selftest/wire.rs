@@ -25,7 +25,7 @@ use crate::{
         lower::LowerDevice,
     },
     netlink::{Change, Socket},
-    types::{mac::MacAddr, mode::Mode},
+    types::{mac::MacAddr, mode::Mode, port_options::NO_OPTIONS},
 };
 
 /// The name of the lower device.
@@ -68,6 +68,7 @@ impl Wire {
             mac: None,
             mtu: None,
             group: 0,
+            options: &NO_OPTIONS,
         };
         let created = create(&mut socket, Some(&far), &spec)?;
         let (far_end, macvtap) = created.attach(|macvtap| {

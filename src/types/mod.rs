@@ -13,6 +13,7 @@ pub mod mac;
 pub mod mode;
 pub mod owner;
 pub(crate) mod plural;
+pub mod port_options;
 pub mod prefix;
 pub(crate) mod release;
 pub(crate) mod resource_name;

@@ -14,6 +14,7 @@ mod frames;
 mod hand_over;
 mod ipam;
 mod logging;
+mod modes;
 mod proof;
 mod protocol;
 mod races;

@@ -30,7 +30,7 @@ use macvtap::{
     host::netns::Netns,
     learning,
     netlink::Create,
-    types::{device_id::DeviceId, mode::Mode},
+    types::{device_id::DeviceId, mode::Mode, port_options::NO_OPTIONS},
 };
 use serde_json::{Value, json};
 
@@ -237,6 +237,7 @@ impl Node {
                 mtu: None,
                 queue_length: 1000,
                 group: learning::group(Mode::Bridge),
+                options: &NO_OPTIONS,
                 netns: Some(pod.0.as_fd()),
             };
             socket.create(&create).unwrap();
