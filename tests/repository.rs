@@ -6,6 +6,7 @@ extern crate pretty_assertions;
 mod fuzz;
 mod injection;
 mod layers;
+mod man;
 mod manifests;
 mod readme;
 mod scripts;

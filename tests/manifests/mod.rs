@@ -1,5 +1,6 @@
 //! The manifests against the code: what they say has to be so.
 
+mod alerts;
 mod api_server;
 mod cluster;
 pub mod render;

@@ -1,18 +1,11 @@
-//! Writes the man pages, from the same source as the help: man DIRECTORY
+//! Writes the man pages, from the same source as the help: man DIRECTORY DATE
 
-use std::{env, fs, io, path::PathBuf};
-
-use clap::CommandFactory;
-use macvtap::cli::{Cli, Kubectl};
+use std::{env, io, path::Path};
 
 fn main() -> io::Result<()> {
-    let dir = env::args_os().nth(1).map(PathBuf::from);
-    let dir = dir.ok_or_else(|| io::Error::other("usage: man DIRECTORY"))?;
-    fs::create_dir_all(&dir)?;
-    // A word for kubectl, two for man.
-    let kubectl = Kubectl::command().bin_name("kubectl-macvtap");
-    for command in [Cli::command(), kubectl] {
-        clap_mangen::generate_to(command, &dir)?;
+    let words: Vec<String> = env::args().skip(1).collect();
+    match &words[..] {
+        [dir, date] => kit::man::write(Path::new(dir), date),
+        _ => Err(io::Error::other("usage: man DIRECTORY DATE")),
     }
-    Ok(())
 }

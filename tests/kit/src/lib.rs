@@ -12,6 +12,7 @@
 pub mod guest;
 pub mod http;
 pub mod kubelet;
+pub mod man;
 pub mod netns;
 pub mod pod_resources;
 pub mod source;
