@@ -1,5 +1,5 @@
 //! Files: no descriptor is inherited by accident, no mode depends on a umask, no symbolic link
-//! that somebody planted is followed.
+//! that another user planted is followed.
 
 use std::{
     fs,
@@ -144,7 +144,7 @@ fn planted_links_are_not_followed() {
     for name in [format!("tap{number}"), format!(".tap{number}.macvtap")] {
         symlink(&victim, dev.path(&name)).unwrap();
         let call = dev.enter(&case.call());
-        // Whether it takes the link's place or complains, it leaves alone where that leads.
+        // Whether it takes the link's place or fails, it leaves alone where that leads.
         call.call("ADD");
         assert_untouched(&victim);
         call.succeed("DEL");

@@ -315,10 +315,10 @@ fn only_the_seccomp_profile_of_this_version_is_removed() {
     assert!(dir.names().is_empty() && profiles.names().is_empty());
     assert!(run("uninstall").contains("macvtap.json does not exist"));
     run("install");
-    fs::write(&path, "somebody's").unwrap();
+    fs::write(&path, "another's").unwrap();
     assert!(run("uninstall").contains("macvtap.json is another profile"));
     assert!(dir.names().is_empty());
-    assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+    assert_eq!(fs::read(&path).unwrap(), b"another's");
 }
 
 fn cp(arguments: &[&Path]) -> Output {

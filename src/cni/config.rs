@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// The key in `CNI_ARGS` by which Kubernetes' runtimes tell a pod's UID.
+/// The key in `CNI_ARGS` in which Kubernetes' runtimes pass a pod's UID.
 const POD_UID: &str = "K8S_POD_UID";
 /// The smallest MTU of a macvtap (`ETH_MIN_MTU` of the kernel).
 const MIN_MTU: u64 = 68;

@@ -35,7 +35,7 @@ enum Attachment {
     Unclear(Unclear),
 }
 
-/// What tells the interface of an attachment whose device ID cannot be used.
+/// What shows which interface is that of an attachment whose device ID cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 struct Unclear {
     /// The indexes that it may have without a device ID.
@@ -132,7 +132,7 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
     let json = &input.json;
     let attachment = Attachment::of(json, environment);
     let mut errors = Vec::new();
-    // First, for a DHCP client tells the server by the interface.
+    // First, for a DHCP client notifies the server by the interface.
     errors.extend(input.forward(environment).err());
     let mut taps = Vec::new();
     match netns.map(Netns::socket) {

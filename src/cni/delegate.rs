@@ -115,7 +115,7 @@ impl<'a> Delegate<'a> {
         }
         let output = program::run(&mut command, self.stdin, BOUNDS);
         let output = output.map_err(|error| self.failed(verb, &error))?;
-        // A reader that has closed it loses what it did not want.
+        // A reader that has closed it loses what it did not read.
         let _ = io::stderr().write_all(&output.stderr);
         if output.status.success() {
             return Ok(output.stdout);

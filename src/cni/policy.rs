@@ -2,7 +2,7 @@
 //! `bandwidth`. Pure.
 //!
 //! Nothing of it is ever left out because it cannot be understood: an attachment without the
-//! limits that somebody wrote down is worse than none.
+//! limits that were configured is worse than none.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -38,7 +38,7 @@ pub fn security(
     read_security(fields, || given_addresses(fields, prev_result), has_ipam)
 }
 
-/// Fails if no ADD could have these limits: with whatever addresses, which only ADD is told.
+/// Fails if no ADD could have these limits: with whatever addresses, which only ADD is given.
 pub fn check(json: &Value) -> Result<()> {
     let Some(fields) = Fields::of(json) else {
         return Ok(());

@@ -1,5 +1,5 @@
 //! The devices that pods hold. They stay on the lists whatever the configuration is, and their
-//! taps are nobody else's. Pure.
+//! taps are given to no other device. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -92,8 +92,8 @@ impl Held {
     /// Whether another device holds this tap.
     #[must_use]
     pub fn is_taken(&self, tap: u32, id: &str) -> bool {
-        let holder = self.by_tap.get(&tap);
-        holder.is_some_and(|holder| holder.to_string() != id)
+        let device = self.by_tap.get(&tap);
+        device.is_some_and(|device| device.to_string() != id)
     }
 }
 

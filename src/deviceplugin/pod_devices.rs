@@ -91,7 +91,7 @@ impl PodDevices {
         let taps = match tap::numbers() {
             Ok(taps) => taps,
             Err(error) => {
-                warn!(error = format!("{error:#}"); "cannot tell which taps exist");
+                warn!(error = format!("{error:#}"); "cannot list the taps");
                 return false;
             }
         };

@@ -164,7 +164,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let lock = self.path.parent().map(lock);
         if self.is_in_place() {
-            // Whoever serves next removes it otherwise.
+            // The next server removes it otherwise.
             let _ = fs::remove_file(&self.path);
         }
         drop(lock);

@@ -82,7 +82,7 @@ pub fn verify(number: u32, device: DeviceNumber, access: Access) -> Result<()> {
 /// The same for who knows `tap`, but not its device number.
 ///
 /// Two network namespaces may have a tap of one number and interface name. [`claim`] gave the
-/// node away after the kernel had told whose it is, and it stays that tap's while that exists: a
+/// node away after the kernel had shown whose it is, and it stays that tap's while that exists: a
 /// devtmpfs keeps it, and elsewhere [`claim`] and [`remove_stale`] touch no living tap's node. The
 /// node of any other tap is root's.
 pub fn verify_of(tap: &Tap, access: Access) -> Result<()> {

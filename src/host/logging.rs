@@ -121,7 +121,7 @@ impl<'kvs> VisitSource<'kvs> for Line {
     }
 }
 
-/// A value as logfmt writes it: in quotes where a reader could not tell where it ends, with
+/// A value as logfmt writes it: in quotes where its end would not be clear, with
 /// control characters escaped as in JSON, so that no value looks like a line or a key.
 fn quoted(value: &str) -> String {
     let plain = |char: char| !matches!(char, ' ' | '=' | '"' | '\\') && !breaks(char);

@@ -53,7 +53,7 @@ struct ReplyMessage {
     obstacle: Option<String>,
 }
 
-/// What tells nodes apart that share a directory: their network namespace.
+/// What distinguishes nodes that share a directory: their network namespace.
 fn node() -> Result<u64> {
     let (_, inode) = Netns::current()?.identity()?;
     Ok(inode)

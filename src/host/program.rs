@@ -312,7 +312,7 @@ mod tests {
         assert!(matches!(error, ProgramError::TimedOut(_)), "{error}");
         let sleeper = std::fs::read_to_string(pids.path()).unwrap();
         let proc = format!("/proc/{}/stat", sleeper.trim());
-        // Whoever takes over orphans may leave it a zombie.
+        // The process that adopts orphans may leave it a zombie.
         let gone = || {
             let stat = std::fs::read_to_string(&proc);
             stat.map_or(true, |stat| stat.contains(") Z"))

@@ -20,7 +20,7 @@ use crate::types::{device_id, device_number::DeviceNumber};
 /// links point to are visible in one's own namespace only.
 const CHAR_DEVICES: &str = "/sys/dev/char";
 
-/// Bytes of `struct virtio_net_hdr`, which a tap has before each frame unless it is told
+/// Bytes of `struct virtio_net_hdr`, which a tap has before each frame unless it is set
 /// otherwise (`IFF_VNET_HDR` is a macvtap's default).
 pub const VNET_HEADER: usize = 10;
 

@@ -21,8 +21,8 @@ const ANY_BIT: u16 = 0x45;
 const JUMP: u16 = 0x05;
 /// `BPF_RET | BPF_K`.
 const RETURN: u16 = 0x06;
-/// `SKF_AD_OFF` + `SKF_AD_VLAN_TAG_PRESENT`: packet sockets see frames before VLANs are told
-/// apart.
+/// `SKF_AD_OFF` + `SKF_AD_VLAN_TAG_PRESENT`: packet sockets see frames before VLANs are
+/// separated.
 const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
 /// The last four bytes of the source address.
 const SOURCE_LOW: u32 = 8;
@@ -113,7 +113,7 @@ mod tests {
     fn passes((sender, receiver): &(Socket, Socket), source: MacAddr, group: bool) -> bool {
         let mut frame = [if group { 0xff } else { 2 }; 14];
         frame[6..12].copy_from_slice(&source.0);
-        // The sender of a frame that does not pass may be told so.
+        // The sender of a frame that does not pass may get an error.
         let _ = sender.send(&frame);
         receiver.recv(&mut [MaybeUninit::uninit(); 14]).is_ok()
     }

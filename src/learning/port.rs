@@ -366,7 +366,7 @@ mod tests {
         Frame::read(&bytes).unwrap()
     }
 
-    /// A port, and the kernel that it is told about.
+    /// A port, and the kernel as it sees it.
     struct Story {
         port: Port,
         now: Instant,

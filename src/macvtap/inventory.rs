@@ -43,7 +43,7 @@ pub struct Macvtap {
     pub netns: String,
     /// Its lower device, if that is in our network namespace.
     pub lower: Option<String>,
-    /// The pod's namespace and name, as far as the runtime told [`Inventory::find_pods`].
+    /// The pod's namespace and name, as far as the runtime reported it to [`Inventory::find_pods`].
     pub pod: Option<String>,
     /// The name of the container that has its tap, if the caller asked for it.
     pub container: Option<String>,

@@ -349,7 +349,7 @@ impl Layer<'_> {
         self.of_sender("arp", &[operation], &to)
     }
 
-    /// By a RARP packet QEMU tells switches where a guest is after its migration.
+    /// By a RARP packet QEMU announces to switches where a guest is after its migration.
     fn rarp(&self) -> Chain {
         let operation = Condition::bits(self.network() + 6, 0xffff, 3, 3);
         let mut conditions = vec![operation];

@@ -1,6 +1,6 @@
 //! Requests written byte by byte, several in one datagram: of what neli has no types for.
 
-/// The two flags of a request: that it is one, and that it wants an acknowledgement.
+/// The two flags of a request: that it is one, and that it asks for an acknowledgement.
 pub(super) const REQUEST: u16 = 0x1;
 pub(super) const ACK: u16 = 0x4;
 /// Flags of requests that list, replace or make something.
@@ -65,7 +65,7 @@ impl<'a> Attributes<'a> {
         self.write(kind, |bytes| bytes.extend(payload));
     }
 
-    /// A text, which the kernel wants to end with a NUL.
+    /// A text. It ends with a NUL.
     pub(super) fn text(&mut self, kind: u16, text: &str) {
         self.write(kind, |bytes| {
             bytes.extend(text.as_bytes());

@@ -162,7 +162,7 @@ impl Socket {
         self.replies(each)
     }
 
-    /// Sends a request for a list, of which `read` takes what it wants. It is sent again where
+    /// Sends a request for a list, of which `read` takes what it needs. It is sent again where
     /// the list changed meanwhile.
     pub(super) fn read_list<R>(
         &mut self,

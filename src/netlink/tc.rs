@@ -49,7 +49,7 @@ const MIRRED_PARAMETERS: u16 = 2;
 
 /// `TCA_BPF_FLAG_ACT_DIRECT`: what the program returns is the verdict.
 const DIRECT_ACTION: u32 = 1;
-/// `TC_LINKLAYER_ETHERNET`. Without it the kernel wants a table of the time that each size takes.
+/// `TC_LINKLAYER_ETHERNET`. Without it the kernel needs a table of the time that each size takes.
 const ETHERNET: u8 = 1;
 /// `TC_U32_TERMINAL`, `TC_ACT_STOLEN`, `TCA_EGRESS_REDIR`.
 const TERMINAL: u8 = 1;

@@ -44,7 +44,7 @@ impl Access {
         group: false,
     };
 
-    /// The permission bits: everybody else is kept out.
+    /// The permission bits: others have no access.
     #[must_use]
     pub fn mode(self) -> u32 {
         if self.group { 0o660 } else { 0o600 }

@@ -46,7 +46,7 @@ fn makes_the_macvtap_that_was_allocated() {
 }
 
 #[test]
-fn the_same_promise_can_be_kept_again_and_again() {
+fn the_same_device_can_be_attached_again_and_again() {
     let (node, number) = (Node::new(), tap_number());
     for round in 0..10 {
         let pod = Host::new();
@@ -218,7 +218,7 @@ fn without_device_plugin_the_configuration_names_the_lower_device() {
         let link = attached(&pod);
         assert_eq!(link["linkinfo"]["info_data"]["mode"], "vepa");
         let number = u32::try_from(link["ifindex"].as_u64().unwrap()).unwrap();
-        // Neither the kernel's low numbers nor those that device plugins promise.
+        // Neither the kernel's low numbers nor those that device plugins allocate.
         assert!(number >= 1 << 25);
         assert_eq!(owner(&tap(number)), (107, 107, 0o600));
         call.succeed("CHECK");

@@ -84,7 +84,10 @@ fn pass_between_tap_and_wire() {
     }
     let others = frame("02:00:00:00:00:bb", "02:00:00:00:00:ff");
     send(&far, &others);
-    assert!(!arrives(&near, &others, SHORT), "a frame for somebody else");
+    assert!(
+        !arrives(&near, &others, SHORT),
+        "a frame for another station"
+    );
 }
 
 #[test]
@@ -138,8 +141,8 @@ fn pass_between_two_pods_in_bridge_mode_only() {
             .collect();
         let frame = frame(macs[1], macs[0]);
         send(&taps[0], &frame);
-        let patience = if reaches { LONG } else { SHORT };
-        assert_eq!(arrives(&taps[1], &frame, patience), reaches, "{mode}");
+        let timeout = if reaches { LONG } else { SHORT };
+        assert_eq!(arrives(&taps[1], &frame, timeout), reaches, "{mode}");
     }
 }
 

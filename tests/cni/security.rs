@@ -56,7 +56,7 @@ impl To {
     }
 }
 
-/// A guarded guest, a neighbour on the same node, and somebody on the wire.
+/// A guarded guest, a neighbour on the same node, and a station on the wire.
 struct Network {
     node: Node,
     pods: [Host; 2],

@@ -1,4 +1,4 @@
-//! A node whose /dev is a tmpfs, as in `KinD`: nobody makes the taps' nodes but we.
+//! A node whose /dev is a tmpfs, as in `KinD`: only ADD makes the taps' nodes.
 
 use std::{fs, os::unix::fs::MetadataExt, process::Command};
 

@@ -24,24 +24,24 @@ fn from_the_kubelet_to_a_guests_ping() {
     let node = Node::new();
     let _router = Router::start(&node.wire);
 
-    // The kubelet learns of the device plugin's devices, and promises one to a pod.
+    // The kubelet learns of the device plugin's devices, and allocates one to a pod.
     let kubelet_dir = tempfile::tempdir().unwrap();
     let kubelet = Kubelet::start(kubelet_dir.path()).unwrap();
     let _plugin = Plugin::start(&node.host, kubelet_dir.path());
     let device_id = connected(&kubelet).healthy()[0].clone();
     let answer = kubelet.allocate(RESOURCE, std::slice::from_ref(&device_id));
-    let promise = answer.unwrap().container_responses[0].devices[0].clone();
-    let tap = promise.container_path.clone();
-    assert!(!Path::new(&tap).exists(), "ADD makes it, nobody else");
+    let allocated = answer.unwrap().container_responses[0].devices[0].clone();
+    let tap = allocated.container_path.clone();
+    assert!(!Path::new(&tap).exists(), "ADD alone makes it");
 
     // The runtime makes the sandbox, for which it calls the CNI plugin, then the container
-    // with the promised device. There user 107 starts QEMU on the tap.
+    // with the allocated device. There user 107 starts QEMU on the tap.
     let containerd = Containerd::start(&node);
     let config = containerd.pod("vm", &device_id);
     let device = Device {
-        container_path: promise.container_path,
-        host_path: promise.host_path,
-        permissions: promise.permissions,
+        container_path: allocated.container_path,
+        host_path: allocated.host_path,
+        permissions: allocated.permissions,
     };
     let dir = qemu_dir();
     let command = qemu(dir.path(), "$mac").join("\" \"");

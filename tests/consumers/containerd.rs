@@ -26,13 +26,13 @@ use super::cri::{
 /// Where Debian has the plugins that give a pod its first interface.
 const PLUGINS: &str = "/usr/lib/cni";
 const IMAGE: &str = "localhost/guest:1";
-/// Multus' part: it looks up which device the kubelet promised the pod, and tells the plugin.
-const PROMISED: &str = r#"#!/bin/sh
+/// Multus' part: it looks up which device the kubelet allocated to the pod, and gives it to the plugin.
+const ALLOCATED: &str = r#"#!/bin/sh
 pod=${CNI_ARGS##*K8S_POD_NAME=}
-dir=${0%/bin/promised}
+dir=${0%/bin/allocated}
 device=$(cat "$dir/devices/${pod%%;*}")
 exec 3<&0
-sed "s|PROMISED|$device|; s|promised|macvtap|" <&3 | "$dir/bin/macvtap"
+sed "s|ALLOCATED|$device|; s|allocated|macvtap|" <&3 | "$dir/bin/macvtap"
 "#;
 /// A plugin that fails while the file "broken" is there.
 const FLAKY: &str = r#"#!/bin/sh
@@ -46,7 +46,7 @@ fi
 const FIRST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp",
     "ipam": {"type": "host-local", "subnet": "10.12.0.0/16"}}]}"#;
 const SECOND: &str = r#"{"cniVersion": "1.0.0", "name": "vms", "plugins": [
-    {"type": "promised", "deviceID": "PROMISED"}, {"type": "flaky"}]}"#;
+    {"type": "allocated", "deviceID": "ALLOCATED"}, {"type": "flaky"}]}"#;
 
 const CONFIG: &str = r#"
 version = 2
@@ -200,7 +200,7 @@ impl Containerd {
         assert!(output.status.success(), "{output:?}");
     }
 
-    /// What the kubelet tells the runtime of a pod, which was promised a device.
+    /// What the kubelet gives the runtime for a pod with an allocated device.
     pub fn pod(&self, name: &str, device_id: &str) -> Sandbox {
         fs::write(self.dir.path().join("devices").join(name), device_id).unwrap();
         Sandbox {
@@ -289,7 +289,7 @@ fn configure(dir: &Path, nri: bool) {
         symlink(Path::new(PLUGINS).join(name), dir.join("bin").join(name)).unwrap();
     }
     symlink(binary(), dir.join("bin/macvtap")).unwrap();
-    for (name, script) in [("promised", PROMISED), ("flaky", FLAKY)] {
+    for (name, script) in [("allocated", ALLOCATED), ("flaky", FLAKY)] {
         let file = dir.join("bin").join(name);
         fs::write(&file, script).unwrap();
         fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
@@ -369,7 +369,7 @@ pub fn launcher(devices: Vec<Device>, mounts: Vec<Mount>, command: &[&str]) -> C
     }
 }
 
-/// The device that a pod was promised, as Allocate describes it.
+/// The device that was allocated to a pod, as Allocate describes it.
 fn allocated(number: u32) -> Vec<Device> {
     let path = tap(number).to_str().unwrap().to_owned();
     vec![Device {
@@ -466,7 +466,7 @@ fn a_sandbox_that_fails_after_us_is_tried_again() {
     containerd.remove(&pod);
 }
 
-/// "not a device node": a file that somebody left at the path of the tap. The sandbox fails
+/// "not a device node": a file that was left at the path of the tap. The sandbox fails
 /// with our words before containerd would look at the file.
 #[test]
 fn a_file_at_the_taps_path_is_named_before_the_container_fails() {

@@ -119,7 +119,7 @@ impl Drop for Libvirt {
 
 /// The command that starts a libvirt for user 107, whose files are in `path`.
 fn daemon(path: &Path) -> Command {
-    // The shell stays: libvirt's children are orphans at times, and somebody must wait for them.
+    // The shell stays: libvirt's children are orphans at times, and have to be waited for.
     let script = r#"
             mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/group" /etc/group &&
             chown -R 107:107 "$0" && "$@"
@@ -298,7 +298,7 @@ fn a_vm_with_four_queues_uses_the_network_and_is_restarted() {
     run_vm(4);
 }
 
-/// What goes wrong with a tap, as somebody else did it before ADD or while it ran.
+/// What goes wrong with a tap, as another program did it before ADD or while it ran.
 #[test]
 fn no_cause_of_a_failed_start_is_left_by_add() {
     if !programs() {
@@ -339,7 +339,7 @@ fn no_cause_of_a_failed_start_is_left_by_add() {
 }
 
 /// The node at the path is this macvtap's, not another one's: else the guest would be on a
-/// foreign link, and nobody would say so.
+/// foreign link, without an error.
 fn assert_own_device(case: &Case) {
     let device = fs::metadata(tap(case.number)).unwrap().rdev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
@@ -349,7 +349,7 @@ fn assert_own_device(case: &Case) {
 }
 
 /// "Inappropriate ioctl for device", "No such device", and, without a word, a guest on
-/// somebody else's link: files that stand where the tap's node is to be. Where the kernel
+/// another program's link: files that stand where the tap's node is to be. Where the kernel
 /// keeps /dev they are not ours to remove, so ADD fails and says what is there.
 #[test]
 fn a_file_in_the_way_is_named_by_add() {

@@ -261,7 +261,7 @@ fn devices_of_a_resource_keep_their_identity_when_it_grows() {
     assert_eq!(after.registrations, 1, "a new list is enough");
 }
 
-/// An optional `ConfigMap` is an empty directory until somebody creates it.
+/// An optional `ConfigMap` is an empty directory until it is created.
 #[test]
 fn a_file_that_is_missing_at_the_start_is_an_empty_list_until_it_appears() {
     let (node, dir) = (Node::new(), tempdir().unwrap());

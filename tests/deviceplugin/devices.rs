@@ -209,7 +209,7 @@ fn pre_start_is_content_with_what_add_made() {
 }
 
 #[test]
-fn a_pod_that_wants_the_tap_alone_gets_it_from_pre_start() {
+fn a_pod_without_cni_gets_its_tap_from_pre_start() {
     let case = Case::new();
     let id = case.healthy(100)[50].clone();
     let tap = parse(&id).tap;
@@ -267,7 +267,7 @@ fn the_way_of_a_device_from_allocation_to_frame_and_back() {
         .unwrap();
     let allocated = answer.container_responses[0].devices[0].host_path.clone();
     for _ in 0..3 {
-        // The sandbox is lost and made again; nobody calls Allocate.
+        // The sandbox is lost and made again; Allocate is not called.
         let pod = Host::new();
         let call = case.node.cni(&pod, serde_json::json!({"deviceID": id}));
         call.added().succeed("CHECK");

@@ -327,7 +327,7 @@ fn a_list_names_the_pod_and_the_container_that_the_kubelet_knows() {
     call.succeed("DEL");
 }
 
-/// On a quiet node nobody asks the kubelet for devices, so it would never write that it
+/// On a quiet node the kubelet is not asked for devices, so it would never write that it
 /// released some.
 #[test]
 fn the_kubelet_is_asked_to_release_the_devices_of_pods_that_are_gone() {

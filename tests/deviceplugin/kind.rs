@@ -81,7 +81,7 @@ fn two_nodes_with_the_same_configuration_do_not_meet() {
     }
 }
 
-/// Nobody should name two nodes alike; if it happens, no pod gets another one's tap.
+/// Two nodes should not have one name; if they do, no pod gets another one's tap.
 #[test]
 fn of_two_nodes_with_one_name_one_gets_the_tap() {
     let nodes = [KindNode::new(Some("kind")), KindNode::new(Some("kind"))];

@@ -121,7 +121,7 @@ fn count_what_happens() {
 }
 
 #[test]
-fn tell_health() {
+fn report_health() {
     let served = Served::new();
     let ok = ("HTTP/1.1 200 OK".to_owned(), "ok\n".to_owned());
     assert_eq!(served.get("/healthz"), ok);
@@ -138,7 +138,7 @@ fn tell_health() {
 /// What Prometheus' own client makes of them.
 #[expect(clippy::too_many_lines, reason = "most of them are Python's")]
 #[test]
-fn are_read_by_a_parser_of_somebody_else() {
+fn are_read_by_the_parser_of_another_project() {
     let python = kit::root().join("target/python/bin/python");
     let script = "import sys
 from prometheus_client.parser import text_string_to_metric_families as parse

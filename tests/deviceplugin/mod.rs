@@ -2,6 +2,7 @@
 
 mod configuration;
 mod devices;
+mod failures;
 mod held;
 mod kind;
 mod metrics;
@@ -11,4 +12,3 @@ mod registration;
 mod selectors;
 mod signals;
 mod taps;
-mod trouble;

@@ -244,7 +244,7 @@ fn container(name: &str) -> Container {
 }
 
 #[test]
-fn it_registers_and_is_told_of_few_events() {
+fn it_registers_for_few_events() {
     let (node, runtime) = (Node::new(), Runtime::new());
     let plugin = runtime.plugin(&node);
     let (mut connection, registration) = runtime.accept();

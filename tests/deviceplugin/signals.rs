@@ -28,7 +28,7 @@ fn each_ends_it_cleanly_within_a_second() {
 }
 
 #[test]
-fn it_ends_in_time_when_the_kubelet_hangs_and_at_once_when_told_twice() {
+fn it_ends_in_time_when_the_kubelet_hangs_and_at_once_at_a_second_signal() {
     for twice in [false, true] {
         let (node, dir) = (Node::new(), tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();

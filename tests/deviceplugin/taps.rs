@@ -185,7 +185,7 @@ impl World {
         }
         for (tap, ids) in &holders {
             assert_eq!(ids.len(), 1, "two devices with tap {tap}: {ids:?}");
-            // Its holder stays on the list, and nobody else is healthy with that tap.
+            // Its device stays on the list, and no other one with that tap is healthy.
             assert_eq!(healthy.get(tap), Some(ids));
         }
         assert!(healthy.values().all(|ids| ids.len() == 1), "{healthy:?}");

@@ -26,7 +26,7 @@ enum Way {
     Existing,
     /// There is no device plugin.
     Standalone,
-    /// The tap was promised, and what the guest sends and receives is limited.
+    /// The tap was allocated, and what the guest sends and receives is limited.
     Limited,
 }
 

@@ -290,8 +290,8 @@ async fn allocate(data: &[u8]) {
         .collect();
     if let Ok(answer) = service().allocate(Request::new(request)).await {
         let answers = answer.into_inner().container_responses;
-        let promised: Vec<usize> = answers.iter().map(|answer| answer.devices.len()).collect();
-        assert_eq!(promised, asked);
+        let allocated: Vec<usize> = answers.iter().map(|answer| answer.devices.len()).collect();
+        assert_eq!(allocated, asked);
         let mut devices = answers.iter().flat_map(|answer| &answer.devices);
         assert!(devices.all(|device| device.host_path.starts_with("/dev/tap")));
     }

@@ -211,7 +211,7 @@ fn a_second_device_plugin_learns_when_the_first_has_ended() {
 
 /// A switch port that gives us back what we sent, as a hairpin or a bond does.
 #[test]
-fn a_reflection_is_told_from_a_migration() {
+fn a_reflection_is_no_migration() {
     let (a, b) = (Learner::new(), Learner::new());
     let switch = connect([&a.node, &b.node]);
     switch.ip("link set port0 type bridge_slave hairpin on");

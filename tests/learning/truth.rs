@@ -177,10 +177,10 @@ fn a_tagged_first_frame_goes_out_once() {
     let port = learner.attach_parked();
     let frame = tagged(&broadcast(VM));
     port.send(&frame);
-    let patience = Duration::from_millis(300);
-    assert!(arrives(&far, &frame, patience));
+    let timeout = Duration::from_millis(300);
+    assert!(arrives(&far, &frame, timeout));
     port.becomes("bridge");
-    assert!(!arrives(&far, &frame, patience), "twice");
+    assert!(!arrives(&far, &frame, timeout), "twice");
 }
 
 /// A VM that sends nothing can be reached by its neighbours after a minute, unless it is seen

@@ -202,9 +202,9 @@ fn touches_nothing_else_and_says_why() {
             "{stderr}"
         );
     }
-    let stderr = fail(host, &["link", "delete", "nobody"]);
+    let stderr = fail(host, &["link", "delete", "absent"]);
     assert!(
-        stderr.contains("there is no interface \"nobody\""),
+        stderr.contains("there is no interface \"absent\""),
         "{stderr}"
     );
     let stderr = fail(host, &["link", "add", "m0", "--lower-device", "eth7"]);

@@ -49,7 +49,7 @@ impl Cluster {
         }
         self.add(manifest("original/macvtap.yaml"));
         self.add(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}));
-        // Somebody's own objects with our label, or our name.
+        // A user's own objects with our label, or our name.
         let label = json!({"app.kubernetes.io/name": "macvtap"});
         let monitor = json!({"name": "own", "namespace": "default", "labels": label});
         self.add(json!({"apiVersion": "monitoring.coreos.com/v1", "kind": "PodMonitor", "metadata": monitor}));

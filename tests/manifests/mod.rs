@@ -152,8 +152,8 @@ fn no_right_in_the_api_is_given_but_to_use_the_constraints() {
 fn the_examples_are_about_one_resource() {
     let map = manifest("examples/configmap.yaml");
     let text = map["data"]["DP_MACVTAP_CONF"].as_str().unwrap();
-    let (configuration, complaints) = config::parse(text, config::Context::default()).unwrap();
-    assert!(complaints.is_empty(), "{complaints:?}");
+    let (configuration, warnings) = config::parse(text, config::Context::default()).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
     let (resource, ..) = configuration.resources().next().unwrap();
     // The other examples are about this resource.
     let name = format!("macvtap.network.kubevirt.io/{resource}");

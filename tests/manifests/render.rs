@@ -267,7 +267,7 @@ fn check_rights(pod: &Value, components: &[&str]) {
     );
     let args = words(&containers(pod)[1]["args"]);
     assert_eq!(args.contains(&"--learning=off".to_owned()), !learning);
-    // Whoever has the runtime's socket is root on the node.
+    // A process with the runtime's socket is root on the node.
     let nri = components.contains(&"nri");
     assert_eq!(args.contains(&"--nri=auto".to_owned()), nri);
     assert_eq!(pod.to_string().contains("/var/run/nri"), nri);

@@ -78,7 +78,7 @@ fn initramfs() -> TempDir {
     dir
 }
 
-/// Somebody who talks to the guest.
+/// A station that talks to the guest.
 fn peer(host: &Host, interface: &str, address: &str) {
     host.ip(&format!("addr add {address}/24 dev {interface}"));
     host.ip(&format!("link set {interface} up"));

@@ -32,7 +32,7 @@ fn what_the_readme_says_suffices() {
 }
 
 #[test]
-fn one_less_is_told_and_nothing_is_left() {
+fn one_less_is_named_and_nothing_is_left() {
     for (missing, told) in [
         ("net_admin", "CAP_NET_ADMIN"),
         ("sys_admin", "CAP_SYS_ADMIN"),

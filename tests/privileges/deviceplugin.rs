@@ -190,7 +190,7 @@ fn without_net_raw_or_sys_admin_it_does_not_learn_and_says_why() {
 }
 
 #[test]
-fn without_net_admin_a_pod_that_wants_the_tap_alone_is_told() {
+fn without_net_admin_a_pod_without_cni_gets_an_error() {
     let (world, _container, _plugin) = without("CAP_NET_ADMIN");
     let error = world
         .kubelet

@@ -24,7 +24,7 @@ fn the_manifests_rights_suffice() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_needs_a_capability_that_is_named() {
+fn a_directory_of_another_user_needs_a_capability_that_is_named() {
     let dir = tempfile::tempdir().unwrap();
     chown(dir.path(), Some(1234), Some(1234)).unwrap();
     let output = install(dir.path());

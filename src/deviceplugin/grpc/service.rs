@@ -185,7 +185,7 @@ impl DevicePlugin for PluginService {
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let existing = tap::numbers().unwrap_or_else(|error| {
-            warn!(error:% = format!("{error:#}"); "cannot tell which taps exist");
+            warn!(error:% = format!("{error:#}"); "cannot list the taps");
             BTreeSet::new()
         });
         let former = self.list.borrow().former.clone();

@@ -43,7 +43,7 @@ pub fn netns(pod: &PodSandbox) -> Option<&str> {
 }
 
 /// Whether the container has a user namespace. runc then binds the host's node into it, whose
-/// owner is nobody there.
+/// owner is not mapped there.
 pub fn has_user_namespace(pod: &PodSandbox, container: &Container) -> bool {
     let is_user = |namespace: &LinuxNamespace| namespace.r#type == "user";
     let of_pod = pod.linux.iter().flat_map(|linux| &linux.namespaces);

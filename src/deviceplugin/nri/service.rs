@@ -33,7 +33,7 @@ mod event {
     pub const REMOVE_CONTAINER: i32 = 11;
 }
 
-/// What the runtime tells of.
+/// What the runtime reports.
 const EVENTS: [i32; 3] = [
     event::CREATE_CONTAINER,
     event::START_CONTAINER,
@@ -66,7 +66,7 @@ impl CallError {
 pub struct Service {
     /// The runtime's name and version.
     pub runtime: String,
-    /// Whether the runtime has told of all containers: from then on it asks.
+    /// Whether the runtime has reported all containers: from then on it asks.
     pub is_synchronized: bool,
     /// How many containers got taps.
     pub given: u64,
@@ -76,7 +76,7 @@ pub struct Service {
     pub without: BTreeMap<String, String>,
     /// The taps of containers, by the container's ID.
     holding: BTreeMap<String, (ContainerName, BTreeSet<u32>)>,
-    /// The pods and containers that the runtime told of so far, until they are checked.
+    /// The pods and containers that the runtime reported so far, until they are checked.
     state: Option<SynchronizeRequest>,
     /// Containers that were asked about and have not started yet.
     asked: BTreeSet<String>,
@@ -256,7 +256,7 @@ fn taps_for(pod: &PodSandbox, container: &Container) -> Result<Vec<container::Ta
     ensure!(
         taps.is_empty() || !container::has_user_namespace(pod, container),
         "a pod with a user namespace (hostUsers: false) cannot open its tap: \
-         the runtime keeps the owner of the host's node, which is nobody in the pod"
+         the runtime keeps the owner of the host's node, which is not mapped in the pod"
     );
     Ok(taps)
 }

@@ -16,12 +16,12 @@ use tempfile::tempdir;
 
 #[test]
 fn a_kubelet_that_refuses_or_hangs_is_outlived() {
-    for (fault, complaint) in [(Fault::Refuse, Some("not today")), (Fault::Hang, None)] {
+    for (fault, error) in [(Fault::Refuse, Some("not today")), (Fault::Hang, None)] {
         let (node, dir) = (Node::new(), tempdir().unwrap());
         let faulty = Faulty::start(dir.path(), fault);
         let plugin = Plugin::start(&node.host, dir.path());
-        match complaint {
-            Some(complaint) => plugin.wait_for_log(complaint),
+        match error {
+            Some(error) => plugin.wait_for_log(error),
             None => std::thread::sleep(Duration::from_millis(300)),
         }
         let descriptors = plugin.descriptors();
@@ -53,7 +53,7 @@ fn a_kubelet_that_answers_nonsense_is_outlived() {
     let listener = UnixListener::bind(dir.path().join("kubelet.sock")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let plugin = Plugin::start(&node.host, dir.path());
-    wait_until("it complains", || {
+    wait_until("it warns", || {
         if let Ok((mut stream, _)) = listener.accept() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
@@ -65,7 +65,7 @@ fn a_kubelet_that_answers_nonsense_is_outlived() {
 }
 
 #[test]
-fn a_socket_that_nobody_listens_on_is_told_and_tried_again() {
+fn a_socket_without_a_listener_is_reported_and_retried() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     drop(UnixListener::bind(dir.path().join("kubelet.sock")).unwrap());
     let plugin = Plugin::start(&node.host, dir.path());
@@ -91,7 +91,7 @@ fn a_kubelet_that_drops_every_stream_does_not_make_it_spin() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_told_and_tried_again() {
+fn a_full_directory_is_reported_and_retried() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     // A mount namespace of its own, in which the directory is full; then it is not.
     let script = format!(
@@ -111,7 +111,7 @@ fn a_directory_that_cannot_be_written_is_told_and_tried_again() {
 }
 
 #[test]
-fn a_read_only_directory_is_told_and_tried_again() {
+fn a_read_only_directory_is_reported_and_retried() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
     let path = dir.path().display();
     let script = format!("mount --bind {path} {path} && mount -o remount,bind,ro {path}");
