@@ -22,7 +22,7 @@ use kit::{
     binary,
     netns::{Host, IFNAME, LOWER, Node, device_id, tap_number},
 };
-use macvtap::learning::query;
+use macvtap::{host::netns::NAMED, learning::query};
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 
@@ -178,8 +178,8 @@ impl Learning {
         let mut command = Command::new(binary());
         command.arg("deviceplugin");
         command.arg("--kubelet-dir").arg(dir.path());
-        command.arg("--netns-dir").arg(dir.path());
         command
+            .args(["--netns-dir", NAMED])
             .stderr(Stdio::null())
             .env_remove("CNI_COMMAND")
             .env("DP_MACVTAP_CONF", "[]");
@@ -218,7 +218,7 @@ impl Crowd {
     fn grow(&mut self, wanted: usize) {
         while self.attachments < wanted {
             let end = wanted.min(self.attachments + ATTACHMENTS_IN_A_POD);
-            let pod = Host::new();
+            let pod = Host::named();
             self.node.attach(&pod, self.attachments..end);
             for number in self.attachments..end {
                 pod.ip(&format!("link set net{number} up"));
@@ -305,7 +305,7 @@ fn programs<'a>(dir: &Path, [plain, asking]: &'a [Crowd; 2]) -> [Program<'a>; 5]
 
 /// Each program attaches, checks and detaches one pod.
 fn round(dir: &Path, programs: &[Program], existing: usize, samples: &mut Samples) {
-    let (pod, number) = (Host::new(), tap_number());
+    let (pod, number) = (Host::named(), tap_number());
     for program in programs {
         if program.config["deviceID"] == WAITING {
             program.node.host.ip(&format!(
@@ -417,7 +417,7 @@ fn pass(program: &Program, pods: &[(Host, u32)]) -> (Duration, Vec<Duration>) {
 }
 
 fn busy(programs: &[&Program]) -> Value {
-    let pods: Vec<(Host, u32)> = (0..PODS).map(|_| (Host::new(), tap_number())).collect();
+    let pods: Vec<(Host, u32)> = (0..PODS).map(|_| (Host::named(), tap_number())).collect();
     let mut measured = vec![(Vec::new(), Vec::new()); programs.len()];
     for _ in 0..PASSES {
         for (program, (elapsed, times)) in programs.iter().zip(&mut measured) {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use kit::{
-    guest::{Guest, Shell, can_run, file},
+    guest::{Guest, Shell, can_run, initramfs_with},
     netns::Host,
     switch::{Learner, VM, connect, neighbour},
     traffic,
@@ -60,22 +60,9 @@ struct Outcome {
 
 /// The guest's files, with the traffic program.
 fn initramfs() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let bin = dir.path().join("root/bin");
-    fs::create_dir_all(&bin).unwrap();
     let program = std::env::current_exe().unwrap();
-    let program = program.ancestors().nth(2).unwrap().join("examples/traffic");
-    fs::copy(program, bin.join("traffic")).unwrap();
-    let script = "cd \"$0/root\" && find . | cpio --quiet -o -H newc | gzip -1";
-    let output = Command::new("sh")
-        .args(["-c", script])
-        .arg(dir.path())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let whole = [fs::read(file("initramfs")).unwrap(), output.stdout].concat();
-    fs::write(dir.path().join("initramfs"), whole).unwrap();
-    dir
+    let program = program.ancestors().nth(2).unwrap();
+    initramfs_with("traffic", &program.join("examples/traffic"))
 }
 
 /// A station that talks to the guest.

@@ -171,12 +171,17 @@ impl Guest {
         command.args(qemu(dir.path(), mac));
         let shown = dir.path().to_str().unwrap();
         command.args(words.iter().map(|word| word.replace("{dir}", shown)));
+        Self::spawn(pod, command, dir)
+    }
+
+    /// Starts the QEMU that `command` is, whose files are in `dir`, in the netns of `host`.
+    pub fn spawn(host: &Host, mut command: Command, dir: TempDir) -> Self {
         let log = fs::File::create(dir.path().join("qemu.log")).unwrap();
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
-        let child = pod.0.run(|| Ok(command.spawn()?)).unwrap();
+        let child = host.0.run(|| Ok(command.spawn()?)).unwrap();
         let shell = Shell::connect(&dir.path().join("shell"));
         Self { child, dir, shell }
     }
@@ -203,6 +208,22 @@ impl Drop for Guest {
             }
         }
     }
+}
+
+/// What the guests boot, with `program` in their path as `name`.
+pub fn initramfs_with(name: &str, program: &Path) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("root/bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::copy(program, bin.join(name)).unwrap();
+    let script = "cd \"$0/root\" && find . | cpio --quiet -o -H newc | gzip -1";
+    let mut command = Command::new("sh");
+    let output = command.args(["-c", script]).arg(dir.path()).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let whole = [fs::read(file("initramfs")).unwrap(), output.stdout].concat();
+    fs::write(dir.path().join("initramfs"), whole).unwrap();
+    dir
 }
 
 /// The command line of a QEMU whose tap is descriptor 3, and whose files are in `dir`.
