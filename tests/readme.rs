@@ -268,6 +268,7 @@ fn the_tables_of_keys_are_those_of_the_code() {
         "src/cni/config.rs",
         "src/cni/options.rs",
         "src/cni/ipam_config.rs",
+        "src/cni/mac_policy.rs",
         "src/cni/policy.rs",
         "src/deviceplugin/config.rs",
         "src/deviceplugin/config_selector.rs",

@@ -11,6 +11,7 @@ use super::{
     environment::Environment,
     error::{CniError, Result, code},
     hand_over::hand_over,
+    mac_policy::{self, MacPolicy, Names},
     result,
 };
 use crate::{
@@ -65,13 +66,19 @@ pub fn add<'a>(
         stdin,
         deadline: Instant::now() + WAIT_TIMEOUT,
     };
+    let in_pod = matches!(config.source, Source::Configured { in_pod: true, .. });
     let mut work = Work {
         request,
-        host: Socket::open()?,
+        host: if in_pod {
+            netns.socket()?
+        } else {
+            Socket::open()?
+        },
+        in_pod,
     };
     match &config.source {
         Source::Allocated(device) => work.allocated(device),
-        Source::Configured { lower, mode } => work.standalone(lower, *mode),
+        Source::Configured { lower, mode, .. } => work.standalone(lower, *mode),
         Source::Existing(existing) => {
             let macvtap = hand_over(&mut work.host, existing, request)?;
             Attachment::finish(macvtap, request, || None)
@@ -81,7 +88,10 @@ pub fn add<'a>(
 
 struct Work<'a> {
     request: Request<'a>,
+    /// A socket where the lower device is.
     host: Socket,
+    /// Whether that is the pod, of whose lower devices the device plugin learns nothing.
+    in_pod: bool,
 }
 
 /// A macvtap whose tap's node is its own, and the learner's reply that is on the way.
@@ -173,7 +183,11 @@ impl<'a> Work<'a> {
     }
 
     fn lower(&mut self, name: &str) -> Result<LowerDevice> {
-        let lower = LowerDevice::eligible(&mut self.host, name)?;
+        let lower = LowerDevice::eligible(&mut self.host, name);
+        let lower = lower.map_err(|error| match (self.in_pod, CniError::from(error)) {
+            (true, error) => error.context("linkInContainer looks in the pod's network namespace"),
+            (false, error) => error,
+        })?;
         self.request.config.check_mtu(&lower.link)?;
         Ok(lower)
     }
@@ -195,7 +209,11 @@ impl<'a> Work<'a> {
             mode: reply.as_ref().map_or(mode, |_| Mode::Vepa),
             mac,
             mtu: self.request.config.mtu,
-            group: learning::group(mode),
+            group: if self.in_pod {
+                0
+            } else {
+                learning::group(mode)
+            },
             options: &self.request.config.options,
         };
         let created = create(&mut self.host, Some(self.request.netns), &spec)?;
@@ -214,6 +232,27 @@ impl<'a> Work<'a> {
         Attachment::finish(macvtap, self.request, mode)
     }
 
+    /// The MAC that it is made with; a random one if none. In passthru mode it is that of the lower
+    /// device, unless another one is asked for.
+    fn mac(&self, mode: Mode) -> Option<MacAddr> {
+        let config = self.request.config;
+        let stable = || {
+            let (namespace, pod) = config.pod.as_ref()?;
+            let mac = mac_policy::stable(&Names {
+                namespace,
+                pod,
+                network: &config.network,
+                ifname: &self.request.environment.ifname,
+            });
+            if mac.is_none() {
+                warn!(pod = pod.as_str(); "the VM's name is too long for a stable MAC; it is random");
+            }
+            mac
+        };
+        let is_stable = config.mac_policy == MacPolicy::Stable && !mode.is_alone();
+        config.mac.or_else(|| is_stable.then(stable).flatten())
+    }
+
     /// Asks the device plugin, if one learns, whether a port of a bridge starts parked. The MAC
     /// has to be known for that. The answer is needed only before the macvtap is set up, for
     /// until then no frame passes: it comes while the kernel creates the macvtap.
@@ -223,11 +262,12 @@ impl<'a> Work<'a> {
         mode: Mode,
         number: u32,
     ) -> Result<(Option<MacAddr>, Option<PendingReply>)> {
-        let learner = (mode == Mode::Bridge).then(query::find).flatten();
-        let Some(learner) = learner else {
-            return Ok((self.request.config.mac, None));
+        let mac = self.mac(mode);
+        let learns = mode == Mode::Bridge && !self.in_pod;
+        let Some(learner) = learns.then(query::find).flatten() else {
+            return Ok((mac, None));
         };
-        let mac = match self.request.config.mac {
+        let mac = match mac {
             Some(mac) => mac,
             None => MacAddr::random()?,
         };

@@ -42,7 +42,7 @@ pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error
         .link_by_name(ifname)?
         .with_context(|| format!("interface {ifname:?} does not exist in netns {sandbox}"))?;
     check_link(&link, reported)?;
-    check_lower(&link, config)?;
+    check_lower(&link, config, netns)?;
     let ipam = ipam(config, prev, environment)?;
     if config.ipam.as_ref().is_some_and(|ipam| ipam.assign) {
         addressing::check(&mut pod, link.index, &ipam.ip_config())?;
@@ -129,10 +129,14 @@ fn check_security(interface: &Interface<'_>, security: &Security, mac: MacAddr) 
 }
 
 /// Mode, lower device and index, as far as the configuration says what they are.
-fn check_lower(link: &Link, config: &Config) -> Result<()> {
-    let (lower, mode) = match &config.source {
-        Source::Allocated(id) => (&id.lower, id.mode),
-        Source::Configured { lower, mode } => (lower, *mode),
+fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
+    let (lower, mode, in_pod) = match &config.source {
+        Source::Allocated(id) => (&id.lower, id.mode, false),
+        Source::Configured {
+            lower,
+            mode,
+            in_pod,
+        } => (lower, *mode, *in_pod),
         Source::Existing(_) => return Ok(()),
     };
     let name = &link.name;
@@ -146,7 +150,12 @@ fn check_lower(link: &Link, config: &Config) -> Result<()> {
     if let Some(difference) = config.options.difference(&link.options) {
         bail!("interface {name:?} is not as ADD left it: {difference}");
     }
-    let found = LowerDevice::find(&mut Socket::open()?, lower)?.link;
+    let mut place = if in_pod {
+        netns.socket()?
+    } else {
+        Socket::open()?
+    };
+    let found = LowerDevice::find(&mut place, lower)?.link;
     ensure!(
         link.lower == Some(found.index),
         "interface {name:?} is not on lower device \"{lower}\""

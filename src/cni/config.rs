@@ -9,6 +9,7 @@ use super::{
     error::{CniError, Result, code},
     ipam_config::{self, Ipam},
     keys::Keys,
+    mac_policy::{self, MacPolicy},
     options, policy, result,
     version::Version,
 };
@@ -40,10 +41,16 @@ pub struct Config {
     pub source: Source,
     /// The MTU in bytes; that of the lower device if none.
     pub mtu: Option<u32>,
-    /// The hardware address; a random one if none.
+    /// The hardware address that is asked for; none if none.
     pub mac: Option<MacAddr>,
     /// What else the macvtap is set to.
     pub options: PortOptions,
+    /// Which one the interface gets if none is asked for.
+    pub mac_policy: MacPolicy,
+    /// The pod's namespace and name; none outside of Kubernetes.
+    pub pod: Option<(String, String)>,
+    /// The network's name.
+    pub network: String,
     /// Receive frames for every address.
     pub promiscuous: bool,
     /// Receive every multicast frame.
@@ -79,6 +86,8 @@ pub enum Source {
         lower: LinkName,
         /// The macvtap's mode.
         mode: Mode,
+        /// Whether the lower device is in the pod's network namespace.
+        in_pod: bool,
     },
 }
 
@@ -133,6 +142,9 @@ impl Config {
             source,
             mtu: mtu(&fields)?,
             mac: mac(&fields, &args, &mut keys)?,
+            mac_policy: keys.take(mac_policy::read(&fields))?.unwrap_or_default(),
+            pod: pod(&args),
+            network: fields.text("name")?.unwrap_or_default().to_owned(),
             promiscuous: fields.flag("promiscMode")?.unwrap_or(false),
             all_multicast: keys.take(fields.flag("allMulticast"))?.unwrap_or(true),
             host_stack: host_stack(&fields, assign, &mut keys)?,
@@ -161,6 +173,12 @@ impl Config {
     }
 }
 
+fn pod(args: &Args) -> Option<(String, String)> {
+    let names = ["K8S_POD_NAMESPACE", "K8S_POD_NAME"].map(|key| args.get(key).map(str::to_owned));
+    let [namespace, name] = names;
+    Some((namespace?, name?))
+}
+
 /// The pod's UID, which its attachments without a device ID derive their taps' numbers from.
 #[must_use]
 pub fn pod_uid(args: &str) -> Option<String> {
@@ -187,6 +205,13 @@ pub fn ipam_plugin(json: &Value) -> Option<String> {
 #[must_use]
 pub fn lower_device(json: &Value) -> Option<LinkName> {
     Fields::of(json).and_then(|fields| lower(&fields).ok().flatten())
+}
+
+/// Whether the lower device of a configuration is in the pod, without judging it.
+#[must_use]
+pub fn is_in_pod(json: &Value) -> bool {
+    let flag = Fields::of(json).and_then(|fields| fields.flag("linkInContainer").ok()?);
+    flag.unwrap_or(false)
 }
 
 /// `logLevel` and `logFile`; none if the configuration has neither. What is wrong with them is
@@ -247,6 +272,11 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
     };
     let lower = keys.take(lower(fields))?;
     let mode = keys.take(mode(fields))?;
+    let in_pod = keys.take(fields.flag("linkInContainer"))?;
+    if in_pod == Some(true) && id.is_some() {
+        let text = "linkInContainer is ignored: a device ID is of a lower device of the node";
+        keys.warnings.push(text.to_owned());
+    }
     match (id, lower) {
         (Some(id), lower) if id.contains('@') => allocated(id, lower.as_deref(), mode, keys),
         (Some(id), _) => Ok(Source::Existing(Existing {
@@ -256,6 +286,7 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
         (None, Some(lower)) => Ok(Source::Configured {
             lower,
             mode: mode.unwrap_or_default(),
+            in_pod: in_pod.unwrap_or(false),
         }),
         (None, None) => Err(no_device_id(fields)),
     }
@@ -507,6 +538,7 @@ mod tests {
         let expected = |mode| Source::Configured {
             lower: "eth0".parse().unwrap(),
             mode,
+            in_pod: false,
         };
         assert_eq!(
             configured(json!({"lowerDevice": "eth0"})),

@@ -17,6 +17,7 @@ mod input;
 mod ipam_config;
 mod ipam_result;
 mod keys;
+mod mac_policy;
 mod options;
 mod output;
 mod policy;

@@ -43,7 +43,8 @@ fn check_node(json: &Value) -> Result<()> {
     policy::check(json)?;
     check_limits(json).map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
     // With a device plugin the configuration does not say which lower device a pod gets.
-    let Some(name) = config::lower_device(json) else {
+    let lower = config::lower_device(json).filter(|_| !config::is_in_pod(json));
+    let Some(name) = lower else {
         return Ok(());
     };
     let Err(error) = LowerDevice::eligible(&mut host, &name) else {

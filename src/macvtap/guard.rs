@@ -15,6 +15,7 @@ use super::{
     addressing,
     bandwidth::Bandwidth,
     error::{AttachError, Kind},
+    inventory,
     port_security::Interface,
     security::Security,
     shaping,
@@ -295,8 +296,19 @@ impl<'a> NewMacvtap<'a> {
             if !matches!(error.errno(), Some(Errno::EADDRINUSE | Errno::EBUSY)) {
                 return Err(AttachError::from(error).context("setting the macvtap up"));
             }
-            pause(deadline, || mac_in_use(mac))?;
+            pause(deadline, || self.mac_in_use())?;
         }
+    }
+
+    /// The kernel lets no two up on one lower device have one MAC (`macvlan_addr_busy`).
+    fn mac_in_use(&mut self) -> AttachError {
+        let link = self.read_back().unwrap_or_default();
+        let mac = link.mac;
+        let mac = mac.map_or_else(|| "the MAC".to_owned(), |mac| format!("MAC {mac}"));
+        let holder = inventory::holder_of_mac(&link)
+            .unwrap_or_else(|| "the device itself or another macvtap or macvlan on it".to_owned());
+        let text = format!("{mac} is in use on the lower device already, by {holder}");
+        AttachError::new(Kind::TryAgain, text)
     }
 
     /// What the kernel made of it.
@@ -403,13 +415,4 @@ pub fn pause(deadline: Instant, why: impl FnOnce() -> AttachError) -> Result<(),
     let jitter = Duration::from_micros(u64::from(std::process::id() % 16) * 250);
     std::thread::sleep(POLL + jitter);
     Ok(())
-}
-
-fn mac_in_use(mac: Option<MacAddr>) -> AttachError {
-    let mac = mac.map_or_else(|| "the MAC".to_owned(), |mac| format!("MAC {mac}"));
-    let text = format!(
-        "{mac} is in use on the lower device already, \
-         by the device itself or by another macvtap or macvlan on it"
-    );
-    AttachError::new(Kind::TryAgain, text)
 }

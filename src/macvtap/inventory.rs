@@ -320,6 +320,27 @@ fn lower_devices(links: &[Link], macvtaps: &[Macvtap]) -> Vec<LowerUse> {
     lowers
 }
 
+/// Says which other macvtap on the lower device of `link` has its MAC, and whose it is, as far as
+/// that can be found out.
+#[must_use]
+pub fn holder_of_mac(link: &Link) -> Option<String> {
+    let mut inventory = Inventory::new().ok()?;
+    inventory.macvtaps.retain(|other| {
+        let same = other.link.mac == link.mac && other.link.lower == link.lower;
+        same && other.lower.is_some() && other.link.index != link.index
+    });
+    inventory.find_pods();
+    let Macvtap {
+        link, netns, pod, ..
+    } = inventory.macvtaps.first()?;
+    let place = match (pod, netns.as_str()) {
+        (Some(pod), netns) => format!("pod {pod} (netns {netns})"),
+        (None, "") => "the host's netns".to_owned(),
+        (None, netns) => format!("netns {netns}"),
+    };
+    Some(format!("interface {:?} in {place}", link.name))
+}
+
 /// Says which interface has tap `number`, and where, as far as that can be found out: namespaces
 /// that cannot be entered are passed over.
 #[must_use]

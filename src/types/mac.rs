@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash64;
 
 /// A 48-bit Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
@@ -27,8 +28,20 @@ impl MacAddr {
         let mut octets = [0; 6];
         rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty())
             .context("asking the kernel for random bytes")?;
-        octets[0] = octets[0] & 0xfc | 2;
-        Ok(Self(octets))
+        Ok(Self(octets).locally_administered())
+    }
+
+    /// The one that belongs to these names: always the same, and another one for other names.
+    #[must_use]
+    pub fn of_names(names: &[&str]) -> Self {
+        let [_, _, octets @ ..] = XxHash64::oneshot(0, names.join("\0").as_bytes()).to_be_bytes();
+        Self(octets).locally_administered()
+    }
+
+    /// Without the bit of groups, and with that of addresses that no manufacturer gave.
+    fn locally_administered(mut self) -> Self {
+        self.0[0] = self.0[0] & 0xfc | 2;
+        self
     }
 }
 
