@@ -17,7 +17,7 @@ pub const DEFAULT_CAPACITY: usize = 100;
 pub const MAX_CAPACITY: usize = MAX_SLOTS as usize;
 
 /// The keys of an entry.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "name",
     "lowerDevice",
     "master",
@@ -25,6 +25,7 @@ const KEYS: [&str; 7] = [
     "mode",
     "capacity",
     "nodes",
+    "volumeHotplug",
 ];
 
 /// A configuration, as far as it is for this node.
@@ -45,6 +46,8 @@ pub struct Entry {
     pub mode: Mode,
     /// The number of devices.
     pub capacity: usize,
+    /// Give containers each tap under `/dev/vfio` as well.
+    pub volume_hotplug: bool,
 }
 
 /// What an entry is about.
@@ -74,6 +77,8 @@ pub struct ResourceConfig {
     pub mode: Mode,
     /// The number of devices.
     pub capacity: usize,
+    /// Give containers each tap under `/dev/vfio` as well.
+    pub volume_hotplug: bool,
 }
 
 /// What a configuration is read with.
@@ -94,6 +99,7 @@ impl Configuration {
                 target: Target::Discovered(Discovery::default()),
                 mode: Mode::default(),
                 capacity: DEFAULT_CAPACITY,
+                volume_hotplug: false,
             }],
             for_others: 0,
         }
@@ -136,6 +142,7 @@ impl Entry {
             selector,
             mode: self.mode,
             capacity: self.capacity,
+            volume_hotplug: self.volume_hotplug,
         }
     }
 
@@ -273,6 +280,7 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
         target,
         mode,
         capacity: capacity(fields.integer("capacity")?, mode, warn),
+        volume_hotplug: fields.flag("volumeHotplug")?.unwrap_or(false),
     })
 }
 
@@ -360,6 +368,7 @@ mod tests {
             selector: None,
             mode: Mode::Bridge,
             capacity: 50,
+            volume_hotplug: false,
         };
         assert_eq!(one(text), expected);
         let text = r#"// all of them
@@ -411,6 +420,10 @@ mod tests {
             ("7", "not an object"),
             (r#"{"name": "x", "lowerDevice": {"drivr": "ice"}}"#, "drivr"),
             (r#"{"name": "x", "discover": {}}"#, "name and discover"),
+            (
+                r#"{"name": "x", "lowerDevice": "e", "volumeHotplug": "yes"}"#,
+                "volumeHotplug",
+            ),
             (r#"{"discover": {"kinds": 7}}"#, "kinds"),
             (r#"{"name": "x", "lowerDevice": "e", "nodes": 7}"#, "nodes"),
         ] {

@@ -160,6 +160,7 @@ pub fn former_resource(name: &str, held: &Held) -> Option<ResourceConfig> {
         selector: None,
         mode: device.map(|device| device.mode).unwrap_or_default(),
         capacity: 0,
+        volume_hotplug: false,
     })
 }
 
@@ -261,6 +262,7 @@ mod tests {
             selector: None,
             mode: Mode::Bridge,
             capacity: 100,
+            volume_hotplug: false,
         }
     }
 

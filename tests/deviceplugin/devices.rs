@@ -288,6 +288,34 @@ fn passthru_offers_one() {
     assert_eq!(resource.unwrap().healthy().len(), 1);
 }
 
+/// `KubeVirt` keeps what is in `/dev/vfio` of the container when it attaches a volume.
+#[test]
+fn with_volume_hotplug_a_container_has_each_tap_twice() {
+    for (hotplug, count) in [("true", 2), ("false", 1)] {
+        let (node, dir) = (Node::new(), tempdir().unwrap());
+        let kubelet = Kubelet::start(dir.path()).unwrap();
+        let key = format!(r#""bridge", "volumeHotplug": {hotplug}"#);
+        let text = configuration().replace(r#""bridge""#, &key);
+        let _plugin = Plugin::configured(&node.host, dir.path(), &text);
+        let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, |resource| resource.lists > 0);
+        let id = resource.unwrap().healthy()[0].clone();
+        let tap = parse(&id).tap;
+        let answer = kubelet.allocate(RESOURCE, &[id]).unwrap();
+        let devices = &answer.container_responses[0].devices;
+        let paths: Vec<&str> = devices
+            .iter()
+            .map(|device| device.container_path.as_str())
+            .collect();
+        let expected = [
+            format!("/dev/tap{tap}"),
+            format!("/dev/vfio/macvtap-tap{tap}"),
+        ];
+        assert_eq!(paths, expected[..count]);
+        let host = format!("/dev/tap{tap}");
+        assert!(devices.iter().all(|device| device.host_path == host));
+    }
+}
+
 /// All containers of a request are checked before anything is done for the first.
 #[test]
 fn allocate_does_all_or_nothing() {

@@ -70,6 +70,7 @@ impl World {
             selector: None,
             mode: self.dice.pick(&[Mode::Bridge, Mode::Vepa, Mode::Private]),
             capacity: 1 + self.dice.below(40),
+            volume_hotplug: false,
         });
         let resources = resources.map(|resource| (resource.name.clone(), resource));
         let configured = resources.collect();

@@ -211,10 +211,12 @@ impl DevicePlugin for PluginService {
             .map(|request| self.parse(&request.device_ids));
         // All of them before anything is done for the first.
         let containers: Vec<Vec<Requested>> = containers.collect::<Result<_, _>>()?;
+        let resource = self.list.borrow().resource.clone();
+        let hotplug = resource.is_some_and(|resource| resource.volume_hotplug);
         let mut container_responses = Vec::new();
         for requested in containers {
             let taps = self.allocate_container(requested).await?;
-            container_responses.push(response(&taps));
+            container_responses.push(response(&taps, hotplug));
         }
         Ok(Response::new(AllocateResponse {
             container_responses,
@@ -250,14 +252,21 @@ pub fn options() -> DevicePluginOptions {
 
 /// The nodes of the taps, under the same path in the container. They need not exist yet: the
 /// runtime looks for them when it creates the container, which is after CNI ADD.
-fn response(taps: &[u32]) -> ContainerAllocateResponse {
-    let devices = taps.iter().map(|tap| {
-        let path = tap::path(*tap).to_string_lossy().into_owned();
-        DeviceSpec {
-            container_path: path.clone(),
-            host_path: path,
+///
+/// With `hotplug` also in `/dev/vfio`: when `KubeVirt` attaches a volume to a running VM, it
+/// replaces the list of devices that the container may open, and keeps of others those alone
+/// that it finds there or in `/dev/bus/usb` (`pkg/virt-handler/cgroup`). The list is of device
+/// numbers, so the tap can be opened by its other path again.
+fn response(taps: &[u32], hotplug: bool) -> ContainerAllocateResponse {
+    let devices = taps.iter().flat_map(|tap| {
+        let host_path = tap::path(*tap).to_string_lossy().into_owned();
+        let kept = hotplug.then(|| format!("/dev/vfio/macvtap-tap{tap}"));
+        let paths = std::iter::once(host_path.clone()).chain(kept);
+        paths.map(move |container_path| DeviceSpec {
+            container_path,
+            host_path: host_path.clone(),
             permissions: "rw".to_owned(),
-        }
+        })
     });
     ContainerAllocateResponse {
         envs: HashMap::new(),
