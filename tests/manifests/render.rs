@@ -301,6 +301,12 @@ fn check_metrics(daemonset: &Value, components: &[&str]) {
 /// The `SecurityContextConstraints` admit the pod, and its service account may use them.
 fn check_admitted(objects: &[Value], pod: &Value) {
     let scc = of_kind(objects, "SecurityContextConstraints").unwrap();
+    // As OpenShift's CustomResourceDefinition requires (openshift/api, security/v1), beside what is
+    // looked at below.
+    for key in ["priority", "defaultAddCapabilities", "requiredDropCapabilities"] {
+        assert!(!scc[key].is_null(), "{key}");
+    }
+    assert_eq!(scc["readOnlyRootFilesystem"], true);
     for right in [
         "allowHostNetwork",
         "allowHostDirVolumePlugin",
