@@ -4,9 +4,11 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use clap::CommandFactory;
+use kit::binary;
 use macvtap::{cli::Cli, deviceplugin::config};
 use serde_json::Value;
 
@@ -93,6 +95,31 @@ fn the_first_one_is_a_landing_page() {
     let first_screen = lines[..30].join("\n");
     for command in ["cargo run --release -- selftest", "scripts/test"] {
         assert!(first_screen.contains(command), "{command}");
+    }
+}
+
+/// The words of a line that are the same in every run.
+fn constant(line: &str) -> Vec<&str> {
+    let words = line.split_whitespace();
+    words
+        .filter(|word| !word.contains(|c: char| c.is_ascii_digit()))
+        .collect()
+}
+
+#[test]
+fn the_selftest_prints_what_is_shown() {
+    let output = Command::new(binary()).arg("selftest").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let printed: Vec<_> = printed.lines().map(constant).collect();
+    let readme = Readme::of("");
+    let (_, shown) = readme.blocks()[1];
+    assert!(shown.lines().count() > 3, "{shown}");
+    for line in shown.lines() {
+        assert!(
+            printed.contains(&constant(line)),
+            "{line} is not in {printed:?}"
+        );
     }
 }
 

@@ -303,7 +303,11 @@ fn check_admitted(objects: &[Value], pod: &Value) {
     let scc = of_kind(objects, "SecurityContextConstraints").unwrap();
     // As OpenShift's CustomResourceDefinition requires (openshift/api, security/v1), beside what is
     // looked at below.
-    for key in ["priority", "defaultAddCapabilities", "requiredDropCapabilities"] {
+    for key in [
+        "priority",
+        "defaultAddCapabilities",
+        "requiredDropCapabilities",
+    ] {
         assert!(!scc[key].is_null(), "{key}");
     }
     assert_eq!(scc["readOnlyRootFilesystem"], true);
