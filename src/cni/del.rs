@@ -218,8 +218,7 @@ fn delete(pod: &mut Socket, link: &Link) -> Result<Option<u32>> {
         warn!(interface = name; "the interface is no macvtap and not ours to delete");
         return Ok(None);
     }
-    shaping::remove_ifb(pod, tap)?;
-    let deleted = pod.delete(tap).map_err(CniError::from);
+    let deleted = shaping::delete_with_ifb(pod, tap).map_err(CniError::from);
     if deleted.map_err(|error| error.context(&format!("deleting {name:?}")))? {
         info!(tap; "detached");
     }

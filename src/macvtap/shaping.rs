@@ -77,13 +77,37 @@ fn same(found: Option<Tbf>, wanted: Option<Tbf>) -> bool {
 /// Removes the `ifb` device of the interface with this index, if there is one. What it gave back
 /// then comes straight.
 pub fn remove_ifb(pod: &mut Socket, index: u32) -> Result<(), NetlinkError> {
-    let ifb = pod.link_by_name(&ifb_name(index))?;
-    let ours = |link: &Link| link.kind.as_deref() == Some("ifb") && link.index == index + IFB_INDEX;
-    if let Some(ifb) = ifb.filter(ours) {
+    if let Some(ifb) = find_ifb(pod, index)? {
         pod.stop_redirecting(index)?;
-        pod.delete(ifb.index)?;
+        pod.delete(ifb)?;
     }
     Ok(())
+}
+
+/// Deletes the interface with this index and its `ifb` device, if there is one. False if there is
+/// no such interface.
+///
+/// The kernel takes 20 ms to delete a link, and as long to delete a group of links; so both get a
+/// group of their own.
+pub fn delete_with_ifb(pod: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
+    let Some(ifb) = find_ifb(pod, index)? else {
+        return pod.delete(index);
+    };
+    let own = Change {
+        group: Some(ifb),
+        ..Change::default()
+    };
+    pod.change(ifb, &own)?;
+    pod.change(index, &own)?;
+    pod.delete_group(ifb).map(|()| true)
+}
+
+/// The index of the `ifb` device of the interface with this index, if there is one.
+fn find_ifb(pod: &mut Socket, index: u32) -> Result<Option<u32>, NetlinkError> {
+    let ifb = pod.link_by_name(&ifb_name(index))?;
+    let is_ours =
+        |link: &Link| link.kind.as_deref() == Some("ifb") && link.index == index + IFB_INDEX;
+    Ok(ifb.filter(is_ours).map(|link| link.index))
 }
 
 fn limit_received(pod: &mut Socket, index: u32, tbf: &Tbf) -> Result<(), NetlinkError> {

@@ -216,6 +216,12 @@ impl Socket {
         absent(self.request(Rtm::Dellink, NlmF::empty(), body)).map(|done| done.is_some())
     }
 
+    /// Deletes all links of a group. The kernel waits once for all of them.
+    pub fn delete_group(&mut self, group: u32) -> Result<(), NetlinkError> {
+        let body = body(None, vec![attribute(Ifla::Group, group)?])?;
+        self.request(Rtm::Dellink, NlmF::empty(), body)
+    }
+
     /// The link with this index, if there is one; without statistics.
     pub fn link(&mut self, index: u32) -> Result<Option<Link>, NetlinkError> {
         self.find(Some(index), Vec::new(), WITHOUT_STATS)

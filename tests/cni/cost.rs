@@ -1,9 +1,10 @@
 //! What a call costs, in counts that are the same on any machine: instructions, by callgrind, and
 //! system calls, by strace.
 
-use std::{env, fs, process::Command};
+use std::{env, fs, io::Write, process::Command};
 
 use kit::netns::{Case, Cni, Host, skipped};
+use serde_json::json;
 use tempfile::NamedTempFile;
 
 /// The most instructions of user mode that a call may take, of the binary that is shipped. It
@@ -36,29 +37,47 @@ fn instructions(call: &Cni<'_>, verb: &str) -> u64 {
     total.unwrap().trim().parse().unwrap()
 }
 
-#[test]
-fn two_hundred_macvtaps_make_no_call_dearer() {
+/// What ADD, CHECK and DEL take.
+fn costs(case: &Case) -> [u64; 3] {
+    let add = instructions(&case.call(), "ADD");
+    case.call().succeed("DEL");
+    let call = case.call().added();
+    [
+        add,
+        instructions(&call, "CHECK"),
+        instructions(&call, "DEL"),
+    ]
+}
+
+/// What `crowd` makes may add a twentieth to the cost of a call.
+fn costs_the_same_beside(crowd: impl FnOnce(&Case, &Host)) {
     if !has_valgrind() {
         return;
     }
-    let case = Case::new();
-    let measure = || {
-        let add = instructions(&case.call(), "ADD");
-        case.call().succeed("DEL");
-        let call = case.call().added();
-        [
-            add,
-            instructions(&call, "CHECK"),
-            instructions(&call, "DEL"),
-        ]
-    };
-    let alone = measure();
-    let crowd = Host::new();
-    case.node.attach(&crowd, 0..200);
-    let beside = measure();
+    let (case, host) = (Case::new(), Host::new());
+    let alone = costs(&case);
+    crowd(&case, &host);
+    let beside = costs(&case);
     for (alone, beside) in alone.into_iter().zip(beside) {
         assert!(beside * 100 <= alone * 105, "{alone} became {beside}");
     }
+}
+
+#[test]
+fn two_hundred_macvtaps_make_no_call_dearer() {
+    costs_the_same_beside(|case, host| case.node.attach(host, 0..200));
+}
+
+#[test]
+fn ten_thousand_links_make_no_call_dearer() {
+    costs_the_same_beside(|_, host| {
+        host.ip("link add below type veth peer name other");
+        let add = |number| format!("link add link below name v{number} type macvlan mode bridge\n");
+        let mut batch = NamedTempFile::new().unwrap();
+        let lines: String = (0..10_000).map(add).collect();
+        batch.write_all(lines.as_bytes()).unwrap();
+        host.ip(&format!("-batch {}", batch.path().display()));
+    });
 }
 
 #[test]
@@ -124,4 +143,25 @@ fn del_makes_a_transaction_only_where_there_are_rules() {
         let route = log.lines().filter(|line| line.contains("NETLINK_ROUTE)"));
         assert_eq!(route.count(), 1, "{log}");
     }
+}
+
+/// To delete a link waits for all processors as well.
+#[test]
+fn del_deletes_the_device_of_a_rate_in_the_same_request_and_nothing_else() {
+    let (case, log) = (Case::new(), NamedTempFile::new().unwrap());
+    let call = case.call();
+    let call = call.with("bandwidth", json!({"ingressRate": 1_000_000}));
+    call.add();
+    case.pod.ip("link add other type ifb");
+    assert_eq!(case.pod.links().len(), 3);
+    call.by(&strace(&log)).succeed("DEL");
+    assert_eq!(case.pod.links(), ["other"]);
+    let log = fs::read_to_string(log.path()).unwrap();
+    let deletes = |line: &&str| {
+        ["nlmsg_type=0x11", "DELLINK"]
+            .iter()
+            .any(|it| line.contains(it))
+    };
+    let deletes = |line: &&str| line.starts_with("sendto(") && deletes(line);
+    assert_eq!(log.lines().filter(deletes).count(), 1, "{log}");
 }
