@@ -681,3 +681,77 @@ fn an_address_by_dhcp_is_leased_and_released() {
     call.succeed("DEL");
     wait_until("the lease is released", || server.leases().is_empty());
 }
+
+/// The same call of another plugin of the chain.
+fn of_plugin<'a>(call: &Cni<'a>, plugin: &str) -> Cni<'a> {
+    let command = format!("exec {PLUGINS}/{plugin}");
+    let call = call.clone().with("type", plugin);
+    call.by(&["sh", "-c", &command, "sh"])
+}
+
+/// The reference plugins that change an interface of whatever kind, behind ours.
+#[test]
+fn a_chain_of_plugins_attaches_checks_and_detaches() {
+    let lan = Lan::new();
+    let mut ipam = lan.host_local();
+    ipam["ranges"].as_array_mut().unwrap().pop();
+    ipam["routes"].as_array_mut().unwrap().pop();
+    let call = lan.call(&ipam);
+    let tuning = of_plugin(&call, "tuning").with("mac", "02:00:00:00:00:7b");
+    let mappings = json!({"portMappings": []});
+    let portmap = of_plugin(&call, "portmap").with("runtimeConfig", mappings);
+    let later = [tuning, of_plugin(&call, "sbr"), portmap];
+    let mut result = call.add();
+    for plugin in &later {
+        result = plugin.clone().with("prevResult", result).add();
+    }
+    assert_eq!(ips(&result), ["10.66.0.10/24"]);
+    assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:7b");
+    let rules = lan.pod.ip("rule");
+    assert!(rules.contains("from 10.66.0.10 lookup 100"), "{rules}");
+    for plugin in [&call].into_iter().chain(&later) {
+        plugin
+            .clone()
+            .with("prevResult", result.clone())
+            .succeed("CHECK");
+    }
+    // The bandwidth plugin shapes a veth's end on the node, and says that there is none.
+    let rate = json!({"bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 1_000_000}});
+    let bandwidth = of_plugin(&call, "bandwidth").with("runtimeConfig", rate);
+    let answer = bandwidth.with("prevResult", result.clone()).call("ADD");
+    let refused = answer.status != 0 && answer.stdout.contains("veth");
+    assert!(refused, "{answer:?}");
+    for plugin in later.iter().rev().chain([&call]) {
+        plugin
+            .clone()
+            .with("prevResult", result.clone())
+            .succeed("DEL");
+    }
+    assert!(lan.pod.links().is_empty());
+    assert!(lan.leases().is_empty());
+}
+
+/// Where other plugins come first, what they report stays.
+#[test]
+fn what_came_before_in_the_chain_stays_in_the_result() {
+    let lan = Lan::new();
+    let prev = json!({
+        "cniVersion": VERSION,
+        "interfaces": [{"name": "veth7"}, {"name": "eth7", "sandbox": lan.pod.path()}],
+        "ips": [{"interface": 1, "address": "10.68.0.5/24", "gateway": "10.68.0.1"}],
+        "dns": {"nameservers": ["192.0.2.53"]},
+    });
+    let call = lan.call(&lan.host_local()).with("prevResult", prev.clone());
+    let result = call.add();
+    assert_eq!(result["interfaces"][2]["name"], IFNAME);
+    assert_eq!(result["ips"][0], prev["ips"][0]);
+    assert_eq!(
+        ips(&result),
+        ["10.68.0.5/24", "10.66.0.10/24", "fd00:66::10/64"]
+    );
+    assert_eq!(result["ips"][2]["interface"], 2);
+    assert_eq!(result["dns"], prev["dns"]);
+    let call = call.with("prevResult", result);
+    call.succeed("CHECK");
+    call.succeed("DEL");
+}

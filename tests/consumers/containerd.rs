@@ -105,18 +105,23 @@ pub fn has_containerd() -> bool {
 
 impl Containerd {
     pub fn start(node: &Node) -> Self {
-        Self::start_with(node, None)
+        Self::start_with(node, None, &[FIRST, SECOND])
+    }
+
+    /// Starts one whose pods have this network only. `{path}` stands for a directory of its own.
+    pub fn with_network(node: &Node, conflist: &str) -> Self {
+        Self::start_with(node, None, &[conflist])
     }
 
     /// Starts the one in the directory `bin`, with NRI; its pods have a macvtap without a device
     /// ID.
     pub fn with_nri(node: &Node, bin: &Path) -> Self {
-        Self::start_with(node, Some(bin.to_owned()))
+        Self::start_with(node, Some(bin.to_owned()), &[FIRST, BY_NRI])
     }
 
-    fn start_with(node: &Node, bin: Option<PathBuf>) -> Self {
+    fn start_with(node: &Node, bin: Option<PathBuf>, networks: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        configure(dir.path(), bin.is_some());
+        configure(dir.path(), bin.is_some(), networks);
         node.host.ip("link set lo up"); // its streaming server binds there
         let daemon = daemon(node, dir.path(), bin.as_deref());
         let cri = Cri::new(dir.path().join("sock"));
@@ -235,6 +240,11 @@ impl Containerd {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// A directory of its own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     fn breaks(&self, broken: bool) {
         let path = self.dir.path().join("broken");
         if broken {
@@ -276,7 +286,7 @@ fn daemon(node: &Node, dir: &Path, bin: Option<&Path>) -> Child {
     node.host.0.run(|| Ok(command.spawn()?)).unwrap()
 }
 
-fn configure(dir: &Path, nri: bool) {
+fn configure(dir: &Path, nri: bool, networks: &[&str]) {
     let path = dir.to_str().unwrap();
     let sections = [CONFIG, NRI_CONFIG];
     let config = sections[..=usize::from(nri)].concat();
@@ -285,7 +295,7 @@ fn configure(dir: &Path, nri: bool) {
     for name in ["bin", "net.d", "devices"] {
         fs::create_dir(dir.join(name)).unwrap();
     }
-    for name in ["ptp", "host-local", "loopback"] {
+    for name in ["ptp", "host-local", "loopback", "portmap", "tuning"] {
         symlink(Path::new(PLUGINS).join(name), dir.join("bin").join(name)).unwrap();
     }
     symlink(binary(), dir.join("bin/macvtap")).unwrap();
@@ -294,9 +304,10 @@ fn configure(dir: &Path, nri: bool) {
         fs::write(&file, script).unwrap();
         fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    fs::write(dir.join("net.d/10-pods.conflist"), FIRST).unwrap();
-    let second = if nri { BY_NRI } else { SECOND };
-    fs::write(dir.join("net.d/20-vms.conflist"), second).unwrap();
+    for (number, network) in networks.iter().enumerate() {
+        let file = dir.join(format!("net.d/{number}.conflist"));
+        fs::write(file, network.replace("{path}", path)).unwrap();
+    }
     make_image(dir);
 }
 

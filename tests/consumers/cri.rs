@@ -48,6 +48,24 @@ struct Id {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct SandboxStatus {
+    #[prost(message, optional, tag = "1")]
+    status: Option<Status>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Status {
+    #[prost(message, optional, tag = "5")]
+    network: Option<Network>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Network {
+    #[prost(string, tag = "1")]
+    ip: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct Name {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -195,6 +213,14 @@ impl Cri {
         let config = Some(config.clone());
         let answer: Id = self.call("RunPodSandbox", RunPodSandbox { config })?;
         Ok(answer.id)
+    }
+
+    /// The address by which the kubelet reaches a pod; empty if the runtime knows none.
+    pub fn address(&self, sandbox: &str) -> String {
+        let request = Id { id: sandbox.into() };
+        let answer: SandboxStatus = self.call("PodSandboxStatus", request).unwrap();
+        let network = answer.status.and_then(|status| status.network);
+        network.map_or_else(String::new, |network| network.ip)
     }
 
     /// Stops a sandbox and removes it with its containers.

@@ -7,4 +7,5 @@ mod libvirt;
 mod limits;
 mod nri;
 mod podman;
+mod primary;
 mod qemu;
