@@ -6,6 +6,7 @@
 //! one, the kubelet's rule holds: each pod has 65536 numbers in a row.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -58,19 +59,25 @@ pub fn map(access: Access, root: Owner, netns: &Path) -> Result<Access> {
 }
 
 /// A process in the pod's user namespace: the one that the path of the netns names, or any that
-/// has its root.
+/// has its root. One of each user namespace is looked at.
 fn process_of(root: Owner, netns: &Path) -> Option<PathBuf> {
+    let maps_root = |process: &Path, file: &str| {
+        let text = fs::read_to_string(process.join(file)).ok();
+        text.and_then(|text| lookup(&text, 0))
+    };
     let is_in = |process: &PathBuf| {
-        let maps = |file: &str| fs::read_to_string(process.join(file)).ok();
-        let user = maps("uid_map").and_then(|text| lookup(&text, 0));
-        let group = maps("gid_map").and_then(|text| lookup(&text, 0));
-        user == Some(root.user) && group == Some(root.group)
+        maps_root(process, "uid_map") == Some(root.user)
+            && maps_root(process, "gid_map") == Some(root.group)
     };
     let named = netns.parent().and_then(Path::parent).map(PathBuf::from);
     let named = named.filter(|process| process.starts_with("/proc"));
     let others = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut all = named.into_iter().chain(others.map(|entry| entry.path()));
-    all.find(is_in)
+    let all = named.into_iter().chain(others.map(|entry| entry.path()));
+    let namespace = |process: &Path| fs::read_link(process.join("ns/user")).ok();
+    let mut seen: BTreeSet<PathBuf> = namespace(Path::new("/proc/self")).into_iter().collect();
+    let mut first_of_each =
+        all.filter(|process| namespace(process).is_none_or(|it| seen.insert(it)));
+    first_of_each.find(is_in)
 }
 
 /// What `number` is mapped to by a `uid_map` or `gid_map`, `user_namespaces(7)`.

@@ -1,6 +1,7 @@
 //! A macvtap that is being attached: prepared, set up, and undone if anything fails.
 
 use std::{
+    cell::OnceCell,
     fs::{self, File},
     os::fd::AsFd,
     path::Path,
@@ -47,6 +48,8 @@ pub struct NewMacvtap<'a> {
     device: Option<DeviceNumber>,
     /// The root of the user namespace that owns the network namespace.
     root: Owner,
+    /// Who may open its tap, in our own numbers.
+    access: OnceCell<Access>,
     /// What the kernel does not remove with it: the table of its filter, the device of its rate.
     is_secured: bool,
     is_shaped: bool,
@@ -108,6 +111,7 @@ impl<'a> NewMacvtap<'a> {
             netns: place.netns,
             socket: place.socket,
             root: place.root,
+            access: OnceCell::new(),
             name: name.to_owned(),
             index,
             is_secured: false,
@@ -125,7 +129,11 @@ impl<'a> NewMacvtap<'a> {
     /// Who may open its tap, where `access` has the numbers of the pod's user namespace and
     /// `netns` is the path by which the runtime names the pod's network namespace.
     pub fn access(&self, access: Access, netns: &Path) -> Result<Access, AttachError> {
-        Ok(userns::map(access, self.root, netns)?)
+        if let Some(known) = self.access.get() {
+            return Ok(*known);
+        }
+        let mapped = userns::map(access, self.root, netns)?;
+        Ok(*self.access.get_or_init(|| mapped))
     }
 
     /// Does `work` with it. If that fails, the macvtap is undone; if undoing fails too, the error

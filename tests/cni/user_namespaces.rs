@@ -1,9 +1,14 @@
 //! Pods with a user namespace of their own: `owner` and `group` are the pod's numbers.
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd,
+    process::{Child, Command, Stdio, id},
+};
 
 use kit::netns::{Cni, LOWER, Node, device_id, owner, tap, tap_number, wait_until};
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 /// A process, ended with the test.
 struct Process(Child);
@@ -36,18 +41,18 @@ struct Pod {
 
 impl Pod {
     fn new(users: &str, groups: &str) -> Self {
-        let own = std::fs::read_link("/proc/self/ns/user").unwrap();
+        let own = fs::read_link("/proc/self/ns/user").unwrap();
         let outside = Process::start(&["unshare", "-U", "sleep", "60"]);
-        let link = |id: &str, name: &str| std::fs::read_link(format!("/proc/{id}/ns/{name}"));
+        let link = |id: &str, name: &str| fs::read_link(format!("/proc/{id}/ns/{name}"));
         let id = outside.id();
         wait_until("the user namespace", || {
             link(&id, "user").is_ok_and(|found| found != own)
         });
-        std::fs::write(format!("/proc/{id}/uid_map"), users).unwrap();
-        std::fs::write(format!("/proc/{id}/gid_map"), groups).unwrap();
+        fs::write(format!("/proc/{id}/uid_map"), users).unwrap();
+        fs::write(format!("/proc/{id}/gid_map"), groups).unwrap();
         let enter = ["nsenter", "-t", &id, "-U", "-S", "0", "-G", "0"];
         let netns = Process::start(&[&enter[..], &["unshare", "-n", "sleep", "60"]].concat());
-        let own = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let own = fs::read_link("/proc/self/ns/net").unwrap();
         wait_until("the network namespace", || {
             link(&netns.id(), "net").is_ok_and(|found| found != own)
         });
@@ -132,4 +137,28 @@ fn without_root_the_text_names_the_user_namespace() {
         text.contains("not mapped in the user namespace"),
         "{output:?}"
     );
+}
+
+/// A network namespace that no process is named for: all are looked at.
+#[test]
+fn processes_that_share_a_user_namespace_are_looked_at_once() {
+    let (node, number) = (Node::new(), tap_number());
+    let pod = Pod::new("0 200000 65536", "0 300000 65536");
+    let netns = File::open(format!("/proc/{}/ns/net", pod.netns.id())).unwrap();
+    let path = format!("/proc/{}/fd/{}", id(), netns.as_raw_fd());
+    let sleep = ["setpriv", "--pdeathsig", "KILL", "sleep", "60"];
+    let others: Vec<Process> = (0..100).map(|_| Process::start(&sleep)).collect();
+    let call = pod.call(&node, number).env("CNI_NETNS", &path);
+    let log = NamedTempFile::new().unwrap();
+    let strace = ["strace", "-o", log.path().to_str().unwrap()];
+    call.clone().by(&strace).add();
+    assert_eq!(owner(&tap(number)), (200_107, 300_107, 0o600));
+    let log = fs::read_to_string(log.path()).unwrap();
+    let reads = |file: &str| log.lines().filter(|line| line.contains(file)).count();
+    assert!(reads("uid_map") < others.len(), "{log}");
+    // Each process once, and each reading of a link is one line.
+    let namespaces = log.lines().filter(|line| line.contains("/ns/user"));
+    let processes = fs::read_dir("/proc").unwrap().count();
+    assert!(namespaces.count() < 2 * processes, "{log}");
+    call.succeed("DEL");
 }
