@@ -223,9 +223,12 @@ impl Containerd {
     /// Makes a pod's sandbox, and a container in it that runs `command`.
     pub fn run(&self, config: &Sandbox, container: Container) -> Result<Pod, String> {
         let sandbox = self.cri.run_sandbox(config)?;
-        let container = self.cri.start(&sandbox, config, container);
+        let container = self.cri.create(&sandbox, config, container);
         let container = container.inspect_err(|_| self.cri.remove_sandbox(&sandbox))?;
-        Ok(Pod { sandbox, container })
+        let pod = Pod { sandbox, container };
+        let started = self.cri.start_created(&pod.container);
+        started.inspect_err(|_| self.remove(&pod))?;
+        Ok(pod)
     }
 
     pub fn remove(&self, pod: &Pod) {

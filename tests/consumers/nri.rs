@@ -179,6 +179,35 @@ fn a_container_that_started_without_is_reported() {
     }
 }
 
+/// Between the creation of a container and its start the device plugin may be restarted.
+#[test]
+fn a_container_that_was_created_with_its_tap_starts_and_one_without_does_not() {
+    for bin in releases() {
+        let mut setup = Setup::new(&bin);
+        let config = setup.containerd.pod("vm", "");
+        let cri = &setup.containerd.cri;
+        let sandbox = cri.run_sandbox(&config).unwrap();
+        let with = cri.create(&sandbox, &config, sleeping()).unwrap();
+        setup.plugin.signal("KILL");
+        setup.plugin.end();
+        let mut other = sleeping();
+        other.metadata.as_mut().unwrap().name = "other".into();
+        let without = cri.create(&sandbox, &config, other).unwrap();
+        setup.plugin = plugin(&setup.node, &setup.containerd, setup.kubelet_dir.path());
+        wait_until_ready(&setup.plugin);
+        let error = cri.start_created(&without).unwrap_err();
+        assert!(error.contains("would start without /dev/tap"), "{error}");
+        cri.start_created(&with).unwrap();
+        let pod = Pod {
+            sandbox,
+            container: with,
+        };
+        check(&setup.containerd, &pod);
+        cri.remove_container(&without);
+        setup.containerd.remove(&pod);
+    }
+}
+
 #[test]
 fn after_a_restart_of_the_runtime_pods_keep_and_get_their_taps() {
     for bin in releases() {
@@ -363,7 +392,7 @@ fn run_meanwhile(containerd: &Containerd, current: &Mutex<Plugin>, name: &str) -
     let pod = loop {
         match containerd.run(&config, sleeping()) {
             Ok(pod) => break pod,
-            Err(error) => assert!(error.contains("without a tap"), "{error}"),
+            Err(error) => assert!(error.contains("start without"), "{error}"),
         }
     };
     let has_tap = containerd.exec(&pod, "ls /dev").contains("tap");

@@ -279,6 +279,9 @@ fn the_state_may_come_in_parts_and_in_megabytes() {
         assert_eq!(connection.synchronize(&part(more)), more);
     }
     plugin.wait_for_log("NRI is ready");
+    // The limit of the manifests is 128 MiB.
+    let peak = plugin.peak_memory();
+    assert!(peak < 100 << 10, "{peak} KiB");
 }
 
 #[test]
@@ -477,11 +480,11 @@ fn what_is_unknown_is_answered_so_that_newer_runtimes_fall_back() {
 
 /// A container that starts without having been asked about was created while no plugin was.
 #[test]
-fn a_container_that_runs_without_its_tap_is_reported() {
+fn a_container_that_would_start_without_its_tap_does_not() {
     let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
     let plugin = runtime.plugin(&node);
     let mut connection = runtime.ready();
-    let (_call, _) = attached(&node, &pod);
+    let (_call, number) = attached(&node, &pod);
     let started = |name: &str| StateChangeEvent {
         event: 6,
         pod: Some(sandbox(&pod.path())),
@@ -489,17 +492,24 @@ fn a_container_that_runs_without_its_tap_is_reported() {
     };
     let asked = connection.create(&sandbox(&pod.path()), &container("asked"));
     assert_eq!(asked.unwrap().len(), 1);
-    for name in ["asked", "missed"] {
-        connection.call("StateChange", started(name).encode_to_vec());
-    }
-    plugin.wait_for_log("container=missed");
-    let log = plugin.log();
-    assert!(log.contains("container runs without its taps"), "{log}");
-    let without = log.lines().filter(|line| line.contains("runs without"));
-    assert!(
-        without.clone().all(|line| !line.contains("=asked")),
-        "{log}"
-    );
+    let start = |connection: &mut Connection, name: &str| {
+        let response = connection.call("StateChange", started(name).encode_to_vec());
+        response.status.map(|status| status.message)
+    };
+    assert_eq!(start(&mut connection, "asked"), None);
+    let error = start(&mut connection, "missed").unwrap();
+    assert!(error.contains("container missed of pod default/vm would start without /dev/tap"));
+    plugin.wait_for_log("container not started");
+    let mut has_it = started("has it");
+    has_it.container.as_mut().unwrap().linux = Some(LinuxContainer {
+        devices: vec![LinuxDevice {
+            path: tap(number).to_str().unwrap().to_owned(),
+            ..LinuxDevice::default()
+        }],
+        ..LinuxContainer::default()
+    });
+    let response = connection.call("StateChange", has_it.encode_to_vec());
+    assert!(response.status.is_none(), "{response:?}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ impl Service {
             "Synchronize" => Ok(self.synchronize(decode(payload)?)),
             "CreateContainer" => self.create(decode(payload)?),
             "StateChange" => {
-                self.changed(decode(payload)?);
+                self.changed(decode(payload)?)?;
                 Ok(Vec::new())
             }
             method => Err(CallError {
@@ -181,12 +181,13 @@ impl Service {
         }
     }
 
-    /// A container that starts and that the runtime did not ask about may lack its taps.
-    fn changed(&mut self, event: StateChangeEvent) {
+    /// A container that is about to start and that the runtime did not ask about may lack its taps.
+    /// An error keeps it from starting; the kubelet makes another one.
+    fn changed(&mut self, event: StateChangeEvent) -> Result<(), CallError> {
         let container = event.container.unwrap_or_default();
         match event.event {
             event::START_CONTAINER if !self.asked.remove(&container.id) => {
-                self.check(&event.pod.unwrap_or_default(), &container);
+                self.start(&event.pod.unwrap_or_default(), &container)?;
             }
             event::REMOVE_CONTAINER => {
                 self.asked.remove(&container.id);
@@ -194,6 +195,32 @@ impl Service {
                 self.holding.remove(&container.id);
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, pod: &PodSandbox, container: &Container) -> Result<(), CallError> {
+        let (pod_name, name) = (shown(pod), container.name.as_str());
+        match taps_for(pod, container) {
+            Ok(taps) if taps.is_empty() => Ok(()),
+            Ok(taps) => {
+                self.refused += 1;
+                let taps = paths(&taps);
+                let text = format!(
+                    "container {name} of pod {pod_name} would start without {taps}: it was created \
+                     while the device plugin was not connected"
+                );
+                error!(pod = pod_name, container = name, taps; "container not started");
+                Err(CallError {
+                    code: code::FAILED_PRECONDITION,
+                    error: Error::msg(text).context("macvtap"),
+                })
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                warn!(pod = pod_name, container = name, error = text; "container not checked");
+                Ok(())
+            }
         }
     }
 

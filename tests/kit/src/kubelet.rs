@@ -171,6 +171,11 @@ impl Plugin {
         self.status("RssAnon:")
     }
 
+    /// The most resident memory that it ever had, in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
     fn status(&self, key: &str) -> u64 {
         let mut status = String::new();
         let path = format!("/proc/{}/status", self.id());
