@@ -1,7 +1,7 @@
 //! containerd, driven by the CRI as the kubelet drives it: what a pod with a tap goes through.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
@@ -16,6 +16,7 @@ use kit::{
     netns::{Node, device_id, owner, skipped, tap, tap_number},
     wire::sha256,
 };
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::cri::{
@@ -178,6 +179,27 @@ impl Containerd {
         }
     }
 
+    /// The names of the network namespaces of the pods that it still has.
+    fn network_namespaces(&self) -> BTreeSet<String> {
+        let list = self.ctr(&["containers", "list", "--quiet"]).stdout;
+        let specs = String::from_utf8_lossy(&list).into_owned();
+        let specs = specs
+            .lines()
+            .map(|id| self.ctr(&["containers", "info", "--spec", id]).stdout);
+        let names = specs.flat_map(|spec| {
+            let spec: Value = serde_json::from_slice(&spec).unwrap_or_default();
+            let namespaces = spec["linux"]["namespaces"].as_array().cloned();
+            let paths = namespaces.unwrap_or_default().into_iter();
+            paths.filter_map(|namespace| {
+                let name = namespace["path"]
+                    .as_str()?
+                    .strip_prefix("/var/run/netns/")?;
+                name.starts_with("cni-").then(|| name.to_owned())
+            })
+        });
+        names.collect()
+    }
+
     /// Unmounts what it mounted under its state.
     fn unmount(&self) {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -262,8 +284,12 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         // Its shims outlive it, so the pods have to go first.
         self.delete_tasks();
+        let left = self.network_namespaces();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        for name in left {
+            let _ = Command::new("ip").args(["netns", "delete", &name]).output();
+        }
         if std::thread::panicking() {
             let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
