@@ -5,7 +5,7 @@ use std::{env, error::Error, fs, path::Path};
 
 /// A release ends at a panic and has no symbols, so the tables by which Rust's frames are unwound
 /// say nothing to anyone: an eighth of the file. The C library keeps its own, with which a
-/// backtrace ends instead of aborting.
+/// backtrace ends instead of aborting; to tell them apart takes GNU ld.
 const WITHOUT_UNWIND_TABLES: &str =
     "SECTIONS { /DISCARD/ : { *rcgu.o(.eh_frame) } } INSERT AFTER .text;\n";
 
@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var("PROFILE")? == "release" {
         let script = Path::new(&env::var("OUT_DIR")?).join("without-unwind-tables.ld");
         fs::write(&script, WITHOUT_UNWIND_TABLES)?;
+        println!("cargo::rustc-link-arg-bins=-fuse-ld=bfd");
         println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", script.display());
     }
     Ok(())
