@@ -72,10 +72,20 @@ pub struct InstalledRoute {
     pub destination: Prefix,
     /// The next hop; none if the destination is on the link.
     pub gateway: Option<IpAddr>,
+    /// The index of the interface; none for a route of the kernel's own.
+    pub interface: Option<u32>,
     /// The routing table.
     pub table: u32,
     /// The priority; 0 is the highest.
     pub priority: u32,
+}
+
+impl InstalledRoute {
+    /// Whether it leads everywhere, for all packets that no rule sends by another table.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.destination.length() == 0 && self.table == u32::from(MAIN_TABLE)
+    }
 }
 
 impl Socket {
@@ -99,6 +109,19 @@ impl Socket {
             Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
             other => other,
         }
+    }
+
+    /// All addresses of the socket's network namespace, each with the index of its interface.
+    pub fn all_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+        let header = [0; ADDRESS_HEADER];
+        let read = |message: &Message<'_>| {
+            let (index, found) = AssignedAddress::read(message)?;
+            Some((index, found.address.ip))
+        };
+        self.read_list(
+            |batch| batch.add((GET_ADDRESS, DUMP), &header, |_| ()),
+            read,
+        )
     }
 
     /// The addresses that an interface has.
@@ -231,25 +254,33 @@ impl InstalledRoute {
         };
         let destination = address(nested(parts, ROUTE_DESTINATION).unwrap_or(any))?;
         let table = nested(parts, ROUTE_TABLE).and_then(number);
-        let route = |gateway: Option<&[u8]>| Self {
+        let route = |(interface, gateway): Hop<'_>| Self {
             destination: Prefix::around(destination, length),
             gateway: gateway.and_then(address),
+            interface: interface.and_then(number),
             table: table.unwrap_or_else(|| u32::from(payload[4])),
             priority: nested(parts, ROUTE_PRIORITY)
                 .and_then(number)
                 .unwrap_or_default(),
         };
-        Some(match nested(parts, ROUTE_MULTIPATH) {
-            Some(hops) => next_hops(hops).map(route).collect(),
-            None => vec![route(nested(parts, ROUTE_GATEWAY))],
-        })
+        if let Some(hops) = nested(parts, ROUTE_MULTIPATH) {
+            return Some(next_hops(hops).map(route).collect());
+        }
+        let hop = [ROUTE_INTERFACE, ROUTE_GATEWAY].map(|kind| nested(parts, kind));
+        Some(vec![route(hop.into())])
     }
 }
 
-/// The gateway of each `struct rtnexthop`, which begins with its length like an attribute, and has
-/// attributes behind 8 bytes.
-fn next_hops(hops: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
-    attributes(hops).map(|hop| nested(hop.payload.get(4..)?, ROUTE_GATEWAY))
+/// The index of an interface and the address of a gateway, as the kernel wrote them.
+type Hop<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
+
+/// Each `struct rtnexthop`, which begins with its length like an attribute, and has the index of the
+/// interface, then attributes.
+fn next_hops(hops: &[u8]) -> impl Iterator<Item = Hop<'_>> {
+    attributes(hops).map(|hop| {
+        let attributes = hop.payload.get(4..).unwrap_or_default();
+        (hop.payload.get(..4), nested(attributes, ROUTE_GATEWAY))
+    })
 }
 
 fn family(ip: IpAddr) -> u8 {

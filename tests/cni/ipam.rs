@@ -313,7 +313,10 @@ fn the_options_of_routes_reach_the_kernel() {
     let lan = Lan::new();
     let ipam = lan.script(
         r#"[ $CNI_COMMAND != ADD ] || echo '{"cniVersion": "1.1.0",
-        "ips": [{"address": "10.66.0.20/24", "gateway": "10.66.0.1"}], "routes": [
+        "ips": [{"address": "10.66.0.20/24", "gateway": "10.66.0.1"},
+                {"address": "fd00:66::20/64"}], "routes": [
+        {"dst": "2001:db8:9::/48", "gw": "fd00:66::2"},
+        {"dst": "2001:db8:9::/48", "gw": "fd00:66::3"},
         {"dst": "198.51.100.0/24", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 77},
         {"dst": "203.0.113.0/24", "scope": 253},
         {"dst": "192.0.2.0/24", "gw": "10.66.0.2"},
