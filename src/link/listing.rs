@@ -10,7 +10,7 @@ use crate::{
         inventory::{Inventory, LowerUse, Macvtap},
         security::Description,
     },
-    netlink::Qdisc,
+    netlink::{Counter, Qdisc},
     types::{mode::Mode, owner, status::ResourceStatus},
 };
 
@@ -188,16 +188,18 @@ impl From<&Macvtap> for MacvtapEntry {
             sent_packets: link.stats.sent_frames,
             security: security.map(|security| security.name.clone()),
             security_macs: security.map(mac_texts).unwrap_or_default(),
-            security_dropped: macvtap
-                .limits
-                .dropped
-                .iter()
-                .map(|counter| (counter.name.clone(), counter.frames))
-                .collect(),
+            security_dropped: drops(&macvtap.limits.dropped),
             ingress: macvtap.limits.ingress.as_ref().map(RateEntry::from),
             egress: macvtap.limits.egress.as_ref().map(RateEntry::from),
         }
     }
+}
+
+fn drops(counters: &[Counter]) -> BTreeMap<String, u64> {
+    let drops = counters.iter();
+    drops
+        .map(|counter| (counter.name.clone(), counter.frames))
+        .collect()
 }
 
 fn mac_texts(security: &Description) -> Vec<String> {

@@ -6,7 +6,7 @@
 use std::{fmt, net::Ipv6Addr};
 
 use crate::{
-    netlink::filter::{Chain, Condition, Filter, Rule, Verdict},
+    netlink::filter::{Chain, Condition, Filter, Name, Rule, Verdict},
     types::{mac::MacAddr, prefix::Prefix},
 };
 
@@ -51,8 +51,10 @@ const EXTENSIONS: [(u8, u8); 3] = [(HOP_BY_HOP, HOP_BY_HOP), (43, FRAGMENT), (60
 pub const MAX_ADDRESSES: usize = 64;
 /// MACs that a guest may have at most besides its own.
 pub const MAX_MACS: usize = 8;
-/// Units of 8 bytes, which options begin at, that are looked at in a router advertisement.
-const MAX_OPTION_UNITS: u16 = 32;
+/// Units of 8 bytes, which options begin at, that are looked at in a router advertisement, behind
+/// at most so many tags: each makes a rule.
+const MAX_OPTION_UNITS: u16 = 24;
+const MAX_TAGS_OF_OPTIONS: u16 = 1;
 
 /// Tags that a frame may have at most, one in another: where any may be, and where there is a
 /// list of those of the outer one.
@@ -219,14 +221,16 @@ fn link_local(mac: MacAddr) -> Prefix {
 
 /// Where every frame begins.
 fn source(macs: Option<&[MacAddr]>) -> Chain {
-    let to = Verdict::Goto("ethertype".to_owned());
-    let Some(macs) = macs else {
-        return chain("egress", vec![], to);
-    };
-    let rules = macs
-        .iter()
-        .map(|mac| rule([Condition::is(6, &mac.0)], to.clone()));
-    chain("egress", rules.collect(), Verdict::Drop(MAC))
+    let to = goto("ethertype", 0);
+    let of = |mac: &MacAddr| rule([Condition::is(6, &mac.0)], to);
+    Chain {
+        name: Name {
+            word: "egress",
+            tags: 0,
+        },
+        rules: macs.unwrap_or_default().iter().map(of).collect(),
+        last: macs.map_or(to, |_| Verdict::Drop(MAC)),
+    }
 }
 
 /// What is behind a number of tags.
@@ -280,16 +284,14 @@ impl Layer<'_> {
         self.network() + 40
     }
 
-    fn name(&self, name: &str) -> String {
-        named(name, self.tags)
+    fn goto(&self, word: &'static str) -> Verdict {
+        goto(word, self.tags)
     }
 
-    fn goto(&self, name: &str) -> Verdict {
-        Verdict::Goto(self.name(name))
-    }
-
-    fn chain(&self, name: &str, rules: Vec<Rule>, last: Verdict) -> Chain {
-        chain(&self.name(name), rules, last)
+    fn chain(&self, word: &'static str, rules: Vec<Rule>, last: Verdict) -> Chain {
+        let tags = self.tags;
+        let name = Name { word, tags };
+        Chain { name, rules, last }
     }
 
     fn addresses(&self, ipv4: bool) -> impl Iterator<Item = &Prefix> {
@@ -317,7 +319,7 @@ impl Layer<'_> {
             is(ARP_TYPE, self.goto("arp")),
             is(RARP_TYPE, self.goto("rarp")),
             is(TAG, tag),
-            is(SERVICE_TAG, service_tag.clone()),
+            is(SERVICE_TAG, service_tag),
             rule([former_tag], service_tag),
         ];
         if self.addresses.is_some() {
@@ -330,13 +332,13 @@ impl Layer<'_> {
     }
 
     fn tag(&self) -> Chain {
-        let next = Verdict::Goto(named("ethertype", self.tags + 1));
+        let next = goto("ethertype", self.tags + 1);
         let Some(vlans) = &self.security.vlans else {
             return self.chain("tag", vec![], next);
         };
         let of = |(low, high): &(u16, u16)| {
             let condition = Condition::bits(self.network(), 0x0fff, *low, *high);
-            rule([condition], next.clone())
+            rule([condition], next)
         };
         self.chain("tag", vlans.iter().map(of).collect(), Verdict::Drop(VLAN))
     }
@@ -346,7 +348,7 @@ impl Layer<'_> {
     fn arp(&self) -> Chain {
         let operation = Condition::bits(self.network() + 6, 0xffff, 1, 2);
         let to = self.goto("arp_sender");
-        self.of_sender("arp", &[operation], &to)
+        self.of_sender("arp", &[operation], to)
     }
 
     /// By a RARP packet QEMU announces to switches where a guest is after its migration.
@@ -356,11 +358,11 @@ impl Layer<'_> {
         if self.addresses.is_some() {
             conditions.push(Condition::is(self.network() + 14, &[0; 4]));
         }
-        self.of_sender("rarp", &conditions, &Verdict::Accept)
+        self.of_sender("rarp", &conditions, Verdict::Accept)
     }
 
     /// The packets of an Ethernet with IPv4, whose sender is one of the guest's MACs.
-    fn of_sender(&self, name: &str, conditions: &[Condition], to: &Verdict) -> Chain {
+    fn of_sender(&self, name: &'static str, conditions: &[Condition], to: Verdict) -> Chain {
         if self.macs.is_none() && self.addresses.is_none() {
             return self.chain(name, vec![], Verdict::Accept);
         }
@@ -369,11 +371,11 @@ impl Layer<'_> {
         all.extend_from_slice(conditions);
         let with = |mac: &MacAddr| {
             let sender = Condition::is(network + 8, &mac.0);
-            rule(all.iter().cloned().chain([sender]), to.clone())
+            rule(all.iter().copied().chain([sender]), to)
         };
         let rules = match self.macs {
             Some(macs) => macs.iter().map(with).collect(),
-            None => vec![rule(all, to.clone())],
+            None => vec![rule(all, to)],
         };
         self.chain(name, rules, Verdict::Drop(ARP))
     }
@@ -407,13 +409,13 @@ impl Layer<'_> {
         let source = self.network() + 12;
         let own = self.addresses(true);
         let mut rules: Vec<Rule> = own
-            .map(|prefix| rule([within(source, prefix)], payload.clone()))
+            .map(|prefix| rule([within(source, prefix)], payload))
             .collect();
         // Without an address: a DHCP client (RFC 2131), and who joins a group (RFC 3376).
         let none = Condition::is(source, &[0; 4]);
         let protocol = self.network() + 9;
         let client = [
-            none.clone(),
+            none,
             Condition::is(self.network(), &[0x45]),
             Condition::is(protocol, &[UDP]),
             Condition::bits(self.network() + 6, 0x1fff, 0, 0),
@@ -448,12 +450,9 @@ impl Layer<'_> {
                 [Condition::bits(network + 6, 0x1fff, 1, 0x1fff)],
                 Verdict::Accept,
             ),
+            rule([Condition::is(ports, &[0, 67])], Verdict::Drop(DHCP_SERVER)),
             rule(
-                [plain.clone(), Condition::is(ports, &[0, 67])],
-                Verdict::Drop(DHCP_SERVER),
-            ),
-            rule(
-                [plain.clone(), Condition::is(ports + 2, &[0, 68])],
+                [Condition::is(ports + 2, &[0, 68])],
                 Verdict::Drop(DHCP_SERVER),
             ),
             rule([plain, Condition::exists(ports + 7)], Verdict::Accept),
@@ -471,7 +470,7 @@ impl Layer<'_> {
         let source = self.network() + 8;
         let own = self.addresses(false);
         let mut rules: Vec<Rule> = own
-            .map(|prefix| rule([within(source, prefix)], payload.clone()))
+            .map(|prefix| rule([within(source, prefix)], payload))
             .collect();
         let none = Condition::is(source, &[0; 16]);
         rules.push(rule([none], self.goto("ipv6_unspecified")));
@@ -537,7 +536,7 @@ impl Layer<'_> {
     }
 
     /// Group membership is reported behind hop-by-hop options (RFC 3810).
-    fn membership(&self, name: &str, otherwise: Verdict) -> Chain {
+    fn membership(&self, name: &'static str, otherwise: Verdict) -> Chain {
         let at = self.behind_ipv6();
         let report = |low, high| {
             let header = Condition::is(at, &[ICMPV6, 0]);
@@ -596,7 +595,7 @@ impl Layer<'_> {
         self.udp("ipv6_udp", self.behind_ipv6())
     }
 
-    fn udp(&self, name: &str, ports: u16) -> Chain {
+    fn udp(&self, name: &'static str, ports: u16) -> Chain {
         if self.security.dhcp_server {
             return self.chain(name, vec![], Verdict::Accept);
         }
@@ -653,7 +652,7 @@ impl Layer<'_> {
     }
 
     /// The target has to be an address of the guest.
-    fn target(&self, name: &str, then: &str) -> Chain {
+    fn target(&self, name: &'static str, then: &'static str) -> Chain {
         if self.addresses.is_none() {
             return self.chain(name, vec![], self.goto(then));
         }
@@ -689,29 +688,22 @@ impl Layer<'_> {
     /// The options are many, in whatever order and of whatever length: none of the units where
     /// one can begin may look like that of another MAC.
     fn router_advertisement(&self) -> Chain {
-        let Some(macs) = self.macs else {
-            return self.chain("router_advertisement", vec![], Verdict::Accept);
+        let (word, at) = ("router_advertisement", self.behind_ipv6() + 16);
+        let macs = match self.macs {
+            Some(macs) if self.tags <= MAX_TAGS_OF_OPTIONS => macs,
+            _ => return self.options(word, 16, self.address_forms(at, 1)),
         };
-        let at = self.behind_ipv6() + 16;
         let other = |unit: u16| {
-            let option = Condition::is(at + 8 * unit, &[1, 1]);
-            let others = macs
-                .iter()
-                .map(|mac| Condition::is_not(at + 8 * unit + 2, &mac.0));
-            rule(
-                [option].into_iter().chain(others),
-                Verdict::Drop(NEIGHBOR_DISCOVERY),
-            )
+            let at = at + 8 * unit;
+            let others = macs.iter().map(|mac| link_address(at, 1, *mac).negated());
+            let option = Condition::is(at, &[1, 1]);
+            rule(others.chain([option]), Verdict::Drop(NEIGHBOR_DISCOVERY))
         };
         let mut rules: Vec<Rule> = (0..MAX_OPTION_UNITS).map(other).collect();
         let length = 16 + 8 * MAX_OPTION_UNITS;
         let payload = Condition::bits(self.network() + 4, 0xffff, 16, length);
         rules.push(rule([payload], Verdict::Accept));
-        self.chain(
-            "router_advertisement",
-            rules,
-            Verdict::Drop(NEIGHBOR_DISCOVERY),
-        )
+        self.chain(word, rules, Verdict::Drop(NEIGHBOR_DISCOVERY))
     }
 
     /// Another router's MAC is another's. What is behind the packet that the redirect is about
@@ -728,7 +720,7 @@ impl Layer<'_> {
     }
 
     /// A message of `length` bytes with options of 8 bytes each, in one of these forms.
-    fn options(&self, name: &str, length: u16, forms: Vec<Vec<Condition>>) -> Chain {
+    fn options(&self, name: &'static str, length: u16, forms: Vec<Vec<Condition>>) -> Chain {
         if self.macs.is_none() {
             return self.chain(name, vec![], Verdict::Accept);
         }
@@ -744,19 +736,8 @@ impl Layer<'_> {
 
 // === parts ===
 
-fn named(name: &str, tags: u16) -> String {
-    match tags {
-        0 => name.to_owned(),
-        tags => format!("{name}_behind_{tags}_tags"),
-    }
-}
-
-fn chain(name: &str, rules: Vec<Rule>, last: Verdict) -> Chain {
-    Chain {
-        name: name.to_owned(),
-        rules,
-        last,
-    }
+fn goto(word: &'static str, tags: u16) -> Verdict {
+    Verdict::Goto(Name { word, tags })
 }
 
 fn rule(conditions: impl IntoIterator<Item = Condition>, verdict: Verdict) -> Rule {
@@ -787,21 +768,22 @@ fn hidden(at: u16) -> Vec<Rule> {
 /// Without chains that decide nothing, and those that nothing leads to.
 fn simplified(mut chains: Vec<Chain>) -> Filter {
     for index in (1..chains.len()).rev() {
-        let Chain { name, rules, last } = chains[index].clone();
+        let (before, chain) = chains.split_at_mut(index);
+        let Chain { name, rules, last } = &chain[0];
         if rules.is_empty() {
-            let verdicts = chains[..index].iter_mut().flat_map(verdicts);
-            let through = verdicts.filter(|verdict| **verdict == Verdict::Goto(name.clone()));
-            through.for_each(|verdict| *verdict = last.clone());
+            let through = before.iter_mut().flat_map(verdicts);
+            let through = through.filter(|verdict| **verdict == Verdict::Goto(*name));
+            through.for_each(|verdict| *verdict = *last);
         }
     }
     let mut index = 1;
     while index < chains.len() {
-        let name = Verdict::Goto(chains[index].name.clone());
-        if chains[..index]
+        let name = Verdict::Goto(chains[index].name);
+        let is_led_to = chains[..index]
             .iter_mut()
             .flat_map(verdicts)
-            .any(|verdict| *verdict == name)
-        {
+            .any(|verdict| *verdict == name);
+        if is_led_to {
             index += 1;
         } else {
             chains.remove(index);

@@ -78,11 +78,6 @@ impl<'a> Attributes<'a> {
         self.put(kind, &number.to_be_bytes());
     }
 
-    /// An attribute of attributes that are written already.
-    pub(super) fn nested(&mut self, kind: u16, attributes: &[u8]) {
-        self.put(kind | NESTED, attributes);
-    }
-
     /// An attribute of attributes.
     pub(super) fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Attributes<'_>)) {
         self.write(kind | NESTED, |bytes| write(&mut Attributes(bytes)));

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::filter::{Chain, Condition, Filter, Test, Verdict};
+use super::filter::{Chain, Condition, Filter, Name, Test, Verdict};
 
 /// Instructions of `linux/filter.h` and `linux/bpf_common.h`.
 const LOAD_WORD: u16 = 0x20;
@@ -58,15 +58,15 @@ pub fn compile(filter: &Filter) -> Result<Vec<u8>> {
 struct Program {
     instructions: Vec<Instruction>,
     /// Where each chain begins.
-    chains: Vec<(String, usize)>,
+    chains: Vec<(Name, usize)>,
     /// Jumps to a chain that is still to come: where they are.
-    jumps: Vec<(usize, String)>,
+    jumps: Vec<(usize, Name)>,
 }
 
 impl Program {
     fn add_chain(&mut self, chain: &Chain) -> Result<()> {
         let start = self.instructions.len();
-        self.chains.push((chain.name.clone(), start));
+        self.chains.push((chain.name, start));
         for rule in &chain.rules {
             let steps = steps(&rule.conditions);
             // What follows the comparisons is one instruction: the verdict.
@@ -80,18 +80,18 @@ impl Program {
                 }
                 self.instructions.push(instruction);
             }
-            self.add_verdict(&rule.verdict);
+            self.add_verdict(rule.verdict);
         }
-        self.add_verdict(&chain.last);
+        self.add_verdict(chain.last);
         Ok(())
     }
 
-    fn add_verdict(&mut self, verdict: &Verdict) {
+    fn add_verdict(&mut self, verdict: Verdict) {
         let instruction = match verdict {
             Verdict::Accept => plain(RETURN, PASS),
             Verdict::Drop(_) => plain(RETURN, SHOT),
             Verdict::Goto(chain) => {
-                self.jumps.push((self.instructions.len(), chain.clone()));
+                self.jumps.push((self.instructions.len(), chain));
                 plain(JUMP, 0)
             }
         };
@@ -101,10 +101,9 @@ impl Program {
     fn finish(mut self) -> Result<Vec<u8>> {
         for (at, name) in &self.jumps {
             let chain = self.chains.iter().find(|(chain, _)| chain == name);
-            let (_, start) = chain.with_context(|| format!("the filter has no chain {name:?}"))?;
+            let (_, start) = chain.with_context(|| format!("the filter has no chain {name}"))?;
             let away = start.checked_sub(at + 1);
-            let away =
-                away.with_context(|| format!("chain {name:?} is led to from a later one"))?;
+            let away = away.with_context(|| format!("chain {name} is led to from a later one"))?;
             self.instructions[*at].operand = u32::try_from(away)?;
         }
         let length = self.instructions.len();

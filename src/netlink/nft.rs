@@ -74,6 +74,8 @@ const ACCEPT: u32 = 1;
 const GOTO: u32 = (-4_i32).cast_unsigned();
 /// `NFT_PAYLOAD_LL_HEADER`.
 const LINK_HEADER: u32 = 0;
+/// What a masked value is combined with.
+const NO_BITS: [u8; 16] = [0; 16];
 /// Operators of `cmp`.
 const EQUAL: u32 = 0;
 const UNEQUAL: u32 = 1;
@@ -257,24 +259,30 @@ impl Table<'_> {
                 to.nest(OBJECT_DATA, |_| ());
             });
         }
-        for (index, chain) in self.filter.chains.iter().enumerate() {
+        let names: Vec<String> = self.filter.names();
+        for (index, name) in names.iter().enumerate() {
             batch.add((NEW_CHAIN, CREATE | EXCLUSIVE), header, |to| {
                 to.text(CHAIN_TABLE, self.name);
-                to.text(CHAIN_NAME, &chain.name);
+                to.text(CHAIN_NAME, name);
                 if index == 0 {
                     self.write_hook(to);
                 }
             });
         }
-        let rules: Vec<(&str, Vec<u8>)> = self.rules().collect();
-        let last = rules.len().saturating_sub(1);
-        for (index, (chain, expressions)) in rules.iter().enumerate() {
-            let acknowledge = if index == last { ACK } else { 0 };
-            batch.add((NEW_RULE, CREATE | APPEND | acknowledge), header, |to| {
-                to.text(RULE_TABLE, self.name);
-                to.text(RULE_CHAIN, chain);
-                to.nested(RULE_EXPRESSIONS, expressions);
-            });
+        let chains = self.filter.chains.iter().zip(&names).enumerate();
+        for (index, (chain, name)) in chains {
+            let mut add = |flags, write: &dyn Fn(&mut Attributes<'_>)| {
+                batch.add((NEW_RULE, CREATE | APPEND | flags), header, |to| {
+                    to.text(RULE_TABLE, self.name);
+                    to.text(RULE_CHAIN, name);
+                    to.nest(RULE_EXPRESSIONS, write);
+                });
+            };
+            for rule in &chain.rules {
+                add(0, &|to| write_expressions(rule, to));
+            }
+            let acknowledge = if index + 1 == names.len() { ACK } else { 0 };
+            add(acknowledge, &|to| write_verdict(chain.last, to));
         }
     }
 
@@ -289,70 +297,84 @@ impl Table<'_> {
         to.text(CHAIN_TYPE, "filter");
     }
 
-    /// The rules in their order, each with its chain, as lists of expressions.
-    fn rules(&self) -> impl Iterator<Item = (&str, Vec<u8>)> {
-        self.filter.chains.iter().flat_map(|chain| {
-            let last = Rule {
-                conditions: Vec::new(),
-                verdict: chain.last.clone(),
-            };
-            let rules = chain.rules.iter().map(expressions);
-            let all: Vec<_> = rules.chain([expressions(&last)]).collect();
-            all.into_iter().map(|rule| (chain.name.as_str(), rule))
-        })
-    }
-
     /// Whether these are the table's rules. The kernel lists them by chain, in whatever order of
     /// the chains.
     fn has_rules(&self, listed: &[(String, Vec<u8>)]) -> bool {
-        let wanted: Vec<(&str, Vec<u8>)> = self.rules().collect();
-        let of = |chain: &Chain| {
-            let wanted = wanted.iter().filter(|(name, _)| *name == chain.name);
-            let listed = listed.iter().filter(|(name, _)| *name == chain.name);
-            let wanted: Vec<_> = wanted.map(|(_, rule)| rule).collect();
-            let listed: Vec<_> = listed.map(|(_, rule)| rule).collect();
+        let chains = &self.filter.chains;
+        let count: usize = chains.iter().map(|chain| chain.rules.len() + 1).sum();
+        let has = |chain: &Chain| {
+            let name = chain.name.to_string();
+            let listed = listed.iter().filter(|(chain, _)| *chain == name);
+            let listed: Vec<&Vec<u8>> = listed.map(|(_, rule)| rule).collect();
+            let wanted = expressions(chain);
             let mut pairs = std::iter::zip(&wanted, &listed);
             wanted.len() == listed.len() && pairs.all(|(a, b)| same_expressions(a, b))
         };
-        wanted.len() == listed.len() && self.filter.chains.iter().all(of)
+        listed.len() == count && chains.iter().all(has)
     }
 }
 
 // === expressions ===
 
-fn expressions(rule: &Rule) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut to = Attributes::to(&mut bytes);
+/// The expressions of each of the chain's rules.
+fn expressions(chain: &Chain) -> Vec<Vec<u8>> {
+    let written = |write: &dyn Fn(&mut Attributes<'_>)| {
+        let mut bytes = Vec::new();
+        write(&mut Attributes::to(&mut bytes));
+        bytes
+    };
+    let rules = chain.rules.iter();
+    let rules = rules.map(|rule| written(&|to| write_expressions(rule, to)));
+    rules
+        .chain([written(&|to| write_verdict(chain.last, to))])
+        .collect()
+}
+
+fn write_expressions(rule: &Rule, to: &mut Attributes<'_>) {
+    let mut loaded: Option<&Condition> = None;
     for condition in &rule.conditions {
-        write_condition(condition, &mut to);
+        if !loaded.is_some_and(|loaded| begins_with(loaded, condition)) {
+            write_load(condition, to);
+            loaded = Some(condition);
+        }
+        write_test(condition, to);
     }
-    let (code, chain) = match &rule.verdict {
+    write_verdict(rule.verdict, to);
+}
+
+fn write_verdict(verdict: Verdict, to: &mut Attributes<'_>) {
+    let (code, chain) = match verdict {
         Verdict::Accept => (ACCEPT, None),
         Verdict::Goto(chain) => (GOTO, Some(chain)),
         Verdict::Drop(counter) => {
-            expression(&mut to, "objref", |to| {
+            expression(to, "objref", |to| {
                 to.big(1, COUNTER); // NFTA_OBJREF_IMM_TYPE
                 to.text(2, counter); // NFTA_OBJREF_IMM_NAME
             });
             (DROP, None)
         }
     };
-    expression(&mut to, "immediate", |to| {
+    expression(to, "immediate", |to| {
         to.big(1, VERDICT_REGISTER); // NFTA_IMMEDIATE_DREG
         to.nest(2, |to| {
             to.nest(DATA_VERDICT, |to| {
                 to.big(VERDICT_CODE, code);
                 if let Some(chain) = chain {
-                    to.text(VERDICT_CHAIN, chain);
+                    to.text(VERDICT_CHAIN, &chain.to_string());
                 }
             });
         });
     });
-    bytes
 }
 
-/// Loads bytes of the frame into the register, masks them there, compares them.
-fn write_condition(condition: &Condition, to: &mut Attributes<'_>) {
+/// Whether the register still holds the bytes that a condition is about, from the first on.
+fn begins_with(loaded: &Condition, condition: &Condition) -> bool {
+    let whole = loaded.is_whole() && condition.is_whole();
+    whole && loaded.offset == condition.offset && loaded.mask.len() >= condition.mask.len()
+}
+
+/// Loads bytes of the frame into the register, and masks them there.
+fn write_load(condition: &Condition, to: &mut Attributes<'_>) {
     let length = u32::try_from(condition.mask.len()).unwrap_or(u32::MAX);
     expression(to, "payload", |to| {
         to.big(1, REGISTER); // NFTA_PAYLOAD_DREG
@@ -366,9 +388,13 @@ fn write_condition(condition: &Condition, to: &mut Attributes<'_>) {
             to.big(2, REGISTER); // NFTA_BITWISE_DREG
             to.big(3, length); // NFTA_BITWISE_LEN
             to.nest(4, |to| to.put(DATA_VALUE, &condition.mask)); // NFTA_BITWISE_MASK
-            to.nest(5, |to| to.put(DATA_VALUE, &vec![0; condition.mask.len()])); // NFTA_BITWISE_XOR
+            to.nest(5, |to| to.put(DATA_VALUE, &NO_BITS[..condition.mask.len()])); // NFTA_BITWISE_XOR
         });
     }
+}
+
+/// Compares what is in the register.
+fn write_test(condition: &Condition, to: &mut Attributes<'_>) {
     match &condition.test {
         Test::Is(bytes) => compare(to, EQUAL, bytes),
         Test::IsNot(bytes) => compare(to, UNEQUAL, bytes),
