@@ -11,10 +11,13 @@ use std::{
 
 use kit::{
     kubelet::{Plugin, command},
-    netns::{Host, wait_until},
+    netns::{Host, Node, tap_number, wait_until},
     switch::{Learner, VM, broadcast},
 };
-use macvtap::{deviceplugin::status, host::control_socket::Connection};
+use macvtap::{
+    deviceplugin::status,
+    host::control_socket::{Connection, KUBELET_DIRS},
+};
 
 const RUN_DIR: &str = "/run/macvtap";
 
@@ -204,4 +207,29 @@ fn without_descriptors_it_waits() {
             .mode(),
         "vepa"
     );
+}
+
+/// Where `/run/macvtap` is not mounted, ADD finds the device plugin in the kubelet's directory,
+/// also in that of k0s and `MicroK8s`.
+#[test]
+fn add_finds_them_in_the_directory_of_every_kubelet() {
+    for dir in KUBELET_DIRS {
+        let (node, pod) = (Node::new(), Host::named());
+        let script = format!(
+            "mkdir -p {RUN_DIR} && mount -t tmpfs -o ro none {RUN_DIR} && \
+             mount -t tmpfs none /var && mkdir -p {dir}"
+        );
+        let plugin = Plugin::mounted(&node.host, Path::new(dir), &script);
+        plugin.wait_for_log("learning ports=");
+        let target = plugin.id().to_string();
+        let inside = ["nsenter", "--mount", "--target", &target];
+        let call = node.allocated(&pod, tap_number()).by(&inside);
+        let call = call.with("mac", VM.to_string());
+        wait_until("it begins parked", || {
+            call.add();
+            let parked = pod.mode() == "vepa";
+            call.succeed("DEL");
+            parked
+        });
+    }
 }
