@@ -32,6 +32,7 @@ use crate::{
         guard::{NewMacvtap, pause},
         inventory,
         lower::LowerDevice,
+        sub_interface::{Maker, SubInterface},
         tap_only,
     },
     netlink::Socket,
@@ -78,6 +79,11 @@ pub fn add<'a>(
     };
     match &config.source {
         Source::Allocated(device) => work.allocated(device),
+        Source::Configured {
+            vlan: Some(vlan),
+            mode,
+            ..
+        } => work.on_vlan(vlan, *mode),
         Source::Configured { lower, mode, .. } => work.standalone(lower, *mode),
         Source::Existing(existing) => {
             let macvtap = hand_over(&mut work.host, existing, request)?;
@@ -144,6 +150,18 @@ impl<'a> Work<'a> {
         }
         let text = format!("each of {STANDALONE_ATTEMPTS} tap numbers tried is in use");
         Err(CniError::new(code::TRY_AGAIN, text))
+    }
+
+    /// On a VLAN of the lower device, which is made for the first macvtap on it.
+    fn on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Attachment<'a>> {
+        let name = vlan.ensure(&mut self.host, Maker::Cni)?;
+        let attached = self.standalone(&name, mode);
+        attached.map_err(
+            |error| match vlan.remove_unused(&mut self.host, Maker::Cni) {
+                Ok(_) => error,
+                Err(second) => error.context(&format!("could not be undone ({second:#})")),
+            },
+        )
     }
 
     /// Where pods get their taps by NRI, waits until the runtime asks for them: it would start the

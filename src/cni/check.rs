@@ -130,13 +130,14 @@ fn check_security(interface: &Interface<'_>, security: &Security, mac: MacAddr) 
 
 /// Mode, lower device and index, as far as the configuration says what they are.
 fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
-    let (lower, mode, in_pod) = match &config.source {
-        Source::Allocated(id) => (&id.lower, id.mode, false),
+    let (lower, mode, in_pod, vlan) = match &config.source {
+        Source::Allocated(id) => (&id.lower, id.mode, false, None),
         Source::Configured {
             lower,
             mode,
             in_pod,
-        } => (lower, *mode, *in_pod),
+            vlan,
+        } => (lower, *mode, *in_pod, vlan.as_ref()),
         Source::Existing(_) => return Ok(()),
     };
     let name = &link.name;
@@ -155,14 +156,23 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
     } else {
         Socket::open()?
     };
+    let lower = match vlan {
+        None => lower,
+        Some(vlan) => &vlan.name_among(&place.links()?)?,
+    };
     let found = LowerDevice::find(&mut place, lower)?.link;
     ensure!(
         link.lower == Some(found.index),
         "interface {name:?} is not on lower device \"{lower}\""
     );
-    match &config.source {
+    check_index(link, &config.source)
+}
+
+fn check_index(link: &Link, source: &Source) -> Result<()> {
+    match source {
         Source::Allocated(id) if id.tap != link.index => Err(anyhow!(
-            "interface {name:?} has index {}, so its tap is not the allocated {}",
+            "interface {:?} has index {}, so its tap is not the allocated {}",
+            link.name,
             link.index,
             tap::path(id.tap).display()
         )),

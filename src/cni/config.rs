@@ -14,7 +14,7 @@ use super::{
     version::Version,
 };
 use crate::{
-    macvtap::{bandwidth::Bandwidth, security::Security},
+    macvtap::{bandwidth::Bandwidth, security::Security, sub_interface::SubInterface},
     netlink::Link,
     types::{
         device_id::DeviceId,
@@ -24,6 +24,7 @@ use crate::{
         mode::Mode,
         owner::{Access, Owner, QEMU},
         port_options::PortOptions,
+        vlan,
     },
 };
 
@@ -88,6 +89,8 @@ pub enum Source {
         mode: Mode,
         /// Whether the lower device is in the pod's network namespace.
         in_pod: bool,
+        /// The VLAN of it that the macvtap is in, which is made if need be.
+        vlan: Option<SubInterface>,
     },
 }
 
@@ -207,6 +210,16 @@ pub fn lower_device(json: &Value) -> Option<LinkName> {
     Fields::of(json).and_then(|fields| lower(&fields).ok().flatten())
 }
 
+/// The VLAN that a configuration without a device ID names, without judging it.
+#[must_use]
+pub fn vlan(json: &Value) -> Option<SubInterface> {
+    let fields = Fields::of(json)?;
+    let id = vlan::read(&fields).ok()??;
+    let lower = lower(&fields).ok()??;
+    let none = device_id(json).is_none() && !is_in_pod(json);
+    none.then(|| SubInterface::vlan(lower, id))
+}
+
 /// Whether the lower device of a configuration is in the pod, without judging it.
 #[must_use]
 pub fn is_in_pod(json: &Value) -> bool {
@@ -272,11 +285,7 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
     };
     let lower = keys.take(lower(fields))?;
     let mode = keys.take(mode(fields))?;
-    let in_pod = keys.take(fields.flag("linkInContainer"))?;
-    if in_pod == Some(true) && id.is_some() {
-        let text = "linkInContainer is ignored: a device ID is of a lower device of the node";
-        keys.warnings.push(text.to_owned());
-    }
+    let (in_pod, vlan) = place(fields, id.is_some(), keys)?;
     match (id, lower) {
         (Some(id), lower) if id.contains('@') => allocated(id, lower.as_deref(), mode, keys),
         (Some(id), _) => Ok(Source::Existing(Existing {
@@ -284,12 +293,33 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
             any: keys.take(fields.flag("takeOverByName"))?.unwrap_or(false),
         })),
         (None, Some(lower)) => Ok(Source::Configured {
+            vlan: vlan.map(|id| SubInterface::vlan(lower.clone(), id)),
             lower,
             mode: mode.unwrap_or_default(),
-            in_pod: in_pod.unwrap_or(false),
+            in_pod,
         }),
         (None, None) => Err(no_device_id(fields)),
     }
+}
+
+/// Whether the lower device is in the pod, and the VLAN of it; neither with a device ID.
+fn place(fields: &Fields<'_>, has_id: bool, keys: &mut Keys) -> Result<(bool, Option<u16>)> {
+    let in_pod = keys.take(fields.flag("linkInContainer"))?.unwrap_or(false);
+    let vlan = keys.take(vlan::read(fields))?;
+    if in_pod && has_id {
+        let text = "linkInContainer is ignored: a device ID is of a lower device of the node";
+        keys.warnings.push(text.to_owned());
+    }
+    if vlan.is_some() && has_id {
+        let text = "vlan is ignored: it belongs to the resource that the device ID is of";
+        keys.warnings.push(text.to_owned());
+    }
+    if in_pod && vlan.is_some() && !has_id {
+        let text = "vlan and linkInContainer cannot be combined: name the VLAN interface in \
+            lowerDevice";
+        return Err(CniError::new(code::CONFIG, text));
+    }
+    Ok((in_pod, vlan))
 }
 
 fn lower(fields: &Fields<'_>) -> Result<Option<LinkName>> {
@@ -539,6 +569,7 @@ mod tests {
             lower: "eth0".parse().unwrap(),
             mode,
             in_pod: false,
+            vlan: None,
         };
         assert_eq!(
             configured(json!({"lowerDevice": "eth0"})),
@@ -591,10 +622,6 @@ mod tests {
                 json!({"deviceID": "xMvp0@eth0:source:16777301"}),
                 ["mode source", "receives nothing"],
             ),
-            (
-                json!({"deviceID": "xMvp0@eth0:source:16777301", "allowedSources": ["x"]}),
-                ["mode source", "allowedSources"],
-            ),
             (json!({"runtimeConfig": []}), ["runtimeConfig", "object"]),
             (
                 json!({"deviceID": "xMvp0@eth0:bridge"}),
@@ -605,6 +632,39 @@ mod tests {
             assert_eq!(error.code, code::CONFIG, "{extra}");
             assert!(parts.iter().all(|part| error.msg.contains(part)), "{error}");
         }
+    }
+
+    #[test]
+    fn a_vlan_is_of_a_network_that_names_its_lower_device() {
+        let network = |extra: Value| {
+            let mut json = json!({"deviceID": null, "lowerDevice": "eth0"});
+            let extra = extra.as_object().unwrap().clone();
+            json.as_object_mut().unwrap().extend(extra);
+            with(&json)
+        };
+        let json = network(json!({"vlan": 100}));
+        let Source::Configured { vlan, .. } = read(&json, "").unwrap().source else {
+            panic!("it is allocated");
+        };
+        assert_eq!(vlan, super::vlan(&json));
+        assert_eq!(vlan.unwrap().to_string(), "VLAN 100 of eth0");
+        for (extra, part) in [
+            (
+                json!({"vlan": 4095}),
+                "vlan 4095: it must be a whole number from 1",
+            ),
+            (
+                json!({"vlan": 5, "linkInContainer": true}),
+                "cannot be combined",
+            ),
+        ] {
+            let error = read(&network(extra), "").unwrap_err();
+            assert!(error.msg.contains(part), "{error}");
+        }
+        let allocated = with(&json!({"vlan": 100}));
+        let config = read(&allocated, "").unwrap();
+        assert!(config.warnings[0].contains("vlan is ignored"));
+        assert_eq!(super::vlan(&allocated), None);
     }
 
     #[test]

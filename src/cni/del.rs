@@ -1,5 +1,10 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use log::{debug, info, warn};
 use serde_json::Value;
 
@@ -12,7 +17,7 @@ use super::{
 };
 use crate::{
     host::{devnode, netns::Netns},
-    macvtap::{port_security::Interface, shaping},
+    macvtap::{port_security::Interface, shaping, sub_interface::Maker},
     netlink::{Link, Socket},
     types::{
         device_id::{DeviceId, STANDALONE_TAPS, TAPS, original_link_name, standalone_taps},
@@ -20,6 +25,10 @@ use crate::{
         mac::MacAddr,
     },
 };
+
+/// How long a network namespace that is gone may take to be destroyed, and how often it is looked.
+const NETNS_GRACE: Duration = Duration::from_millis(300);
+const NETNS_POLL: Duration = Duration::from_millis(5);
 
 /// What the configuration says the attachment is.
 #[derive(Debug, PartialEq, Eq)]
@@ -160,7 +169,25 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
             }
         }
     }
+    errors.extend(remove_vlan(json, netns.is_some()).err());
     CniError::all(errors)
+}
+
+/// Removes the VLAN interface that ADD made, after the last macvtap on it. Where the netns is gone,
+/// the macvtap may be going away still.
+fn remove_vlan(json: &Value, has_netns: bool) -> Result<()> {
+    let Some(vlan) = config::vlan(json) else {
+        return Ok(());
+    };
+    let mut host = Socket::open()?;
+    let start = Instant::now();
+    loop {
+        let removed = vlan.remove_unused(&mut host, Maker::Cni)?;
+        if removed || has_netns || start.elapsed() > NETNS_GRACE {
+            return Ok(());
+        }
+        thread::sleep(NETNS_POLL);
+    }
 }
 
 /// Removes the rules for an interface that is gone. One that is there may be another attachment,

@@ -47,6 +47,10 @@ fn check_node(json: &Value) -> Result<()> {
     let Some(name) = lower else {
         return Ok(());
     };
+    if let Some(vlan) = config::vlan(json) {
+        let probed = vlan.probe(&mut host);
+        probed.map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
+    }
     let Err(error) = LowerDevice::eligible(&mut host, &name) else {
         return Ok(());
     };

@@ -6,8 +6,11 @@ use serde_json::Value;
 
 use super::config_selector::{discovery, is_for_node, selector};
 use crate::{
-    macvtap::{discovery::Discovery, selector::Selector},
-    types::{device_id::MAX_SLOTS, json::Fields, link_name::LinkName, mode::Mode, resource_name},
+    macvtap::{discovery::Discovery, selector::Selector, sub_interface::SubInterface},
+    netlink::Link,
+    types::{
+        device_id::MAX_SLOTS, json::Fields, link_name::LinkName, mode::Mode, resource_name, vlan,
+    },
 };
 
 /// The number of devices of a resource without a capacity, as in the original.
@@ -17,7 +20,7 @@ pub const DEFAULT_CAPACITY: usize = 100;
 pub const MAX_CAPACITY: usize = MAX_SLOTS as usize;
 
 /// The keys of an entry.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "name",
     "lowerDevice",
     "master",
@@ -26,6 +29,7 @@ const KEYS: [&str; 8] = [
     "capacity",
     "nodes",
     "volumeHotplug",
+    "vlan",
 ];
 
 /// A configuration, as far as it is for this node.
@@ -48,6 +52,8 @@ pub struct Entry {
     pub capacity: usize,
     /// Give containers each tap under `/dev/vfio` as well.
     pub volume_hotplug: bool,
+    /// The VLAN of the lower device that the macvtaps are in; none if in no VLAN of ours.
+    pub vlan: Option<u16>,
 }
 
 /// What an entry is about.
@@ -79,6 +85,8 @@ pub struct ResourceConfig {
     pub capacity: usize,
     /// Give containers each tap under `/dev/vfio` as well.
     pub volume_hotplug: bool,
+    /// The VLAN interface that `lower` is, if it is made where there is none.
+    pub vlan: Option<SubInterface>,
 }
 
 /// What a configuration is read with.
@@ -100,6 +108,7 @@ impl Configuration {
                 mode: Mode::default(),
                 capacity: DEFAULT_CAPACITY,
                 volume_hotplug: false,
+                vlan: None,
             }],
             for_others: 0,
         }
@@ -129,7 +138,24 @@ impl Configuration {
 }
 
 impl Entry {
-    /// The resource of this entry with a name, on a lower device.
+    /// The resource of this entry with a name, on a lower device or its VLAN.
+    pub fn resource_on(
+        &self,
+        name: &str,
+        lower: LinkName,
+        links: &[Link],
+    ) -> Result<ResourceConfig> {
+        let Some(id) = self.vlan else {
+            return Ok(self.resource(name, lower));
+        };
+        let vlan = SubInterface::vlan(lower, id);
+        Ok(ResourceConfig {
+            vlan: Some(vlan.clone()),
+            ..self.resource(name, vlan.name_among(links)?)
+        })
+    }
+
+    /// The resource of this entry with a name, on an interface.
     #[must_use]
     pub fn resource(&self, name: &str, lower: LinkName) -> ResourceConfig {
         let selector = match &self.target {
@@ -143,6 +169,7 @@ impl Entry {
             mode: self.mode,
             capacity: self.capacity,
             volume_hotplug: self.volume_hotplug,
+            vlan: None,
         }
     }
 
@@ -261,7 +288,7 @@ fn parse_json(text: &str) -> Result<Value> {
 fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entry> {
     let target = match discovery(fields)? {
         Some(discovery) => {
-            for key in ["name", "lowerDevice", "master"] {
+            for key in ["name", "lowerDevice", "master", "vlan"] {
                 let text = format!("{key} and discover are in one entry; use one of them");
                 ensure!(!fields.has(key), text);
             }
@@ -281,6 +308,7 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
         mode,
         capacity: capacity(fields.integer("capacity")?, mode, warn),
         volume_hotplug: fields.flag("volumeHotplug")?.unwrap_or(false),
+        vlan: vlan::read(fields)?,
     })
 }
 
@@ -369,6 +397,7 @@ mod tests {
             mode: Mode::Bridge,
             capacity: 50,
             volume_hotplug: false,
+            vlan: None,
         };
         assert_eq!(one(text), expected);
         let text = r#"// all of them
@@ -420,6 +449,12 @@ mod tests {
             ("7", "not an object"),
             (r#"{"name": "x", "lowerDevice": {"drivr": "ice"}}"#, "drivr"),
             (r#"{"name": "x", "discover": {}}"#, "name and discover"),
+            (r#"{"vlan": 5, "discover": {}}"#, "vlan and discover"),
+            (
+                r#"{"name": "x", "lowerDevice": "e", "vlan": 4095}"#,
+                "vlan 4095",
+            ),
+            (r#"{"name": "x", "lowerDevice": "e", "vlan": "5"}"#, "vlan"),
             (
                 r#"{"name": "x", "lowerDevice": "e", "volumeHotplug": "yes"}"#,
                 "volumeHotplug",

@@ -32,6 +32,7 @@ pub mod status;
 mod supervisor;
 pub mod tap_containers;
 pub mod tap_only;
+mod vlans;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 

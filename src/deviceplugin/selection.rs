@@ -30,10 +30,17 @@ impl Selection {
         };
         for (name, selector, entry) in configuration.resources() {
             let former = former.get(name).cloned();
-            let resource = match selector.select(links, facts) {
-                Ok(lower) => Some(entry.resource(name, lower)),
-                Err(unselected) => {
-                    let text = format!("resource {name}: lowerDevice {selector} {unselected}");
+            let selected = selector
+                .select(links, facts)
+                .map_err(|unselected| format!("lowerDevice {selector} {unselected}"));
+            let resource = selected.and_then(|lower| {
+                let resource = entry.resource_on(name, lower, links);
+                resource.map_err(|error| format!("{error:#}"))
+            });
+            let resource = match resource {
+                Ok(resource) => Some(resource),
+                Err(error) => {
+                    let text = format!("resource {name}: {error}");
                     let action = match &former {
                         Some(former) => format!("it stays on {:?}", &*former.lower),
                         None => "it is left out".to_owned(),

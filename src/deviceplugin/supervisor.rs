@@ -29,6 +29,7 @@ use super::{
     selection::Selection,
     settings::Settings,
     tap_only::TapOnly,
+    vlans,
 };
 use crate::{
     cli,
@@ -71,6 +72,8 @@ pub struct Supervisor {
     sockets_changed: bool,
     /// Which entries choose no lower device, as was logged.
     unselected: Vec<String>,
+    /// Which VLAN interfaces could not be made, and why, as was logged.
+    vlan_errors: Vec<String>,
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
     learning: LearningTask,
@@ -113,6 +116,7 @@ impl Supervisor {
             stopping: Vec::new(),
             sockets_changed: false,
             unselected: Vec::new(),
+            vlan_errors: Vec::new(),
             skipped: BTreeMap::new(),
             learning,
             nri: None,
@@ -358,6 +362,7 @@ impl Supervisor {
     /// Brings the resources in line with the plans and the links.
     fn reconcile(&mut self) {
         self.log_skipped();
+        self.reconcile_vlans();
         let plans = &self.plans;
         let removed = self
             .resources
@@ -374,6 +379,25 @@ impl Supervisor {
             let lowers = configured.map(|resource| &resource.lower[..]);
             features.update(&self.links, &lowers.collect());
         }
+    }
+
+    /// Makes the VLAN interfaces that resources are on, and removes those that neither a resource
+    /// is on nor the device of a pod. Their events bring us here again.
+    fn reconcile_vlans(&mut self) {
+        let plans = self.plans.values();
+        let wanted = plans.filter_map(|(resource, _)| resource.vlan.as_ref());
+        let used = self.plans.values().flat_map(|(resource, plan)| {
+            let former = plan.former.devices.iter().map(|device| &*device.lower);
+            former.chain([&*resource.lower])
+        });
+        let (wanted, used) = (wanted.collect(), used.collect());
+        let errors = vlans::reconcile(&mut self.netlink, &self.links, &wanted, &used);
+        for error in &errors {
+            if !self.vlan_errors.contains(error) {
+                warn!("{error}");
+            }
+        }
+        self.vlan_errors = errors;
     }
 
     /// Offers a resource, unless nothing changed: there are many link events, and lists are
@@ -429,7 +453,7 @@ impl Supervisor {
 
     /// The status.
     pub fn status(&mut self, mut config_warnings: Vec<String>) -> Status {
-        config_warnings.extend(self.unselected.iter().cloned());
+        config_warnings.extend(self.unselected.iter().chain(&self.vlan_errors).cloned());
         let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
         let resources = self.resources.values().map(|resource| {

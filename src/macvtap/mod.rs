@@ -13,5 +13,6 @@ pub mod port_security;
 pub mod security;
 pub mod selector;
 pub mod shaping;
+pub mod sub_interface;
 pub mod take_over;
 pub mod tap_only;

@@ -27,6 +27,8 @@ const MACADDR: u16 = 4;
 const MACADDR_DATA: u16 = 5;
 const BC_QUEUE_LEN: u16 = 7;
 const BC_CUTOFF: u16 = 9;
+/// `IFLA_VLAN_ID`.
+const VLAN_ID: u16 = 1;
 
 /// What the kernel says of a network interface.
 #[expect(clippy::struct_excessive_bools, reason = "the kernel's flags")]
@@ -42,6 +44,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// The mode, of a macvtap or macvlan.
     pub mode: Option<Mode>,
+    /// The number, of a VLAN interface.
+    pub vlan: Option<u16>,
     /// The index of the interface below. It counts in the network namespace `lower_nsid`.
     pub lower: Option<u32>,
     /// Where `lower` is, if in another network namespace than this link.
@@ -174,8 +178,13 @@ impl Link {
     }
 
     /// `IFLA_LINKINFO`: the kind, and the data of that kind.
-    fn read_info(&mut self, payload: &[u8]) {
+    pub(super) fn read_info(&mut self, payload: &[u8]) {
         self.kind = nested(payload, 1).map(text);
+        if self.kind.as_deref() == Some("vlan") {
+            let data = nested(payload, 2).unwrap_or_default();
+            let id = nested(data, VLAN_ID).and_then(|id| id.try_into().ok());
+            self.vlan = id.map(u16::from_ne_bytes);
+        }
         if matches!(self.kind.as_deref(), Some("macvtap" | "macvlan")) {
             let data = nested(payload, 2).unwrap_or_default();
             self.mode = nested(data, 1).and_then(number).and_then(Mode::from_raw);

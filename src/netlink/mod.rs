@@ -21,7 +21,7 @@ pub use bpf::compile;
 pub use error::NetlinkError;
 pub use link::{Link, Stats, read_links};
 pub use nft::{Counter, Nft, Table};
-pub use request::{Change, Create};
+pub use request::{Change, Create, CreateUpper, UpperKind};
 pub use socket::Socket;
 pub use tc::{Qdisc, Tbf};
 pub use uevent::Uevents;

@@ -31,6 +31,13 @@ impl neli::consts::rtnl::RtaType for IflaMacvlan {}
 /// `MACVLAN_MACADDR_SET`: the list replaces the one that there was.
 const MACADDR_SET: u32 = 3;
 
+/// `IFLA_VLAN_ID` of `linux/if_link.h`.
+#[neli::neli_enum(serialized_type = "u16")]
+enum IflaVlan {
+    Id = 1,
+}
+impl neli::consts::rtnl::RtaType for IflaVlan {}
+
 /// `VETH_INFO_PEER` of `linux/veth.h`.
 #[neli::neli_enum(serialized_type = "u16")]
 enum VethInfo {
@@ -92,6 +99,30 @@ pub struct Create<'a> {
     pub netns: Option<BorrowedFd<'a>>,
 }
 
+/// The kind of an interface that stands on another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UpperKind {
+    /// A VLAN of this number.
+    Vlan(u16),
+    /// A macvlan in bridge mode.
+    Macvlan,
+    /// A macvlan that has the interface below to itself.
+    Passthru,
+}
+
+/// An interface to be made on another one, in the same network namespace. It is made down.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateUpper<'a> {
+    /// The name it gets.
+    pub name: &'a str,
+    /// The index of the interface below.
+    pub lower: u32,
+    /// What it is.
+    pub kind: UpperKind,
+    /// The group it is put into.
+    pub group: u32,
+}
+
 /// What to change of a link. What is none stays as it is.
 #[derive(Clone, Copy, Default)]
 pub struct Change<'a> {
@@ -140,6 +171,18 @@ impl Socket {
         self.request(Rtm::Newlink, flags, body(new.index, attributes)?)
     }
 
+    /// Makes an interface on another one.
+    pub fn create_upper(&mut self, new: &CreateUpper<'_>) -> Result<(), NetlinkError> {
+        let attributes = vec![
+            attribute(Ifla::Ifname, new.name)?,
+            attribute(Ifla::Link, new.lower)?,
+            attribute(Ifla::Group, new.group)?,
+            new.kind.info()?,
+        ];
+        let flags = NlmF::CREATE | NlmF::EXCL;
+        self.request(Rtm::Newlink, flags, body(None, attributes)?)
+    }
+
     /// Makes a pair of Ethernet interfaces that are wired to each other; the
     /// second one in the network namespace `netns`.
     pub fn create_veth(
@@ -173,7 +216,16 @@ impl Socket {
     /// (loading the module if need be) and whether we may make one.
     pub fn probe_macvtap(&mut self) -> Result<(), NetlinkError> {
         let mode = attribute(IflaMacvlan::Mode, Mode::Bridge.raw())?;
-        let attributes = vec![link_info("macvtap", &[mode])?];
+        self.probe(link_info("macvtap", &[mode])?)
+    }
+
+    /// The same for an interface of another kind.
+    pub fn probe_upper(&mut self, kind: UpperKind) -> Result<(), NetlinkError> {
+        self.probe(kind.info()?)
+    }
+
+    fn probe(&mut self, info: Attribute) -> Result<(), NetlinkError> {
+        let attributes = vec![info];
         let flags = NlmF::CREATE | NlmF::EXCL;
         match self.request(Rtm::Newlink, flags, body(None, attributes)?) {
             Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(()),
@@ -272,6 +324,20 @@ impl Socket {
     }
 }
 
+impl UpperKind {
+    fn info(self) -> anyhow::Result<Attribute> {
+        let macvlan = |mode: Mode| {
+            let mode = attribute(IflaMacvlan::Mode, mode.raw())?;
+            link_info("macvlan", &[mode])
+        };
+        match self {
+            Self::Vlan(id) => link_info("vlan", &[attribute(IflaVlan::Id, id)?]),
+            Self::Macvlan => macvlan(Mode::Bridge),
+            Self::Passthru => macvlan(Mode::Passthru),
+        }
+    }
+}
+
 impl Change<'_> {
     /// The flags that it sets, and which it touches.
     fn flags(&self) -> (Iff, Iff) {
@@ -362,4 +428,29 @@ fn no_ipv6_addresses() -> anyhow::Result<Attribute> {
     let mode = attribute(IflaInet6::AddrGenMode, ADDR_GEN_MODE_NONE)?;
     let inet6 = attribute(AfSpec::Inet6, Buffer::new())?.nest(&mode)?;
     Ok(attribute(Ifla::AfSpec, Buffer::new())?.nest(&inet6)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use neli::ToBytes;
+
+    use super::*;
+
+    /// What is sent for an upper interface is what the kernel says of one.
+    #[test]
+    fn the_message_of_an_upper_interface_has_its_kind() {
+        for (kind, name, vlan, mode) in [
+            (UpperKind::Vlan(100), "vlan", Some(100), None),
+            (UpperKind::Vlan(4094), "vlan", Some(4094), None),
+            (UpperKind::Macvlan, "macvlan", None, Some(Mode::Bridge)),
+            (UpperKind::Passthru, "macvlan", None, Some(Mode::Passthru)),
+        ] {
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            kind.info().unwrap().to_bytes(&mut bytes).unwrap();
+            let mut link = Link::default();
+            link.read_info(&bytes.get_ref()[4..]);
+            let found = (link.kind.as_deref(), link.vlan, link.mode);
+            assert_eq!(found, (Some(name), vlan, mode), "{kind:?}");
+        }
+    }
 }

@@ -18,3 +18,4 @@ pub mod prefix;
 pub(crate) mod release;
 pub(crate) mod resource_name;
 pub mod status;
+pub(crate) mod vlan;

@@ -25,3 +25,4 @@ mod status_gc;
 mod tmpfs_dev;
 mod user_namespaces;
 mod versions;
+mod vlan;

@@ -1,0 +1,330 @@
+//! Interfaces that this program makes on a lower device, for macvtaps to stand on: VLANs.
+//!
+//! Which of them are ours, and whose, their link group says from their first moment on. One that
+//! exists already is used, and never removed.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use log::info;
+use nix::errno::Errno;
+
+use super::lower::{LowerDevice, Reason};
+use crate::{
+    netlink::{Change, CreateUpper, Link, NetlinkError, Socket, UpperKind},
+    types::{
+        device_id::short_hash,
+        link_name::{LinkName, MAX_NAME},
+    },
+};
+
+/// An interface on a lower device.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SubInterface {
+    /// The lower device's name.
+    pub lower: LinkName,
+    /// What it is.
+    pub kind: UpperKind,
+}
+
+/// Who makes and removes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// The device plugin, for its resources.
+    DevicePlugin,
+    /// ADD and DEL of networks without a device plugin.
+    Cni,
+}
+
+impl Maker {
+    /// The link group, in ASCII "mvtd" and "mvtc".
+    #[must_use]
+    pub fn group(self) -> u32 {
+        match self {
+            Self::DevicePlugin => 0x6d76_7464,
+            Self::Cni => 0x6d76_7463,
+        }
+    }
+
+    /// Whether it made this link.
+    #[must_use]
+    pub fn made(self, link: &Link) -> bool {
+        link.group == self.group() && matches!(link.kind.as_deref(), Some("vlan" | "macvlan"))
+    }
+}
+
+impl SubInterface {
+    /// The VLAN of this number.
+    #[must_use]
+    pub fn vlan(lower: LinkName, id: u16) -> Self {
+        Self {
+            lower,
+            kind: UpperKind::Vlan(id),
+        }
+    }
+
+    /// The one that exists. Two VLANs of one number cannot exist, but any number of macvlans: of
+    /// those only ours is meant.
+    #[must_use]
+    pub fn among<'a>(&self, links: &'a [Link]) -> Option<&'a Link> {
+        let lower = links.iter().find(|link| link.is_called(&self.lower))?;
+        links.iter().find(|link| {
+            let is_kind = match self.kind {
+                UpperKind::Vlan(id) => link.vlan == Some(id),
+                UpperKind::Macvlan | UpperKind::Passthru => Maker::DevicePlugin.made(link),
+            };
+            is_kind && link.lower == Some(lower.index) && link.lower_nsid.is_none()
+        })
+    }
+
+    /// The name that it has, or that it gets.
+    pub fn name_among(&self, links: &[Link]) -> Result<LinkName> {
+        if let Some(link) = self.among(links) {
+            return link.name.parse();
+        }
+        let lower = links.iter().find(|link| link.is_called(&self.lower));
+        let name = self.new_name(lower.map_or(&self.lower, |link| link.name.as_str()));
+        let taken = links.iter().any(|link| link.is_called(&name));
+        ensure!(
+            !taken,
+            "interface {name:?} exists, and is not {self}; rename or delete it"
+        );
+        name.parse()
+    }
+
+    /// `eth0.100`, or a hash where that is too long for a name.
+    fn new_name(&self, lower: &str) -> String {
+        let ending = match self.kind {
+            UpperKind::Vlan(id) => id.to_string(),
+            UpperKind::Macvlan | UpperKind::Passthru => "host".to_owned(),
+        };
+        let name = format!("{lower}.{ending}");
+        if name.len() <= MAX_NAME {
+            return name;
+        }
+        format!("mv{}.{ending}", &short_hash(lower)[..8])
+    }
+
+    /// Makes it if it does not exist, and sets it up if it is ours; its name.
+    pub fn ensure(&self, host: &mut Socket, maker: Maker) -> Result<LinkName> {
+        let links = host.links().context("listing links")?;
+        let name = self.name_among(&links)?;
+        if let Some(link) = self.among(&links) {
+            if maker.made(link) && !link.up {
+                set_up(host, link.index)?;
+            }
+            return Ok(name);
+        }
+        let lower = LowerDevice::among(&links, &self.lower)?;
+        match lower.ineligible_among(&links) {
+            Some(ineligible) if !matches!(ineligible.reason, Reason::Held(_)) => {
+                return Err(ineligible.into());
+            }
+            _ => {}
+        }
+        let created = host.create_upper(&CreateUpper {
+            name: &name,
+            lower: lower.link.index,
+            kind: self.kind,
+            group: maker.group(),
+        });
+        match created {
+            Ok(()) => {}
+            // Another call made it a moment ago.
+            Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                let links = host.links().context("listing links")?;
+                let same = self.among(&links).is_some_and(|link| link.name == *name);
+                ensure!(same, "creating {name:?}, {self}: {error}");
+                return Ok(name);
+            }
+            Err(error) => return Err(self.explain(&name, &error)),
+        }
+        info!(interface = &*name; "created {self}");
+        let made = host.link_by_name(&name)?.context("it is gone already")?;
+        set_up(host, made.index)?;
+        Ok(name)
+    }
+
+    /// Removes the one that `maker` made, if nothing stands on it. True if there is none of its
+    /// any more.
+    pub fn remove_unused(&self, host: &mut Socket, maker: Maker) -> Result<bool> {
+        let links = host.links().context("listing links")?;
+        match self.among(&links).filter(|link| maker.made(link)) {
+            Some(link) => delete_unused(host, link, maker),
+            None => Ok(true),
+        }
+    }
+
+    /// Fails if this kernel cannot make one, or if there is another interface of its name.
+    pub fn probe(&self, host: &mut Socket) -> Result<()> {
+        let links = host.links().context("listing links")?;
+        let name = self.name_among(&links)?;
+        if self.among(&links).is_some() {
+            return Ok(());
+        }
+        let probed = host.probe_upper(self.kind);
+        probed.map_err(|error| self.explain(&name, &error))
+    }
+
+    fn explain(&self, name: &str, error: &NetlinkError) -> anyhow::Error {
+        let fix = match (error.errno(), self.kind) {
+            (Some(Errno::EOPNOTSUPP), UpperKind::Vlan(_)) => {
+                ": this kernel has no VLAN interfaces; try: modprobe 8021q"
+            }
+            _ => "",
+        };
+        anyhow!("creating {name:?}, {self}: {error}{fix}")
+    }
+}
+
+impl std::fmt::Display for SubInterface {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lower = &self.lower;
+        match self.kind {
+            UpperKind::Vlan(id) => write!(f, "VLAN {id} of {lower}"),
+            UpperKind::Macvlan | UpperKind::Passthru => write!(f, "a macvlan of {lower}"),
+        }
+    }
+}
+
+/// Sets it up, without addresses of its own: the node has nothing to do there.
+fn set_up(host: &mut Socket, index: u32) -> Result<()> {
+    let quiet = Change {
+        no_ipv6_addresses: true,
+        ..Change::default()
+    };
+    match host.change(index, &quiet) {
+        // There is no IPv6 in this kernel.
+        Err(error) if error.errno() == Some(Errno::EAFNOSUPPORT) => {}
+        other => other.context("preparing a sub-interface")?,
+    }
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    host.change(index, &up)
+        .context("setting a sub-interface up")
+}
+
+/// Deletes a link that `maker` made, unless something stands on it, in whatever network
+/// namespace, or it has an IPv4 address. True if it is gone.
+pub fn delete_unused(host: &mut Socket, link: &Link, maker: Maker) -> Result<bool> {
+    let addresses = host.addresses_of(link.index).context("listing addresses")?;
+    let has_address = addresses.iter().any(|found| found.address.ip.is_ipv4());
+    if !maker.made(link) || has_address {
+        return Ok(false);
+    }
+    let name = link.name.as_str();
+    let alone = hold(host, link.index).with_context(|| format!("looking what is on {name:?}"))?;
+    let Some(holder) = alone else {
+        return Ok(false);
+    };
+    // What holds it goes with it.
+    if let Err(error) = host.delete(link.index) {
+        host.delete(holder)?;
+        return Err(anyhow!("deleting {name:?}: {error}"));
+    }
+    info!(interface = name; "deleted: nothing stands on it any more");
+    Ok(true)
+}
+
+/// Makes a macvlan that has an interface to itself; its index, or none if there is a macvlan or
+/// macvtap on it, in whatever network namespace.
+///
+/// The kernel makes one in passthru mode only where there is no other, and none beside it: while
+/// it is there, no other can come.
+pub fn hold(host: &mut Socket, index: u32) -> Result<Option<u32>> {
+    let name = format!("mvu{index:x}");
+    let created = host.create_upper(&CreateUpper {
+        name: &name,
+        lower: index,
+        kind: UpperKind::Passthru,
+        group: 0,
+    });
+    match created {
+        Ok(()) => Ok(host.link_by_name(&name)?.map(|hold| hold.index)),
+        Err(error) if is_busy(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_busy(error: &NetlinkError) -> bool {
+    matches!(
+        error.errno(),
+        Some(Errno::EINVAL | Errno::EBUSY | Errno::EEXIST)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            ethernet: true,
+            up: true,
+            ..Link::default()
+        }
+    }
+
+    fn vlan(index: u32, name: &str, id: u16, lower: u32) -> Link {
+        Link {
+            kind: Some("vlan".to_owned()),
+            vlan: Some(id),
+            lower: Some(lower),
+            ..link(index, name)
+        }
+    }
+
+    fn name(links: &[Link], lower: &str, id: u16) -> String {
+        let wanted = SubInterface::vlan(lower.parse().unwrap(), id);
+        let name = wanted.name_among(links);
+        name.map_or_else(|error| format!("{error:#}"), |name| name.to_string())
+    }
+
+    #[test]
+    fn a_vlan_has_the_name_that_it_has_or_the_usual_one() {
+        let mut eth0 = link(2, "eth0");
+        eth0.alt_names = vec!["uplink".to_owned()];
+        let links = [
+            eth0,
+            link(3, "eth1"),
+            vlan(4, "storage", 200, 2),
+            link(5, "eth0.300"),
+            vlan(6, "eth0.400", 400, 3),
+            link(7, "enp175s0f0np0"),
+        ];
+        assert_eq!(name(&links, "eth0", 100), "eth0.100");
+        assert_eq!(name(&links, "uplink", 100), "eth0.100");
+        assert_eq!(name(&links, "gone0", 100), "gone0.100");
+        assert_eq!(name(&links, "eth0", 200), "storage");
+        assert_eq!(name(&links, "eth1", 200), "eth1.200");
+        assert_eq!(name(&links, "eth1", 400), "eth0.400");
+        for id in [300, 400] {
+            let error = name(&links, "eth0", id);
+            let expected = format!(
+                "interface \"eth0.{id}\" exists, and is not VLAN {id} of eth0; rename or delete it"
+            );
+            assert_eq!(error, expected);
+        }
+        let long = name(&links, "enp175s0f0np0", 4094);
+        assert!(long.len() <= MAX_NAME && long.ends_with(".4094"), "{long}");
+        assert_ne!(long, name(&links, "enp175s0f1np1", 4094));
+    }
+
+    #[test]
+    fn the_group_and_the_kind_say_whose_it_is() {
+        let made = |group, kind: Option<&str>| {
+            let link = Link {
+                group,
+                kind: kind.map(str::to_owned),
+                ..link(2, "x")
+            };
+            [Maker::DevicePlugin, Maker::Cni].map(|maker| maker.made(&link))
+        };
+        assert_eq!(made(0x6d76_7464, Some("vlan")), [true, false]);
+        assert_eq!(made(0x6d76_7463, Some("vlan")), [false, true]);
+        assert_eq!(made(0x6d76_7463, None), [false, false]);
+        assert_eq!(made(0, Some("vlan")), [false, false]);
+    }
+}

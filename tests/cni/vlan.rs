@@ -1,0 +1,146 @@
+//! Networks in a VLAN of their lower device, without a device plugin.
+
+use std::time::Duration;
+
+use kit::netns::{
+    Case, FAR_END, Host, IFNAME, LOWER, Node, skipped,
+    taps::{arrives, far_tap, open, send},
+    wait_until,
+};
+use macvtap::{
+    macvtap::sub_interface::{self, Maker, SubInterface},
+    netlink::UpperKind,
+};
+use serde_json::json;
+
+const GUEST: &str = "02:00:00:00:00:aa";
+const LONG: Duration = Duration::from_secs(2);
+
+/// Whether this kernel has VLAN interfaces.
+fn has_vlans() -> bool {
+    let node = Node::new();
+    let words = format!("link add link {LOWER} name probe type vlan id 5");
+    node.host.try_ip(&words).status.success()
+}
+
+#[test]
+fn a_kernel_without_vlans_is_named() {
+    if has_vlans() {
+        skipped("this kernel has VLAN interfaces: not shown what happens without");
+        return;
+    }
+    let case = Case::new();
+    let call = json!({"lowerDevice": LOWER, "vlan": 100});
+    let call = case.node.cni(&case.pod, call);
+    let parts = ["VLAN 100 of eth0", "modprobe 8021q", "EOPNOTSUPP"];
+    case.refuses(&call, 999, &parts);
+    let (code, msg) = call.fail("STATUS");
+    assert_eq!(code, 50);
+    assert!(msg.contains("modprobe 8021q"), "{msg}");
+    call.succeed("DEL");
+}
+
+#[test]
+fn the_first_pod_makes_the_vlan_and_the_last_removes_it() {
+    if !has_vlans() {
+        skipped("this kernel has no VLAN interfaces (8021q)");
+        return;
+    }
+    let node = Node::new();
+    let vlan = "eth0.100";
+    let pods = [Host::new(), Host::new()];
+    let calls = pods.each_ref().map(|pod| {
+        let call = json!({"lowerDevice": LOWER, "vlan": 100});
+        node.cni(pod, call)
+            .env("CNI_CONTAINERID", &pod.path().replace('/', "x"))
+    });
+    calls[0].succeed("STATUS");
+    let first = calls[0].clone().with("mac", GUEST).added();
+    first.succeed("CHECK");
+    let second = calls[1].clone().added();
+    assert!(node.host.is_up(vlan));
+    // A frame of the guest has the tag on the wire.
+    let number = pods[0].link(IFNAME).unwrap()["ifindex"].as_u64().unwrap();
+    let (near, far) = (open(u32::try_from(number).unwrap()), far_tap(&node));
+    let mac = |text: &str| text.parse::<macvtap::types::mac::MacAddr>().unwrap().0;
+    let addresses = [mac("02:00:00:00:00:ff"), mac(GUEST)].concat();
+    let payload = [&[0x88, 0xb5][..], &[0x5a; 100]].concat();
+    let untagged = [&addresses[..], &payload].concat();
+    let tagged = [&addresses[..], &[0x81, 0, 0, 100], &payload].concat();
+    send(&near, &untagged);
+    assert!(arrives(&far, &tagged, LONG), "{FAR_END}");
+    drop(near);
+    first.succeed("DEL");
+    assert!(node.host.link(vlan).is_some(), "another pod is on it");
+    second.succeed("DEL");
+    assert!(node.host.link(vlan).is_none(), "left behind");
+    // One that was there before is used, and stays.
+    node.host
+        .ip("link add link eth0 name storage type vlan id 100");
+    node.host.ip("link set storage up");
+    calls[0].clone().added().succeed("CHECK");
+    assert!(node.host.link(vlan).is_none());
+    calls[0].succeed("DEL");
+    assert!(node.host.link("storage").is_some());
+}
+
+/// The same owner makes macvlans, which every kernel with macvtaps has.
+#[test]
+fn a_sub_interface_is_made_once_and_known_by_its_group() {
+    let node = Node::new();
+    let sub = SubInterface {
+        lower: LOWER.parse().unwrap(),
+        kind: UpperKind::Macvlan,
+    };
+    let mut host = node.host.0.socket().unwrap();
+    let foreign = format!("link add foreign0 link {LOWER} type macvlan mode bridge");
+    node.host.ip(&foreign);
+    let name = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+    assert_eq!(&*name, "eth0.host");
+    let link = host.link_by_name(&name).unwrap().unwrap();
+    assert!(link.up && Maker::DevicePlugin.made(&link) && !Maker::Cni.made(&link));
+    assert_eq!(sub.ensure(&mut host, Maker::DevicePlugin).unwrap(), name);
+    let addresses = node.host.ip(&format!("address show dev {name}"));
+    assert!(!addresses.contains("inet"), "{addresses}");
+    // It is set up again; another one of its name is not taken for it.
+    node.host.ip(&format!("link set {name} down"));
+    sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+    assert!(host.link_by_name(&name).unwrap().unwrap().up);
+    node.host.ip(&format!("link set {name} group 0"));
+    let error = sub.ensure(&mut host, Maker::DevicePlugin).unwrap_err();
+    assert!(error.to_string().contains("rename or delete it"), "{error}");
+    let link = host.link_by_name(&name).unwrap().unwrap();
+    assert!(!sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin).unwrap());
+    assert!(node.host.link(&name).is_some());
+    // Its lower device goes, and comes back with another index.
+    node.host.ip(&format!("link delete {LOWER}"));
+    let error = sub.ensure(&mut host, Maker::DevicePlugin).unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+    node.host
+        .ip(&format!("link add {LOWER} type veth peer name other"));
+    let error = sub.ensure(&mut host, Maker::DevicePlugin).unwrap_err();
+    assert!(error.to_string().contains("is down"), "{error}");
+    node.host.ip(&format!("link set {LOWER} up"));
+    sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+}
+
+/// What says whether a VLAN may be removed: a macvtap in a pod's netns is not visible from here.
+#[test]
+fn an_interface_is_held_only_while_no_macvtap_is_on_it() {
+    let case = Case::new();
+    let mut host = case.node.host.0.socket().unwrap();
+    let lower = host.link_by_name(LOWER).unwrap().unwrap().index;
+    let before = case.node.host.links();
+    case.call().add();
+    assert_eq!(sub_interface::hold(&mut host, lower).unwrap(), None);
+    assert_eq!(case.node.host.links(), before);
+    case.call().succeed("DEL");
+    let hold = sub_interface::hold(&mut host, lower).unwrap().unwrap();
+    assert!(case.call().fail("ADD").1.contains("passthru"));
+    assert!(host.delete(hold).unwrap());
+    case.call().add();
+    drop(case.pod);
+    wait_until("the pod is gone", || {
+        sub_interface::hold(&mut host, lower).unwrap().is_some()
+    });
+}
