@@ -219,6 +219,61 @@ fn a_pod_with_addresses_of_host_local_reaches_its_gateway() {
     call.succeed("DEL");
 }
 
+/// As the reference's own tests have it for macvlan: each version, on an interface of the node and
+/// of the pod.
+#[test]
+fn in_each_version_on_either_side() {
+    for in_pod in [false, true] {
+        let lan = Lan::new();
+        let ipam = json!({"type": "host-local", "subnet": "10.66.0.0/24",
+                          "dataDir": lan.dir.path().join("leases")});
+        lan.pod.ip("link add eth7 type veth peer name wire7");
+        lan.pod.ip("link set eth7 up");
+        lan.pod.ip("link set wire7 up");
+        for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+            let call = lan.call(&ipam).with("cniVersion", version);
+            let lower = if in_pod { "eth7" } else { LOWER };
+            let call = call.with("lowerDevice", lower);
+            let call = call.with("linkInContainer", in_pod);
+            let result = call.add();
+            assert_eq!(result["cniVersion"], version);
+            let link = lan.pod.link(IFNAME).unwrap();
+            if version > "0.3" {
+                assert_eq!(result["interfaces"][0]["mac"], link["address"]);
+                assert_eq!(ips(&result).len(), 1);
+            }
+            assert_eq!(lan.leases().len(), 1);
+            let call = call.with("prevResult", result);
+            if version >= "0.4.0" {
+                call.succeed("CHECK");
+            } else {
+                let expected = (1, "config version does not allow CHECK".to_owned());
+                assert_eq!(call.fail("CHECK"), expected);
+            }
+            call.succeed("DEL");
+            assert!(lan.pod.link(IFNAME).is_none());
+            assert!(lan.leases().is_empty());
+            call.succeed("DEL");
+        }
+    }
+}
+
+/// Pods of clusters without IPv6 have it disabled; and addresses outlive a link that flaps.
+#[test]
+fn ipv6_is_enabled_for_its_addresses_and_keeps_them() {
+    let lan = Lan::new();
+    let disabled = |name: &str| format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    let disable = || Ok(["default", "lo"].map(|name| fs::write(disabled(name), "1").unwrap()));
+    lan.pod.0.run(disable).unwrap();
+    let call = lan.call(&lan.host_local()).added();
+    assert!(reaches(&lan.pod, GATEWAY_V6));
+    lan.pod.ip(&format!("link set {IFNAME} down"));
+    lan.pod.ip(&format!("link set {IFNAME} up"));
+    let addresses = lan.pod.ip(&format!("-6 addr show dev {IFNAME}"));
+    assert!(addresses.contains("fd00:66::10/64"), "{addresses}");
+    call.succeed("DEL");
+}
+
 #[test]
 fn older_versions_have_the_addresses_in_their_own_shape() {
     for version in ["0.2.0", "0.3.1", "0.4.0"] {

@@ -108,6 +108,11 @@ pub fn cni(data: &[u8]) {
         let get = |name: &str| {
             let values = lines.lines().filter_map(|line| line.split_once('='));
             let value = values.rev().find(|(key, _)| *key == name);
+            // It would run whatever program it is told to, as it should.
+            let value = value.map(|(key, value)| match key {
+                "CNI_PATH" if !value.is_empty() => (key, "/nonexistent"),
+                _ => (key, value),
+            });
             value.map_or_else(String::new, |(_, value)| sandbox.place(value))
         };
         let verb = get("CNI_COMMAND");
