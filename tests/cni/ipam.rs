@@ -813,3 +813,24 @@ fn what_came_before_in_the_chain_stays_in_the_result() {
     call.succeed("CHECK");
     call.succeed("DEL");
 }
+
+#[test]
+fn add_that_fails_with_addresses_reports_both_failures() {
+    let lan = Lan::new();
+    // A route on the link with a gateway, which the kernel does not take.
+    let ipam = lan.script(
+        r#"[ $CNI_COMMAND = ADD ] && echo '{"ips": [{"address": "10.66.0.20/24"}],
+        "routes": [{"dst": "192.0.2.0/24", "gw": "10.66.0.1", "scope": 254}]}' && exit
+        echo '{"code": 142, "msg": "no way"}'; exit 1"#,
+    );
+    let (code, msg) = lan.call(&ipam).fail("ADD");
+    for part in [
+        "adding route 192.0.2.0/24 via 10.66.0.1: the kernel answered",
+        "addresses could not be released (IPAM plugin \"scripted\" failed (DEL): no way)",
+    ] {
+        assert!(msg.contains(part), "{msg}");
+    }
+    assert_eq!(code, 999);
+    assert_eq!(lan.verbs(), ["ADD", "DEL"]);
+    assert!(lan.pod.links().is_empty());
+}
