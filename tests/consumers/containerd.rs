@@ -16,6 +16,10 @@ use kit::{
     netns::{Node, device_id, owner, skipped, tap, tap_number},
     wire::sha256,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -162,6 +166,7 @@ impl Containerd {
         self.delete_tasks();
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();
+        self.end_shims();
         self.unmount();
         fs::remove_dir_all(self.dir.path().join("state")).unwrap();
     }
@@ -198,6 +203,25 @@ impl Containerd {
             })
         });
         names.collect()
+    }
+
+    /// Ends shims of sandboxes, whose tasks are gone.
+    fn end_shims(&self) {
+        let address = self.dir.path().join("sock");
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let command_line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+            let is_shim = words[0].ends_with(b"/containerd-shim-runc-v2")
+                && words.contains(&address.as_os_str().as_encoded_bytes());
+            let id = process.file_name();
+            if let Some(id) = id
+                .to_str()
+                .and_then(|id| id.parse().ok())
+                .filter(|_| is_shim)
+            {
+                let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+            }
+        }
     }
 
     /// Unmounts what it mounted under its state.
@@ -295,6 +319,7 @@ impl Drop for Containerd {
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
             eprintln!("containerd, last line first: {}", tail.join("\n"));
         }
+        self.end_shims();
         self.unmount();
     }
 }
