@@ -1,11 +1,17 @@
 //! ADD and DEL. A runtime calls DEL after an ADD that failed or was killed, and later ADD again;
 //! after a DEL that failed, DEL again.
 
-use std::path::Path;
+use std::{
+    fs::{self, DirEntry},
+    path::Path,
+};
 
 use kit::{
     kubelet::Plugin,
-    netns::{Cni, Host, LOWER, Node, dev::Dev, foreign_tap_number, tap, tap_exists, tap_number},
+    netns::{
+        Cni, Host, LOWER, Node, dev::Dev, device_id, foreign_tap_number, names, tap, tap_exists,
+        tap_number, wait_until,
+    },
 };
 use macvtap::netlink::Nft;
 use serde_json::{Value, json};
@@ -28,9 +34,13 @@ enum Way {
     Standalone,
     /// The tap was allocated, and what the guest sends and receives is limited.
     Limited,
+    /// The tap was allocated, and an IPAM plugin gives addresses.
+    Addressed,
 }
 
 const WAITING: &str = "dev5Mvp0";
+/// Where Debian has the reference plugins.
+const PLUGINS: &str = "/usr/lib/cni";
 
 /// A device plugin that answers ADD.
 fn learning(node: &Node) -> (Plugin, TempDir) {
@@ -46,6 +56,8 @@ struct World {
     pod: Host,
     number: u32,
     dev: Option<Dev>,
+    /// Where the IPAM plugin keeps what it has leased.
+    leases: TempDir,
     _plugin: Option<(Plugin, TempDir)>,
 }
 
@@ -60,6 +72,7 @@ impl World {
                 _ => tap_number(),
             },
             dev: (way == Way::Tmpfs).then(Dev::new),
+            leases: tempfile::tempdir().unwrap(),
             _plugin: (way == Way::Learning).then(|| learning(&node)),
             node,
         }
@@ -89,10 +102,20 @@ impl World {
                 );
                 return self.by(call, by);
             }
+            Way::Addressed => json!({
+                "cniVersion": "1.0.0",
+                "deviceID": device_id(self.number),
+                "ipamMode": "assign",
+                "ipam": {
+                    "type": "host-local", "subnet": "10.66.0.0/24", "dataDir": self.leases.path(),
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            }),
             Way::Existing => json!({"deviceID": WAITING}),
             Way::Standalone => json!({"lowerDevice": LOWER, "mode": "bridge"}),
         };
         let call = self.node.cni(&self.pod, config);
+        let call = call.env("CNI_PATH", PLUGINS);
         // The tap of a standalone one is drawn by the container's ID.
         self.by(
             call.env("CNI_CONTAINERID", &format!("c{}", self.number)),
@@ -121,6 +144,14 @@ impl World {
             assert!(!tap_exists(self.number), "{after}: a tap is left");
             assert!(!tap(self.number).exists(), "{after}: a node is left");
         }
+        let leases = self.leases.path().join("test");
+        let leases = if leases.exists() {
+            names(&leases)
+        } else {
+            Vec::new()
+        };
+        let left = leases.iter().find(|name| name.starts_with("10."));
+        assert_eq!(left, None, "{after}: an address is left");
         if let Some(dev) = &self.dev {
             assert!(dev.names().is_empty(), "{after}: {:?} is left", dev.names());
         }
@@ -136,10 +167,28 @@ impl World {
         faults(Path::new(path))
     }
 
+    /// Waits until the IPAM plugin of a call that was killed has ended, as a runtime's time-outs do.
+    fn settle(&self) {
+        let ours = format!("CNI_CONTAINERID=c{}\0", self.number);
+        let runs = |process: &DirEntry| {
+            let environment = fs::read(process.path().join("environ")).unwrap_or_default();
+            environment
+                .windows(ours.len())
+                .any(|part| part == ours.as_bytes())
+        };
+        wait_until("the IPAM plugin has ended", || {
+            let mut processes = fs::read_dir("/proc").unwrap().flatten();
+            !processes.any(|process| runs(&process))
+        });
+    }
+
     /// Calls a verb that suffers. True if it succeeded; if not, and nothing stopped it, it said
     /// why in the way of CNI.
     fn suffer(&self, verb: &str, fault: &Fault) -> bool {
         let output = self.call(&fault.words()).output(verb);
+        if self.way == Way::Addressed {
+            self.settle();
+        }
         let text = String::from_utf8_lossy(&output.stdout);
         if output.status.success() {
             let result: Value = serde_json::from_str(&text).unwrap_or_default();
@@ -252,6 +301,16 @@ fn add_without_a_device_plugin() {
 #[test]
 fn add_with_limits() {
     add(Way::Limited);
+}
+
+#[test]
+fn add_with_addresses() {
+    add(Way::Addressed);
+}
+
+#[test]
+fn del_with_addresses() {
+    del(Way::Addressed);
 }
 
 #[test]
