@@ -7,7 +7,8 @@ pub mod render;
 
 use std::{
     ffi::OsString,
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -183,6 +184,28 @@ fn the_network_attachment_definition_attaches() {
         .with("deviceID", device_id(tap_number()));
     call.added().succeed("CHECK");
     assert_eq!(pod.links(), [IFNAME]);
+}
+
+/// With a stand-in for whereabouts, which answers as that does.
+#[test]
+fn the_one_with_addresses_reports_them() {
+    let definition = manifest("examples/network-attachment-definition-ipam.yaml");
+    let config = definition["spec"]["config"].as_str().unwrap();
+    let config: Value = serde_json::from_str(config).unwrap();
+    let (node, pod, bin) = (Node::new(), Host::new(), tempfile::tempdir().unwrap());
+    let file = bin.path().join("whereabouts");
+    let answer = r#"{"cniVersion": "1.0.0", "ips": [{"interface": 0, "address": "192.0.2.2/24"}]}"#;
+    let script = format!("#!/bin/sh\n[ $CNI_COMMAND != ADD ] || echo '{answer}'\n");
+    fs::write(&file, script).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o755)).unwrap();
+    let call = node.cni(&pod, config);
+    let call = call.with("deviceID", device_id(tap_number()));
+    let call = call.env("CNI_PATH", bin.path().to_str().unwrap());
+    let result = call.add();
+    assert_eq!(result["ips"][0]["address"], "192.0.2.2/24");
+    let call = call.with("prevResult", result);
+    call.succeed("CHECK");
+    call.succeed("DEL");
 }
 
 #[test]
