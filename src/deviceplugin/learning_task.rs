@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Error, Result};
 use log::{error, warn};
 
-use crate::{host::control_socket, learning::Learning, types::status::LearningStatus};
+use crate::{host::control_socket::BindError, learning::Learning, types::status::LearningStatus};
 
 /// The time between attempts to start.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -82,10 +82,10 @@ impl LearningTask {
             Err(error) => {
                 // The device plugin that learns may be about to end. A capability that is missing
                 // stays so.
-                if control_socket::is_in_use(&error) || self.has_started {
+                if matches!(error, BindError::InUse(_)) || self.has_started {
                     self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
                 }
-                Err(error)
+                Err(error.into())
             }
         }
     }

@@ -94,7 +94,7 @@ impl Supervisor {
     ) -> Result<Self> {
         let kubelet_dir = &settings.kubelet_dir;
         let mut netlink = Socket::open()?;
-        let mut supervisor = Self {
+        let supervisor = Self {
             node: NodeIdentity::new(settings.node_name.as_deref(), kubelet_dir)?,
             kubelet: FileId::of(&kubelet_dir.join(KUBELET_SOCKET))?,
             pod_devices: PodDevices::new(kubelet_dir),
@@ -124,11 +124,15 @@ impl Supervisor {
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
-        supervisor.read_facts();
-        supervisor.plan();
-        supervisor.reconcile();
-        supervisor.remove_stale_sockets();
-        Ok(supervisor)
+        Ok(supervisor.begin())
+    }
+
+    fn begin(mut self) -> Self {
+        self.read_facts();
+        self.plan();
+        self.reconcile();
+        self.remove_stale_sockets();
+        self
     }
 
     /// Gives taps to containers by NRI, unless it is off.

@@ -2,8 +2,9 @@
 //! plugin. Each is a file in a directory that only root can enter. A message is a line of JSON.
 
 use std::{
+    fmt,
     fs::{self, DirBuilder, File, Permissions},
-    io::{self, ErrorKind, Read, Write},
+    io::{ErrorKind, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Error, Result, anyhow, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag},
@@ -27,7 +28,6 @@ use nix::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{file_id::FileId, files};
-use crate::types::errors::io_error;
 
 /// Where the CNI plugin looks first.
 pub const RUN_DIR: &str = "/run/macvtap";
@@ -86,10 +86,30 @@ pub fn make_private_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether [`Server::bind`] failed because another process serves the name.
-#[must_use]
-pub fn is_in_use(error: &Error) -> bool {
-    io_error(error).is_some_and(|error| error.kind() == ErrorKind::AddrInUse)
+/// Why a socket cannot be served.
+#[derive(Debug)]
+pub enum BindError {
+    /// Another process serves it.
+    InUse(PathBuf),
+    /// Anything else.
+    Failed(Error),
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse(path) => write!(f, "another process serves {}", path.display()),
+            Self::Failed(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl std::error::Error for BindError {}
+
+impl From<Error> for BindError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// A socket that listens, until this is dropped.
@@ -107,15 +127,20 @@ pub struct SocketFile {
 impl Server {
     /// Listens as `name` in `dir`, and removes the sockets there that nothing serves.
     ///
-    /// Fails with `AddrInUse` while another process serves that name.
-    pub fn bind(dir: &Path, name: &str) -> Result<Self> {
+    /// Fails with [`BindError::InUse`] while another process serves that name.
+    pub fn bind(dir: &Path, name: &str) -> Result<Self, BindError> {
         make_private_dir(dir)?;
         let _lock = lock(dir)?;
         remove_unserved(dir, |_| true)?;
         let path = dir.join(name);
-        let listener = UnixListener::bind(&path);
-        let listener = listener.with_context(|| format!("listening on {}", path.display()))?;
-        listener.set_nonblocking(true)?;
+        let listener = match UnixListener::bind(&path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                return Err(BindError::InUse(path));
+            }
+            bound => bound.with_context(|| format!("listening on {}", path.display()))?,
+        };
+        let set = listener.set_nonblocking(true);
+        set.context("making a socket nonblocking")?;
         let id = FileId::of(&path)?;
         let file = SocketFile { path, id };
         Ok(Self { listener, file })
@@ -241,14 +266,16 @@ impl Connection {
         Ok(())
     }
 
-    /// Receives a message.
-    pub fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T> {
+    /// Receives a message. None if the peer closed the connection without one: it only looked
+    /// whether the socket is served.
+    pub fn try_receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<Option<T>> {
         let mut line = Vec::new();
         let mut buffer = [0; 4096];
         while !line.ends_with(b"\n") {
             self.0.set_read_timeout(Some(remaining(deadline)?))?;
             match self.0.read(&mut buffer) {
-                Ok(0) => return Err(closed(line.len())),
+                Ok(0) if line.is_empty() => return Ok(None),
+                Ok(0) => bail!("the peer closed the connection after {} bytes", line.len()),
                 Ok(length) => line.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("receiving a message"),
@@ -258,21 +285,14 @@ impl Connection {
                 "a message is longer than {MAX_MESSAGE_BYTES} bytes"
             );
         }
-        serde_json::from_slice(&line).context("decoding a message")
+        let message = serde_json::from_slice(&line).context("decoding a message")?;
+        Ok(Some(message))
     }
-}
 
-/// Whether [`Connection::receive`] failed because the peer sent nothing: it only looked whether
-/// the socket is served.
-#[must_use]
-pub fn is_closed(error: &Error) -> bool {
-    io_error(error).is_some_and(|error| error.kind() == ErrorKind::ConnectionAborted)
-}
-
-fn closed(received: usize) -> Error {
-    match received {
-        0 => io::Error::from(ErrorKind::ConnectionAborted).into(),
-        _ => anyhow!("the peer closed the connection after {received} bytes"),
+    /// Receives a message.
+    pub fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T> {
+        let message = self.try_receive(deadline)?;
+        message.context("the peer closed the connection without a message")
     }
 }
 

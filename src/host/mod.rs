@@ -16,3 +16,4 @@ pub mod signals;
 pub mod stdout;
 pub mod tap;
 pub(crate) mod userns;
+pub(crate) mod worker;

@@ -91,6 +91,15 @@ impl Netns {
         Ok(Some(Self { file }))
     }
 
+    /// The same where a path that leads to something else is none: such a file is left when the
+    /// mount of a namespace is taken away, as by `ip netns`.
+    pub fn open_mounted(path: &Path) -> Result<Option<Self>> {
+        match Self::open(path) {
+            Err(NetnsError::Other(_)) => Ok(None),
+            other => Ok(other?),
+        }
+    }
+
     /// The namespace of the calling thread.
     pub fn current() -> Result<Self> {
         let file = File::open(CURRENT);

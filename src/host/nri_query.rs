@@ -14,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use log::debug;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     host::{
-        control_socket::{self, Connection, RUN_DIR, Server},
+        control_socket::{self, BindError, Connection, RUN_DIR, Server},
         files,
         netns::Netns,
     },
@@ -121,8 +121,8 @@ impl Listener {
         }
     }
 
-    /// Listens where it does not yet, or where the socket was removed. Fails with `AddrInUse`
-    /// while another device plugin listens, and if there is no socket at all.
+    /// Listens where it does not yet, or where the socket was removed. Fails while
+    /// another device plugin listens, and if there is no socket at all.
     pub fn bind(&mut self) -> Result<()> {
         let name = socket_name()?;
         let mut errors = Vec::new();
@@ -132,10 +132,11 @@ impl Listener {
             }
             match Server::bind(dir, &name) {
                 Ok(bound) => *server = Some(bound),
-                Err(error) if control_socket::is_in_use(&error) => {
+                Err(in_use @ BindError::InUse(_)) => {
+                    let error = Error::new(in_use);
                     return Err(error.context("another device plugin serves NRI on this node"));
                 }
-                Err(error) => {
+                Err(BindError::Failed(error)) => {
                     debug!(error:% = format!("{error:#}"); "no control socket here");
                     errors.push(error);
                 }

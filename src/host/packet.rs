@@ -1,8 +1,11 @@
 //! Packet sockets, `packet(7)`: frames received on interfaces, and sent from them.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd};
+use std::{
+    fmt, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd},
+};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     sys::socket::{
@@ -39,13 +42,48 @@ pub struct PacketSocket {
     _bound: Option<Bound>,
 }
 
+/// The refusal of a packet socket.
+#[derive(Debug)]
+pub struct PacketError {
+    doing: String,
+    error: io::Error,
+}
+
+impl PacketError {
+    /// Whether a right is missing.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.error.kind() == io::ErrorKind::PermissionDenied
+    }
+
+    /// Whether the kernel has no room: for a filter, within `net.core.optmem_max`.
+    #[must_use]
+    pub fn is_no_memory(&self) -> bool {
+        self.error.raw_os_error() == Some(Errno::ENOMEM as i32)
+    }
+}
+
+impl fmt::Display for PacketError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, self.error)
+    }
+}
+
+impl std::error::Error for PacketError {}
+
+/// Adds what was being done.
+fn while_doing(doing: impl Into<String>) -> impl FnOnce(io::Error) -> PacketError {
+    let doing = doing.into();
+    |error| PacketError { doing, error }
+}
+
 type Bound = (Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>);
 
 impl PacketSocket {
     /// Receives frames of an ethertype that come in by any interface of the netns, if `program`
     /// lets them pass. To a socket that is bound to an ethertype the kernel gives no frame that
     /// goes out (`dev_queue_xmit_nit` of `net/core/dev.c`), so it costs other traffic nothing.
-    pub fn of_type(ethertype: u16, program: &[SockFilter]) -> Result<Self> {
+    pub fn of_type(ethertype: u16, program: &[SockFilter]) -> Result<Self, PacketError> {
         let protocol = Protocol::from(i32::from(ethertype.to_be()));
         // Until it has its filter it may receive what the filter would stop.
         let socket = open(Some(protocol))?;
@@ -59,7 +97,7 @@ impl PacketSocket {
 
     /// Receives frames that come in or go out by the interface with this index, if `program`
     /// lets them pass. All of them if it is empty.
-    pub fn of_interface(index: u32, program: &[SockFilter]) -> Result<Self> {
+    pub fn of_interface(index: u32, program: &[SockFilter]) -> Result<Self, PacketError> {
         let socket = open(None)?;
         if !program.is_empty() {
             attach(&socket, program)?;
@@ -72,7 +110,7 @@ impl PacketSocket {
     }
 
     /// Replaces the filter. The kernel does it at once, without a gap.
-    pub fn attach(&self, program: &[SockFilter]) -> Result<()> {
+    pub fn attach(&self, program: &[SockFilter]) -> Result<(), PacketError> {
         attach(&self.socket, program)
     }
 
@@ -110,17 +148,18 @@ pub fn send(index: u32, frame: &[u8]) -> Result<PacketSocket> {
     Ok(socket)
 }
 
-fn open(protocol: Option<Protocol>) -> Result<Socket> {
+fn open(protocol: Option<Protocol>) -> Result<Socket, PacketError> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, protocol);
-    let socket = socket.context("opening a packet socket")?;
-    socket.set_nonblocking(true)?;
+    let socket = socket.map_err(while_doing("opening a packet socket"))?;
+    let set = socket.set_nonblocking(true);
+    set.map_err(while_doing("making a packet socket nonblocking"))?;
     // Without CAP_NET_ADMIN it stays as it is: bursts may be cut short.
     let _ = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER);
     Ok(socket)
 }
 
 /// Binds a copy of the descriptor to an interface. std has no address of that kind.
-fn bind(index: u32, socket: &Socket) -> Result<Bound> {
+fn bind(index: u32, socket: &Socket) -> Result<Bound, PacketError> {
     let interface = NetworkInterface {
         name: String::new(),
         description: String::new(),
@@ -129,7 +168,8 @@ fn bind(index: u32, socket: &Socket) -> Result<Bound> {
         ips: Vec::new(),
         flags: 0,
     };
-    let copy = socket.try_clone().context("copying a descriptor")?;
+    let copy = socket.try_clone();
+    let copy = copy.map_err(while_doing("copying a descriptor"))?;
     let config = Config {
         promiscuous: false,
         channel_type: ChannelType::Layer2,
@@ -138,14 +178,15 @@ fn bind(index: u32, socket: &Socket) -> Result<Bound> {
         read_buffer_size: 0,
         ..Config::default()
     };
-    match pnet_datalink::channel(&interface, config) {
+    let bound = match pnet_datalink::channel(&interface, config) {
         Ok(Channel::Ethernet(sender, receiver)) => Ok((sender, receiver)),
-        Ok(_) => bail!("a packet socket of an unknown kind"),
-        Err(error) => Err(Error::new(error).context(format!("binding to interface {index}"))),
-    }
+        Ok(_) => Err(io::Error::other("a packet socket of an unknown kind")),
+        Err(error) => Err(error),
+    };
+    bound.map_err(while_doing(format!("binding to interface {index}")))
 }
 
-fn attach(socket: &Socket, program: &[SockFilter]) -> Result<()> {
+fn attach(socket: &Socket, program: &[SockFilter]) -> Result<(), PacketError> {
     let attached = socket.attach_filter(program);
-    attached.context("attaching a filter to a packet socket")
+    attached.map_err(while_doing("attaching a filter to a packet socket"))
 }

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 
 use crate::{
     host::{
-        netns::{Netns, NetnsError},
+        netns::Netns,
         packet::{self, PacketSocket},
     },
     netlink::{Change, Link, Socket},
@@ -27,11 +27,8 @@ pub struct PodNetns {
 impl PodNetns {
     /// Opens it; none if it is gone, or another one is at the path.
     pub fn open(&self) -> Result<Option<Netns>> {
-        let netns = match Netns::open(&self.path) {
-            Ok(Some(netns)) => netns,
-            // Another file is what remains of a bind mount that is taken away.
-            Ok(None) | Err(NetnsError::Other(_)) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let Some(netns) = Netns::open_mounted(&self.path)? else {
+            return Ok(None);
         };
         let same = netns.identity()? == self.identity;
         Ok(Some(netns).filter(|_| same))

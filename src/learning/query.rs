@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::{
-        control_socket::{self, Connection, Server},
+        control_socket::{self, BindError, Connection, Server},
         netns::Netns,
     },
     types::{errors::together, mac::MacAddr},
@@ -118,20 +118,20 @@ pub struct Request {
 }
 
 impl Listener {
-    /// Listens in those of `dirs` that can be had. Fails if there is none, and with `AddrInUse`
-    /// while another device plugin listens in one.
-    pub fn bind(dirs: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
+    /// Listens in those of `dirs` that can be had. Fails if there is none, and with
+    /// [`BindError::InUse`] while another device plugin listens in one.
+    pub fn bind(dirs: impl IntoIterator<Item = PathBuf>) -> Result<Self, BindError> {
         let name = socket_name()?;
         let (mut servers, mut errors) = (Vec::new(), Vec::new());
         for dir in dirs {
             match Server::bind(&dir, &name) {
                 Ok(server) => servers.push((dir, Some(server))),
-                Err(error) if control_socket::is_in_use(&error) => return Err(error),
-                Err(error) => {
+                Err(BindError::Failed(error)) => {
                     debug!(error = format!("{error:#}"); "no control socket here");
                     errors.push(error);
                     servers.push((dir, None));
                 }
+                Err(in_use) => return Err(in_use),
             }
         }
         if servers.iter().all(|(_, server)| server.is_none()) {
@@ -175,16 +175,20 @@ impl Listener {
 }
 
 impl Request {
-    /// Receives a query. It is waited for, but not long: ADD sends it at once.
-    pub fn receive(mut connection: Connection) -> Result<Self> {
-        let message: QueryMessage = connection.receive(Instant::now() + ANSWER_TIMEOUT)?;
+    /// Receives a query. It is waited for, but not long: ADD sends it at once. None if there is
+    /// none.
+    pub fn receive(mut connection: Connection) -> Result<Option<Self>> {
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let Some(message) = connection.try_receive::<QueryMessage>(deadline)? else {
+            return Ok(None);
+        };
         ensure!(
             message.version == VERSION,
             "a query of version {}, this is {VERSION}",
             message.version
         );
         let query = message.query;
-        Ok(Self { query, connection })
+        Ok(Some(Self { query, connection }))
     }
 
     /// Answers.

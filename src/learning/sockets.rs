@@ -3,18 +3,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     os::fd::{AsFd, BorrowedFd},
 };
 
-use anyhow::Result;
-use nix::errno::Errno;
 use socket2::SockFilter;
 
 use super::filter;
 use crate::{
-    host::packet::{PacketSocket, Received},
-    types::{errors::io_error, mac::MacAddr},
+    host::packet::{PacketError, PacketSocket, Received},
+    types::mac::MacAddr,
 };
 
 /// Ethertypes of announcements.
@@ -30,7 +27,7 @@ pub struct Sockets {
 
 impl Sockets {
     /// Opens those for announcements. They receive nothing yet.
-    pub fn open() -> Result<Self> {
+    pub fn open() -> Result<Self, PacketError> {
         let nothing = filter::untagged_to_group(&BTreeSet::new());
         Ok(Self {
             announcements: [
@@ -42,7 +39,7 @@ impl Sockets {
     }
 
     /// Receives announcements of `macs` from now on.
-    pub fn receive_announcements_of(&self, macs: &BTreeSet<MacAddr>) -> Result<()> {
+    pub fn receive_announcements_of(&self, macs: &BTreeSet<MacAddr>) -> Result<(), PacketError> {
         let program = filter::untagged_to_group(macs);
         self.announcements
             .iter()
@@ -51,7 +48,11 @@ impl Sockets {
 
     /// Receives all frames of `macs` on a lower device from now on. Returns a socket that is
     /// needed no more.
-    pub fn watch(&mut self, lower: u32, macs: &BTreeSet<MacAddr>) -> Result<Option<PacketSocket>> {
+    pub fn watch(
+        &mut self,
+        lower: u32,
+        macs: &BTreeSet<MacAddr>,
+    ) -> Result<Option<PacketSocket>, PacketError> {
         if macs.is_empty() {
             return Ok(self.watches.remove(&lower));
         }
@@ -91,13 +92,12 @@ impl Sockets {
 }
 
 /// Attaches `program`, or one that lets all through where the kernel has no room for it.
-fn or_all<T>(program: &[SockFilter], attach: impl Fn(&[SockFilter]) -> Result<T>) -> Result<T> {
+fn or_all<T>(
+    program: &[SockFilter],
+    attach: impl Fn(&[SockFilter]) -> Result<T, PacketError>,
+) -> Result<T, PacketError> {
     match attach(program) {
-        Err(error) if io_error(&error).is_some_and(is_no_memory) => attach(&filter::all()),
+        Err(error) if error.is_no_memory() => attach(&filter::all()),
         other => other,
     }
-}
-
-fn is_no_memory(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::ENOMEM as i32)
 }

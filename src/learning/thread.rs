@@ -2,22 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    io::ErrorKind,
-    os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Error, Result, bail, ensure};
 use log::{debug, info, warn};
-use nix::{
-    errno::Errno,
-    fcntl::OFlag,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::pipe2,
-};
 
 use super::{
     closer::Closer,
@@ -32,12 +23,13 @@ use super::{
 };
 use crate::{
     host::{
-        control_socket::{self, Connection},
+        control_socket::{self, BindError, Connection},
         netns::Netns,
-        packet::MAX_FRAME_BYTES,
+        packet::{MAX_FRAME_BYTES, PacketError},
         tap,
+        worker::{Waiter, Worker},
     },
-    types::{errors::io_error, mode::Mode, status::LearningStatus},
+    types::{mode::Mode, status::LearningStatus},
 };
 
 /// How often sockets are made again that were removed, or could not be made.
@@ -52,21 +44,20 @@ const MAX_QUERIES_PER_TURN: usize = 8;
 /// How long queries wait when no connection can be accepted: too many descriptors are open.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Learning, as long as this lives.
+/// Learning, as long as this lives. At its end ports that are parked become active, for nothing
+/// would unpark them later.
 pub struct Learning {
     status: Arc<Mutex<LearningStatus>>,
-    thread: Option<JoinHandle<()>>,
-    stop: Option<OwnedFd>,
+    worker: Worker,
 }
 
 impl Learning {
     /// Starts to learn about the ports in the network namespaces that `netns_dir` lists, and
-    /// about those that ADD queries about. Fails if a capability is missing, or with `AddrInUse`
-    /// while another device plugin learns.
-    pub fn start(netns_dir: &Path, kubelet_dir: &Path) -> Result<Self> {
+    /// about those that ADD queries about. Fails if a capability is missing, or with
+    /// [`BindError::InUse`] while another device plugin learns.
+    pub fn start(netns_dir: &Path, kubelet_dir: &Path) -> Result<Self, BindError> {
         let listener = Listener::bind(control_socket::server_dirs(kubelet_dir))?;
         let sockets = sockets_if_allowed()?;
-        let (woken, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
         let status = Arc::new(Mutex::new(LearningStatus::default()));
         let mut learner = Learner {
             table: Table::default(),
@@ -84,13 +75,8 @@ impl Learning {
             published: Arc::clone(&status),
             last_warning: String::new(),
         };
-        let thread = std::thread::Builder::new().name("learning".into());
-        let thread = thread.spawn(move || learner.run(&woken));
-        Ok(Self {
-            status,
-            thread: Some(thread.context("starting a thread")?),
-            stop: Some(stop),
-        })
+        let worker = Worker::start("learning", move |waiter| learner.run(waiter))?;
+        Ok(Self { status, worker })
     }
 
     /// How it is, and what it did so far.
@@ -106,18 +92,7 @@ impl Learning {
     /// Whether its thread runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        let thread = self.thread.as_ref();
-        thread.is_some_and(|thread| !thread.is_finished())
-    }
-}
-
-/// Stops it; ports that are parked become active, for nothing would unpark them later.
-impl Drop for Learning {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.worker.is_running()
     }
 }
 
@@ -145,7 +120,7 @@ struct Learner {
 }
 
 impl Learner {
-    fn run(&mut self, woken: &OwnedFd) {
+    fn run(&mut self, waiter: &Waiter) {
         self.find_ports();
         self.publish();
         self.log_ports();
@@ -153,7 +128,7 @@ impl Learner {
         loop {
             self.sync_filters();
             self.publish();
-            match self.wait(woken) {
+            match self.wait(waiter) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -169,7 +144,7 @@ impl Learner {
     }
 
     /// Waits for something to do. False if it is time to stop.
-    fn wait(&self, woken: &OwnedFd) -> Result<bool> {
+    fn wait(&self, waiter: &Waiter) -> Result<bool> {
         let now = Instant::now();
         let accepts = now >= self.accept_at;
         let deadline = self.table.deadline().into_iter();
@@ -177,22 +152,9 @@ impl Learner {
         let deadline = deadline.chain((!accepts).then_some(self.accept_at)).min();
         let pause = deadline.unwrap_or(now).saturating_duration_since(now);
         let queries = accepts.then(|| self.listener.descriptors());
-        let descriptors = [woken.as_fd()].into_iter();
-        let descriptors = descriptors.chain(self.sockets.descriptors());
-        let descriptors = descriptors.chain(queries.into_iter().flatten());
-        let mut descriptors: Vec<PollFd> = descriptors
-            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
-            .collect();
-        // poll waits for whole milliseconds.
-        let pause = pause + Duration::from_millis(u64::from(!pause.is_zero()));
-        let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
-        match poll(&mut descriptors, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("waiting for frames"),
-        }
-        // A pipe whose other end is closed has POLLHUP.
-        let stop = descriptors[0].revents();
-        Ok(stop.is_none_or(|events| events.is_empty()))
+        let queries = queries.into_iter().flatten();
+        let ready = waiter.wait(self.sockets.descriptors().chain(queries), pause)?;
+        Ok(ready.is_some())
     }
 
     // === frames ===
@@ -481,8 +443,8 @@ impl Learner {
     /// Answers ADD. The frames of the new port are received before it is set up.
     fn answer(&mut self, connection: Connection) {
         let request = match Request::receive(connection) {
-            Ok(request) => request,
-            Err(error) if control_socket::is_closed(&error) => return,
+            Ok(Some(request)) => request,
+            Ok(None) => return,
             Err(error) => return self.warn(format!("a query was not answered: {error:#}")),
         };
         let adopted = self.adopt(&request.query);
@@ -599,16 +561,13 @@ impl Learner {
 /// network namespaces. Nothing is opened only to try, for packet sockets take long to close.
 fn sockets_if_allowed() -> Result<Sockets> {
     let sockets = Sockets::open();
-    let denied = |error: &Error| {
-        io_error(error).is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
-    };
     let mut missing = Vec::new();
-    if sockets.as_ref().is_err_and(denied) {
+    if sockets.as_ref().is_err_and(PacketError::is_denied) {
         missing.push("CAP_NET_RAW");
     }
     if Netns::current()?.run(|| Ok(())).is_err() {
         missing.push("CAP_SYS_ADMIN");
     }
     ensure!(missing.is_empty(), "{} is missing", missing.join(" and "));
-    sockets
+    Ok(sockets?)
 }

@@ -13,14 +13,14 @@ use serde_json::Value;
 
 use super::{
     limits::Limits,
-    lower::{Ineligible, LowerDevice},
+    lower::{self, Ineligible, LowerDevice},
     port_security::Interface,
 };
 use crate::{
     host::{
         char_device::Found,
         devnode,
-        netns::{self, Netns, NetnsError},
+        netns::{self, Netns},
         tap,
     },
     learning,
@@ -181,11 +181,8 @@ pub fn find(number: u32) -> Result<Option<Macvtap>> {
 }
 
 fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Result<Vec<Macvtap>> {
-    let netns = match Netns::open(path) {
-        Ok(Some(netns)) => netns,
-        // What stands there is a file, as `ip netns` leaves it after an unmount.
-        Ok(None) | Err(NetnsError::Other(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
+    let Some(netns) = Netns::open_mounted(path)? else {
+        return Ok(Vec::new());
     };
     let ours = netns.is(home)?;
     // Our own is not to be entered, which would need a right.
@@ -301,9 +298,7 @@ fn pods(results: &Path) -> BTreeMap<String, String> {
 
 fn lower_devices(links: &[Link], macvtaps: &[Macvtap]) -> Vec<LowerUse> {
     let candidates = links.iter().filter(|link| {
-        link.ethernet
-            && !link.loopback
-            && !matches!(link.kind.as_deref(), Some("macvtap" | "macvlan"))
+        lower::is_ethernet(link) && !matches!(link.kind.as_deref(), Some("macvtap" | "macvlan"))
     });
     let on = |link: &Link| {
         let lowers = macvtaps.iter().filter_map(|macvtap| macvtap.lower.as_ref());

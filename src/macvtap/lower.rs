@@ -103,7 +103,7 @@ impl LowerDevice {
     #[must_use]
     pub fn ineligible(&self) -> Option<Reason> {
         match &self.link {
-            link if link.loopback || !link.ethernet => Some(Reason::NotEthernet),
+            link if !is_ethernet(link) => Some(Reason::NotEthernet),
             link if link.master.is_some() => Some(Reason::Port(String::new())),
             link if !link.up => Some(Reason::Down),
             _ => None,
@@ -215,6 +215,12 @@ impl From<NetlinkError> for LowerError {
     fn from(error: NetlinkError) -> Self {
         Self::Netlink(error)
     }
+}
+
+/// Whether it has frames for a macvtap.
+#[must_use]
+pub fn is_ethernet(link: &Link) -> bool {
+    link.ethernet && !link.loopback
 }
 
 #[cfg(test)]

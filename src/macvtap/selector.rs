@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::lower::{LowerDevice, Reason};
+use super::lower::{LowerDevice, Reason, is_ethernet};
 use crate::{
     host::hardware::Hardware,
     netlink::Link,
@@ -182,7 +182,7 @@ fn can_be_lower(link: &Link) -> bool {
         kind,
         Some("macvtap" | "macvlan" | "ipvlan" | "ipvtap" | "ifb")
     );
-    link.ethernet && !link.loopback && !upper
+    is_ethernet(link) && !upper
 }
 
 /// Whether a link stands on one of these. A veth names its other end as if it stood on that.

@@ -112,8 +112,6 @@ fn attach_and_detach(
     plugin: &mut Plugin,
     id: &DeviceId,
 ) -> Result<()> {
-    let path = tap::path(id.tap);
-    let path = path.display();
     let mut runtime = Runtime::new(wire, id)?;
     report.step("STATUS", || {
         runtime.call("STATUS")?;
@@ -141,6 +139,12 @@ fn attach_and_detach(
     })?;
     add(report, &mut runtime, plugin, id)?;
     frames(report, wire, &runtime, id)?;
+    detach(report, &mut runtime, id)
+}
+
+fn detach(report: &mut Report, runtime: &mut Runtime<'_>, id: &DeviceId) -> Result<()> {
+    let path = tap::path(id.tap);
+    let path = path.display();
     report.step("DEL", || {
         runtime.call("DEL")?;
         runtime.check_empty()?;

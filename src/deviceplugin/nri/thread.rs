@@ -1,22 +1,15 @@
 //! The thread that serves the runtime. It connects again whenever the runtime comes back.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use inotify::{Inotify, WatchMask};
 use log::{error, warn};
-use nix::{
-    errno::Errno,
-    fcntl::OFlag,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::pipe2,
-};
 
 use super::{service::Service, session::Session};
 use crate::{
@@ -24,6 +17,7 @@ use crate::{
     host::{
         control_socket,
         nri_query::{self, Listener},
+        worker::{Waiter, Worker},
     },
     types::status::NriStatus,
 };
@@ -39,8 +33,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The service to the runtime, as long as this lives.
 pub struct Nri {
     status: Arc<Mutex<NriStatus>>,
-    thread: Option<JoinHandle<()>>,
-    stop: Option<OwnedFd>,
+    worker: Worker,
 }
 
 impl Nri {
@@ -55,7 +48,6 @@ impl Nri {
             cli::Nri::Auto => (PathBuf::from(cli::NRI_SOCKET), true),
             cli::Nri::Socket(path) => (path.clone(), false),
         };
-        let (stopped, stop) = pipe2(OFlag::O_CLOEXEC).context("making a pipe")?;
         let status = Arc::new(Mutex::new(NriStatus::default()));
         let now = Instant::now();
         let mut plugin = Plugin {
@@ -71,32 +63,17 @@ impl Nri {
             fast_until: now + START_TIMEOUT,
             published: Arc::clone(&status),
         };
-        let thread = std::thread::Builder::new().name("nri".into());
-        let thread = thread.spawn(move || plugin.run(&stopped));
-        Ok(Some(Self {
-            status,
-            thread: Some(thread.context("starting a thread")?),
-            stop: Some(stop),
-        }))
+        let worker = Worker::start("nri", move |waiter| plugin.run(waiter))?;
+        Ok(Some(Self { status, worker }))
     }
 
     /// Its status.
     #[must_use]
     pub fn status(&self) -> NriStatus {
-        let thread = self.thread.as_ref();
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         NriStatus {
-            running: thread.is_some_and(|thread| !thread.is_finished()),
+            running: self.worker.is_running(),
             ..status.clone()
-        }
-    }
-}
-
-impl Drop for Nri {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
         }
     }
 }
@@ -124,22 +101,16 @@ struct Plugin {
     published: Arc<Mutex<NriStatus>>,
 }
 
-/// What there is to do after waiting.
-struct Ready {
-    stopped: bool,
-    readable: bool,
-}
-
 impl Plugin {
-    fn run(&mut self, stopped: &OwnedFd) {
+    fn run(&mut self, waiter: &Waiter) {
         loop {
             self.connect_if_due();
             self.listener.answer(self.obstacle().as_deref());
             self.publish();
-            match self.wait(stopped) {
-                Ok(Ready { stopped: true, .. }) => break,
-                Ok(Ready { readable: true, .. }) => self.receive(),
-                Ok(_) => {}
+            match self.wait(waiter) {
+                Ok(None) => break,
+                Ok(Some(true)) => self.receive(),
+                Ok(Some(false)) => {}
                 Err(error) => {
                     error!(error:% = format!("{error:#}"); "NRI ends: pods get no taps by it");
                     break;
@@ -235,32 +206,17 @@ impl Plugin {
     }
 
     /// Waits for the runtime, for ADD, for the socket to appear, or until it is time to connect.
-    fn wait(&self, stopped: &OwnedFd) -> Result<Ready> {
+    /// Whether the runtime has sent something; none if it is time to stop.
+    fn wait(&self, waiter: &Waiter) -> Result<Option<bool>> {
         let session = self.session.as_ref().map(Session::as_fd);
         let watch = self.watch.as_ref().map(Inotify::as_fd);
         let others = watch.into_iter().chain(self.listener.descriptors());
-        let all = [Some(stopped.as_fd()), session].into_iter().flatten();
-        let mut descriptors: Vec<PollFd> = all
-            .chain(others)
-            .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
-            .collect();
         let pause = match session {
             Some(_) => RETRY_INTERVAL,
             None => self.retry_at.saturating_duration_since(Instant::now()),
         };
-        let timeout = PollTimeout::try_from(pause + Duration::from_millis(1));
-        match poll(&mut descriptors, timeout.unwrap_or(PollTimeout::MAX)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error).context("waiting for the container runtime"),
-        }
-        let is_ready = |index: usize| {
-            let events = descriptors.get(index).and_then(PollFd::revents);
-            events.is_some_and(|events| !events.is_empty())
-        };
-        Ok(Ready {
-            stopped: is_ready(0),
-            readable: session.is_some() && is_ready(1),
-        })
+        let ready = waiter.wait(session.into_iter().chain(others), pause)?;
+        Ok(ready.map(|ready| session.is_some() && ready.first() == Some(&true)))
     }
 
     fn publish(&self) {
