@@ -66,7 +66,7 @@ impl Waiter {
             .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
             .collect();
         // poll waits for whole milliseconds.
-        let pause = pause + Duration::from_millis(u64::from(!pause.is_zero()));
+        let pause = pause.saturating_add(Duration::from_millis(u64::from(!pause.is_zero())));
         let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
         let ready = match poll(&mut all, timeout) {
             Ok(_) => all.iter().map(is_ready).collect(),
