@@ -24,7 +24,7 @@ use crate::{
         addressing, lower::LowerDevice, port_security::Interface, security::Security, shaping,
     },
     netlink::{Link, Socket},
-    types::{mac::MacAddr, mode::Mode, owner::Access},
+    types::{mac::MacAddr, mode::Mode, owner::Access, port_options::PortOptions},
 };
 
 /// Fails with the first thing that is not as ADD left it. Later plugins of the chain, the tuning
@@ -148,7 +148,12 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
         "interface {name:?} is in mode {}, not {mode}",
         link.mode.map_or("unknown", Mode::name)
     );
-    if let Some(difference) = config.options.difference(&link.options) {
+    // One number for the lower device, which other pods set as well; kernels before 6.4 have none.
+    let options = PortOptions {
+        broadcast_cutoff: None,
+        ..config.options.clone()
+    };
+    if let Some(difference) = options.difference(&link.options) {
         bail!("interface {name:?} is not as ADD left it: {difference}");
     }
     let mut place = if in_pod {
