@@ -58,6 +58,7 @@ pub struct Lease<'a> {
 impl<'a> Delegate<'a> {
     /// Asks for addresses. What a failed call may have reserved is released.
     pub fn add(self, version: Version) -> Result<Lease<'a>> {
+        find(self.plugin, &self.environment.path)?;
         let answer = self.call(&Verb::Add).and_then(|stdout| {
             let read = IpamResult::read(&stdout, version);
             read.map_err(|flaw| {

@@ -602,6 +602,7 @@ fn a_plugin_that_cannot_be_called_fails_add_and_leaves_nothing() {
             found == code && msg.contains(part),
             "{plugin}: {found} {msg}"
         );
+        assert_eq!(msg.contains("releasing"), plugin == "scripted", "{msg}");
         assert!(lan.pod.links().is_empty(), "{plugin}");
         let (found, msg) = call.fail("DEL");
         assert!(
