@@ -216,7 +216,7 @@ fn check_shell(text: &str) {
     let tested = [
         "cargo run --release -- selftest",
         "cargo test --test node -- configuration",
-        "NRI_STARTS=1000 NRI_CREATIONS=150 scripts/test consumers::nri",
+        "NRI_STARTS=1000 NRI_CREATIONS=150 cargo test --test guests -- consumers::nri --nocapture",
         "UPDATE_README=1 cargo test --test machine -- captures",
         "scripts/",
         ".ci/run",
