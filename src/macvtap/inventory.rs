@@ -343,8 +343,12 @@ pub fn locate(number: u32) -> String {
     let found = netns::all().find_map(|path| {
         let netns = Netns::open(&path).ok().flatten()?;
         let link = netns.socket().ok()?.link(number).ok().flatten()?;
-        link.is_macvtap()
-            .then(|| format!("interface {:?} in netns {}", link.name, path.display()))
+        link.is_macvtap().then(|| {
+            let pod = pods(Path::new(RESULTS)).remove(&name_of(&path));
+            let pod = pod.map_or_else(String::new, |pod| format!(" of pod {pod}"));
+            let (name, path) = (&link.name, path.display());
+            format!("interface {name:?} in netns {path}{pod}")
+        })
     });
     found.unwrap_or_else(|| "an interface in a netns that is being destroyed".to_owned())
 }

@@ -45,6 +45,28 @@ fn the_holder_is_named_where_its_netns_has_a_process() {
     );
 }
 
+/// By the results that libcni keeps.
+#[test]
+fn the_pod_that_has_the_tap_is_named() {
+    let (node, one, two, number) = (Node::new(), Host::named(), Host::new(), tap_number());
+    node.allocated(&one, number).add();
+    let result = serde_json::json!({
+        "cniArgs": [["K8S_POD_NAMESPACE", "vms"], ["K8S_POD_NAME", "vm1"]],
+        "result": {"interfaces": [{"sandbox": one.path()}]},
+    });
+    let mounts = format!(
+        "mount -t tmpfs tmpfs /var/lib && mkdir -p /var/lib/cni/results && \
+         echo '{result}' >/var/lib/cni/results/vms-1 && exec \"$@\""
+    );
+    let private = ["unshare", "--mount", "--propagation", "private"];
+    let words = [&private[..], &["sh", "-c", &mounts, "sh"]].concat();
+    let (_, msg) = node.allocated(&two, number).by(&words).fail("ADD");
+    assert!(
+        msg.ends_with(&format!("in netns {} of pod vms/vm1", one.path())),
+        "{msg}"
+    );
+}
+
 /// A pod with `NET_ADMIN` in its own netns can make macvtaps there, and give them any index.
 #[test]
 fn a_pod_that_takes_the_number_of_another_gets_nothing_by_it() {
