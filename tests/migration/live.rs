@@ -4,8 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
-    net::UdpSocket,
+    io::{Read, Write},
+    net::{TcpListener, UdpSocket},
     process::Command,
     sync::{
         Mutex, PoisonError,
@@ -21,7 +21,7 @@ use kit::{
     switch::{Learner, VM, connect, neighbour},
     traffic,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
@@ -35,12 +35,15 @@ const PEERS: [(&str, &str); 3] = [
     ("peer B", "10.13.0.2"),
     ("out", "10.13.0.3"),
 ];
+/// The rate of a guest that has one, in Mbit/s.
+const RATE: u32 = 10;
 /// How long the guest sends and receives.
 const SECONDS: u32 = 36;
 /// One migration at a time: their times are what is tested.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// What is different from one migration to another.
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 #[derive(Clone, Copy)]
 struct Plan {
     learning: bool,
@@ -48,6 +51,20 @@ struct Plan {
     reflecting: bool,
     /// The guest sends nothing but answers.
     silent: bool,
+    /// What the guest sends and receives is limited.
+    limited: bool,
+}
+
+impl Plan {
+    fn limits(self) -> Vec<(&'static str, Value)> {
+        if !self.limited {
+            return Vec::new();
+        }
+        let rate = 1_000_000 * RATE;
+        let rates = json!({"ingressRate": rate, "egressRate": rate});
+        let security = json!({"addresses": [ADDRESS]});
+        vec![("bandwidth", rates), ("security", security)]
+    }
 }
 
 /// What a migration was like.
@@ -139,7 +156,8 @@ fn migrate(plan: Plan) -> Outcome {
     let files = initramfs();
     let initramfs = files.path().join("initramfs");
     let initramfs = initramfs.to_str().unwrap();
-    let (source_pod, source_tap, _) = a.attach_pod(VM);
+    let limits = plan.limits();
+    let (source_pod, source_tap, _) = a.attach_pod_with(VM, &limits);
     let (mut source, mut source_qmp) = qemu(&source_pod, source_tap, initramfs, &[]);
     prepare(&mut source.shell);
 
@@ -172,7 +190,9 @@ fn migrate(plan: Plan) -> Outcome {
         sleep(Duration::from_secs(4));
 
         phases.push(("prepared", Instant::now()));
-        let (target_pod, target_tap, _) = b.attach_pod(VM);
+        let (target_pod, target_tap, cni) = b.attach_pod_with(VM, &limits);
+        // They are in force before there is a guest.
+        cni.succeed("CHECK");
         let unparked = b.plugin.as_ref().map(|_| b.stats().unparks);
         let incoming = ["-incoming", "defer"];
         let (mut target, mut target_qmp) = qemu(&target_pod, target_tap, initramfs, &incoming);
@@ -207,6 +227,9 @@ fn migrate(plan: Plan) -> Outcome {
         phases.push(("", Instant::now()));
         let (status, printed) = target.shell.finish("traffic");
         assert_eq!(status, 0, "{printed}");
+        if plan.limited {
+            assert_limited(&switch, &mut target.shell);
+        }
         stop.store(true, Ordering::Relaxed);
 
         let mut directions: BTreeMap<String, Direction> = BTreeMap::new();
@@ -246,6 +269,28 @@ fn migrate(plan: Plan) -> Outcome {
             reflections,
         }
     })
+}
+
+/// A guest that has migrated has its rate, and only its address.
+fn assert_limited(switch: &Host, shell: &mut Shell) {
+    let (_, out) = PEERS[2];
+    let bind = || Ok(TcpListener::bind((out, 4001))?);
+    let listener = switch.0.run(bind).unwrap();
+    shell.send(&format!("nc {out} 4001 </dev/zero"));
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    let mut pass = || stream.read(&mut buffer).unwrap();
+    let found = (0..3).map(|_| {
+        traffic::measure(&mut pass, Duration::from_secs(2));
+        traffic::measure(&mut pass, Duration::from_secs(4))
+    });
+    let mut found = found.inspect(|found| eprintln!("{found:.2} of {RATE} Mbit/s"));
+    assert!(found.any(|found| traffic::is_close(found, f64::from(RATE))));
+    drop(stream);
+    shell.finish("nc");
+    assert!(shell.reaches(out));
+    shell.run("ip addr flush dev eth0 && ip addr add 10.13.0.77/24 dev eth0");
+    assert!(!shell.reaches(out));
 }
 
 /// When the last line with this text was logged.
@@ -353,6 +398,7 @@ fn without_learning_neighbours_lose_the_guest() {
         learning: false,
         reflecting: false,
         silent: false,
+        limited: false,
     };
     let Some(Outcome { table, .. }) = run(plan) else {
         return;
@@ -388,6 +434,7 @@ fn with_learning_none_loses_the_guest() {
         learning: true,
         reflecting: false,
         silent: false,
+        limited: true,
     };
     let Some(outcome) = run(plan) else { return };
     assert_eq!(outcome.table.0.len(), 6);
@@ -402,6 +449,7 @@ fn none_does_where_broadcasts_come_back_and_the_guest_is_silent() {
         learning: true,
         reflecting: true,
         silent: true,
+        limited: false,
     };
     let Some(outcome) = run(plan) else { return };
     assert_eq!(outcome.table.0.len(), 3);

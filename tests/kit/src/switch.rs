@@ -135,9 +135,21 @@ impl Learner {
 
     /// Attaches a pod, without opening its tap.
     pub fn attach_pod(&self, mac: MacAddr) -> (Host, u32, Cni<'_>) {
+        self.attach_pod_with(mac, &[])
+    }
+
+    /// Attaches a pod of a network that has further keys.
+    pub fn attach_pod_with(
+        &self,
+        mac: MacAddr,
+        keys: &[(&str, serde_json::Value)],
+    ) -> (Host, u32, Cni<'_>) {
         let (pod, number) = (self.pod(), tap_number());
         let cni = self.node.allocated(&pod, number);
-        let cni = cni.with("mac", mac.to_string()).added();
+        let cni = cni.with("mac", mac.to_string());
+        let keys = keys.iter();
+        let cni = keys.fold(cni, |cni, (key, value)| cni.with(key, value.clone()));
+        let cni = cni.added();
         (pod, number, cni)
     }
 }

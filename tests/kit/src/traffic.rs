@@ -43,3 +43,26 @@ pub fn receive(
     }
     arrivals
 }
+
+/// Payload and length of a full frame of TCP with time stamps: rates count frames.
+const PAYLOAD: f64 = 1448.0;
+const FRAME: f64 = 1514.0;
+/// What a rate may be off by.
+const TOLERANCE: f64 = 0.03;
+
+/// Megabits of frames per second that TCP makes of what `pass` lets pass each time.
+pub fn measure(mut pass: impl FnMut() -> usize, time: Duration) -> f64 {
+    let (start, mut bytes) = (Instant::now(), 0_usize);
+    while start.elapsed() < time {
+        bytes += pass();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let payload = 8.0 * bytes as f64 / start.elapsed().as_secs_f64();
+    payload / 1e6 * FRAME / PAYLOAD
+}
+
+/// Whether a measured rate is the wanted one.
+#[must_use]
+pub fn is_close(found: f64, wanted: f64) -> bool {
+    (found / wanted - 1.0).abs() <= TOLERANCE
+}
