@@ -98,7 +98,10 @@ pub fn delete_with_ifb(pod: &mut Socket, index: u32) -> Result<bool, NetlinkErro
         ..Change::default()
     };
     pod.change(ifb, &own)?;
-    pod.change(index, &own)?;
+    match pod.change(index, &own) {
+        Err(error) if error.errno() == Some(Errno::ENODEV) => {}
+        other => other?,
+    }
     pod.delete_group(ifb).map(|()| true)
 }
 
