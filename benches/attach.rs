@@ -247,9 +247,11 @@ fn main() {
         for crowd in &mut crowds {
             crowd.grow(existing);
         }
-        let programs = programs(dir, &crowds);
+        // Each is the first in turn: the kernel is still busy with what the one before left.
+        let mut programs = programs(dir, &crowds);
         for _ in 0..ROUNDS {
             round(dir, &programs, existing, &mut samples);
+            programs.rotate_left(1);
         }
     }
     for crowd in &mut crowds {
