@@ -224,7 +224,8 @@ fn dns(fields: &Fields<'_>) -> Option<Value> {
     dns.filter(|dns| **dns != json!({})).cloned()
 }
 
-/// The interface is not the IPAM plugin's to say; one that it lists is our own.
+/// An IPAM plugin does not choose the interface: its result has none, so only the first index can
+/// be meant for ours.
 fn of_ipam(value: &Value) -> Result<Ip, Flaw> {
     let fields = Fields::of(value).ok_or("an entry of ips is no object")?;
     let ip = ip(&fields, "address")?;
