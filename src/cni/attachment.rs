@@ -81,11 +81,7 @@ impl<'a> Attachment<'a> {
         request: Request<'a>,
         mode: impl FnOnce() -> Option<Mode>,
     ) -> Result<Self> {
-        let Request {
-            environment,
-            config,
-            ..
-        } = request;
+        let (environment, config) = (request.environment, request.config);
         let ((), macvtap) = macvtap.attach(|macvtap| prepare(macvtap, config))?;
         let asked = Instant::now();
         let lease = match request.lease() {

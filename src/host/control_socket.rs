@@ -8,7 +8,7 @@ use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::{
-            fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -199,11 +199,8 @@ impl Drop for SocketFile {
 /// Keeps others from binding and removing sockets in `dir`.
 fn lock(dir: &Path) -> Result<Flock<File>> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-    let opened = File::options()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(dir);
-    let file = opened.with_context(|| format!("opening {}", dir.display()))?;
+    let file = files::open_with(dir, flags);
+    let file = file.with_context(|| format!("opening {}", dir.display()))?;
     match Flock::lock(file, FlockArg::LockExclusive) {
         Ok(lock) => Ok(lock),
         Err((_, errno)) => Err(errno).with_context(|| format!("locking {}", dir.display())),

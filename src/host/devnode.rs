@@ -182,12 +182,7 @@ pub fn numbers() -> Result<Vec<u32>> {
 /// Changes owner and mode of the node at `path` by a descriptor whose device number
 /// was compared first, so that no other file can be put in between.
 fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bool> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-    let opened = File::options()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(path);
-    let file = match opened {
+    let file = match files::open_with(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),

@@ -1,8 +1,20 @@
 //! What is done to files in more than one place.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
+use nix::fcntl::OFlag;
+
+/// Opens a file for reading, with more flags of `open(2)`.
+pub fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).custom_flags(flags.bits()).open(path)
+}
 
 /// Removes a file, if it is there.
 pub fn remove(path: &Path) -> Result<()> {

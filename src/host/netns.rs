@@ -7,7 +7,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd},
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
     thread,
@@ -21,6 +21,7 @@ use nix::{
     sys::statfs::{FsType, fstatfs},
 };
 
+use super::files;
 use crate::netlink;
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
@@ -63,12 +64,7 @@ impl Netns {
     /// Opens the namespace that the file at `path` stands for. None if there is no such file.
     pub fn open(path: &Path) -> Result<Option<Self>, NetnsError> {
         // Not blocking: the path may be that of a FIFO.
-        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let opened = File::options()
-            .read(true)
-            .custom_flags(flags.bits())
-            .open(path);
-        let file = match opened {
+        let file = match files::open_with(path, OFlag::O_NONBLOCK | OFlag::O_NOCTTY) {
             Ok(file) => file,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) if is_no_path(&error) => return Err(other(path)),

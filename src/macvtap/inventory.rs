@@ -195,21 +195,19 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
     }
     // The number by which this namespace knows ours. A lower device without one is in the same
     // namespace as its macvtap.
-    let nsid = if ours {
-        None
+    let (nsid, name) = if ours {
+        (None, String::new())
     } else {
-        socket.nsid(home.as_fd())?
+        (socket.nsid(home.as_fd())?, name_of(path))
     };
-    let name = if ours { String::new() } else { name_of(path) };
     let lower_name = |link: &Link| {
         // None: both are in one namespace, which is ours or not.
         let is_on_ours = link.lower_nsid.map_or(ours, |_| link.lower_nsid == nsid);
         let lower = link.lower.filter(|_| is_on_ours)?;
         lowers.get(&lower).cloned()
     };
-    let mut found = Vec::new();
-    for link in links {
-        found.push(Macvtap {
+    let found = links.into_iter().map(|link| {
+        Ok(Macvtap {
             netns: name.clone(),
             lower: lower_name(&link),
             pod: None,
@@ -218,9 +216,9 @@ fn macvtaps_in(path: &Path, home: &Netns, lowers: &BTreeMap<u32, String>) -> Res
             limits: Limits::read(&Interface::of(&link, elsewhere), &mut socket)?,
             holders: Vec::new(),
             link,
-        });
-    }
-    Ok(found)
+        })
+    });
+    found.collect()
 }
 
 /// What people call a network namespace: its name, or a process in it.

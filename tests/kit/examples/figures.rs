@@ -77,11 +77,19 @@ fn places(modules: &[Module]) {
             .path
             .first()
             .is_some_and(|name| own.contains(&name.as_str()));
-        let keys = module.text.split("[\"").skip(1);
-        if reads {
-            keys.filter(|rest| rest.contains("\"]")).count()
-        } else {
-            0
-        }
+        if reads { indexes(&module.text) } else { 0 }
     });
+}
+
+/// How often something is indexed by a string, `value["key"]`. A list of strings is not.
+fn indexes(text: &str) -> usize {
+    let starts = text.match_indices("[\"").map(|(at, _)| at);
+    let is_index = |at: &usize| {
+        let before = text[..*at].chars().next_back();
+        let key = text[at + 2..].split('"').next().unwrap_or_default();
+        let after = &text[at + 2 + key.len()..];
+        before.is_some_and(|last| last.is_alphanumeric() || "_)]".contains(last))
+            && after.starts_with("\"]")
+    };
+    starts.filter(is_index).count()
 }
