@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "proto/podresources.proto",
     ];
     let files = protox::compile(files, ["proto"])?;
-    // Whoever connects or serves brings a socket of his own.
+    // Clients and servers bring a Unix socket of their own.
     let build = tonic_prost_build::configure().build_transport(false);
     build.compile_fds(files)?;
     if env::var("PROFILE")? == "release" {

@@ -148,14 +148,7 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
         "interface {name:?} is in mode {}, not {mode}",
         link.mode.map_or("unknown", Mode::name)
     );
-    // One number for the lower device, which other pods set as well; kernels before 6.4 have none.
-    let options = PortOptions {
-        broadcast_cutoff: None,
-        ..config.options.clone()
-    };
-    if let Some(difference) = options.difference(&link.options) {
-        bail!("interface {name:?} is not as ADD left it: {difference}");
-    }
+    check_options(link, &config.options)?;
     let mut place = if in_pod {
         netns.socket()?
     } else {
@@ -171,6 +164,19 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
         "interface {name:?} is not on lower device \"{lower}\""
     );
     check_index(link, &config.source)
+}
+
+fn check_options(link: &Link, options: &PortOptions) -> Result<()> {
+    // One number for the lower device, which other pods set as well; kernels before 6.4 have none.
+    let options = PortOptions {
+        broadcast_cutoff: None,
+        ..options.clone()
+    };
+    if let Some(difference) = options.difference(&link.options) {
+        let name = &link.name;
+        bail!("interface {name:?} is not as ADD left it: {difference}");
+    }
+    Ok(())
 }
 
 fn check_index(link: &Link, source: &Source) -> Result<()> {
