@@ -70,6 +70,8 @@ fn node(macvtap: &Macvtap, devices: &[DeviceNumber]) -> Option<Finding> {
     let again = "delete the pod: its replacement gets a new tap";
     let fail = |text: String, fix: String| Some(Finding::fail("tap", text, fix));
     match (macvtap.node?, devices) {
+        // It went after it had been listed.
+        (_, []) => None,
         (Found::Device(found, owner, mode), [device]) if found == *device => {
             (mode & 0o600 != 0o600).then(|| {
                 Finding::fail(

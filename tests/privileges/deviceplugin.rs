@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -37,7 +38,7 @@ impl World {
             kubelet: Kubelet::start(dirs[0].path()).unwrap(),
             dirs,
             pod: Host::named(),
-            slot: NEXT.fetch_add(1, Ordering::Relaxed),
+            slot: process::id() as usize + NEXT.fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -59,9 +60,11 @@ impl World {
         plugin
     }
 
-    /// A device's ID; another one in each world, for its tap is the machine's.
+    /// A device's ID; another one in each world and process, for its tap is the machine's.
     fn some_id(&self) -> [String; 1] {
-        [connected(&self.kubelet).healthy()[self.slot].clone()]
+        let resource = connected(&self.kubelet);
+        let ids = resource.healthy();
+        [ids[self.slot % ids.len()].clone()]
     }
 
     /// What the device plugin is for, from the list to a port that becomes live.
