@@ -1,7 +1,7 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
 use std::{
-    thread,
+    slice, thread,
     time::{Duration, Instant},
 };
 
@@ -107,11 +107,11 @@ impl Attachment {
     }
 
     /// The taps that it may have left nodes of.
-    fn taps(self) -> Vec<u32> {
+    fn taps(&self) -> &[u32] {
         match self {
-            Self::Allocated(tap) => vec![tap],
+            Self::Allocated(tap) => slice::from_ref(tap),
             Self::Standalone(taps) | Self::Unclear(Unclear { taps, .. }) => taps,
-            Self::Original(_) => Vec::new(),
+            Self::Original(_) => &[],
         }
     }
 }
@@ -150,13 +150,16 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
                 Ok(removed) => taps.extend(removed),
                 Err(error) => errors.push(error),
             }
+            if taps.is_empty() {
+                errors.extend(remove_ifbs(&mut pod, attachment.taps()).err());
+            }
             let removed = remove_security(&mut pod, netns, environment, json);
             errors.extend(removed.err());
         }
         Some(Err(error)) => errors.push(error.into()),
         None => info!("the netns is gone, and with it the interface"),
     }
-    taps.extend(attachment.taps());
+    taps.extend_from_slice(attachment.taps());
     taps.sort_unstable();
     taps.dedup();
     for number in taps {
@@ -215,6 +218,16 @@ fn remove_security(
         }
         removed => Ok(removed?),
     }
+}
+
+/// Removes what shaped an interface that went with its lower device.
+fn remove_ifbs(pod: &mut Socket, taps: &[u32]) -> Result<()> {
+    for &tap in taps {
+        if pod.link(tap)?.is_none() {
+            shaping::remove_ifb(pod, tap)?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the attachment's links in the pod; the numbers of their taps.

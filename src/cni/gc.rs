@@ -8,33 +8,40 @@ use log::info;
 use serde_json::Value;
 
 use super::{
+    config,
     environment::Environment,
     error::{CniError, Result, code},
     input::Input,
 };
-use crate::host::devnode;
+use crate::{host::devnode, macvtap::sub_interface::Maker, netlink::Socket};
 
-/// Removes stale nodes, and lets the IPAM plugin release stale addresses.
+/// Removes stale nodes and an unused VLAN, and lets the IPAM plugin release stale addresses.
 pub fn gc(environment: &Environment, input: &Input) -> Result<()> {
-    let removed = remove_stale_nodes(&input.json);
-    let released = input.forward(environment);
-    CniError::all(
-        [removed, released]
-            .into_iter()
-            .filter_map(Result::err)
-            .collect(),
-    )
+    let mut results = vec![input.forward(environment)];
+    if lists_attachments(&input.json) {
+        results.push(remove_stale_nodes());
+        results.push(remove_unused_vlan(&input.json));
+    }
+    CniError::all(results.into_iter().filter_map(Result::err).collect())
 }
 
-/// Does nothing if the runtime gave no list of valid attachments: then it does not know them.
-fn remove_stale_nodes(json: &Value) -> Result<()> {
+/// Without a list of valid attachments the runtime does not know them.
+fn lists_attachments(json: &Value) -> bool {
     let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-    if !keys
-        .iter()
+    keys.iter()
         .any(|key| json.get(key).is_some_and(Value::is_array))
-    {
-        return Ok(());
+}
+
+/// The VLAN interface that ADD made, if the last DEL could not remove it: the netns of its pod was
+/// still going away.
+fn remove_unused_vlan(json: &Value) -> Result<()> {
+    if let Some(vlan) = config::vlan(json) {
+        vlan.remove_unused(&mut Socket::open()?, Maker::Cni)?;
     }
+    Ok(())
+}
+
+fn remove_stale_nodes() -> Result<()> {
     let refuse = |error| CniError::coded(code::IO, &error);
     let mut errors = Vec::new();
     for number in devnode::numbers().map_err(refuse)? {

@@ -3,6 +3,8 @@
 //! Which of them are ours, and whose, their link group says from their first moment on. One that
 //! exists already is used, and never removed.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result, anyhow, ensure};
 use log::info;
 use nix::errno::Errno;
@@ -13,6 +15,7 @@ use crate::{
     types::{
         device_id::short_hash,
         link_name::{LinkName, MAX_NAME},
+        mode::Mode,
     },
 };
 
@@ -131,8 +134,11 @@ impl SubInterface {
             // Another call made it a moment ago.
             Err(error) if error.errno() == Some(Errno::EEXIST) => {
                 let links = host.links().context("listing links")?;
-                let same = self.among(&links).is_some_and(|link| link.name == *name);
-                ensure!(same, "creating {name:?}, {self}: {error}");
+                let same = self.among(&links).filter(|link| link.name == *name);
+                let same = same.with_context(|| format!("creating {name:?}, {self}: {error}"))?;
+                if maker.made(same) && !same.up {
+                    set_up(host, same.index)?;
+                }
                 return Ok(name);
             }
             Err(error) => return Err(self.explain(&name, &error)),
@@ -204,34 +210,69 @@ fn set_up(host: &mut Socket, index: u32) -> Result<()> {
         .context("setting a sub-interface up")
 }
 
-/// Deletes a link that `maker` made, unless something stands on it, in whatever network
-/// namespace, or it has an IPv4 address. True if it is gone.
+/// Deletes a link that `maker` made, unless something stands on it, or it has an address of its
+/// own. Macvtaps and macvlans are seen in whatever network namespace they are, anything else in
+/// this one. True if it is gone.
 pub fn delete_unused(host: &mut Socket, link: &Link, maker: Maker) -> Result<bool> {
-    let addresses = host.addresses_of(link.index).context("listing addresses")?;
-    let has_address = addresses.iter().any(|found| found.address.ip.is_ipv4());
-    if !maker.made(link) || has_address {
+    if !maker.made(link) {
         return Ok(false);
     }
-    let name = link.name.as_str();
-    let alone = hold(host, link.index).with_context(|| format!("looking what is on {name:?}"))?;
-    let Some(holder) = alone else {
+    match try_delete(host, link.index) {
+        Ok(true) => {
+            info!(interface = link.name.as_str(); "deleted: nothing stands on it any more");
+            Ok(true)
+        }
+        Ok(false) => Ok(false),
+        // Another call deleted it meanwhile.
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(true),
+        Err(error) => Err(anyhow!(
+            "deleting {:?} if it is not used: {error}",
+            link.name
+        )),
+    }
+}
+
+fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
+    let addresses = host.addresses_of(index)?;
+    if addresses.iter().any(|found| is_own(found.address.ip)) {
+        return Ok(false);
+    }
+    let Some(holder) = hold(host, index)? else {
         return Ok(false);
     };
-    // What holds it goes with it.
-    if let Err(error) = host.delete(link.index) {
+    if is_used(&host.links()?, index, holder) {
         host.delete(holder)?;
-        return Err(anyhow!("deleting {name:?}: {error}"));
+        return Ok(false);
     }
-    info!(interface = name; "deleted: nothing stands on it any more");
+    // What holds it goes with it.
+    if let Err(error) = host.delete(index) {
+        host.delete(holder)?;
+        return Err(error);
+    }
     Ok(true)
+}
+
+/// The kernel sets the link-local address by itself.
+fn is_own(address: IpAddr) -> bool {
+    !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// Whether another interface than `holder` stands on it, or it is the port of one.
+fn is_used(links: &[Link], index: u32, holder: u32) -> bool {
+    let stands = |link: &Link| {
+        link.lower == Some(index) && link.lower_nsid.is_none() && link.index != holder
+    };
+    let is_port = |link: &Link| link.index == index && link.master.is_some();
+    links.iter().any(|link| stands(link) || is_port(link))
 }
 
 /// Makes a macvlan that has an interface to itself; its index, or none if there is a macvlan or
 /// macvtap on it, in whatever network namespace.
 ///
 /// The kernel makes one in passthru mode only where there is no other, and none beside it: while
-/// it is there, no other can come.
-pub fn hold(host: &mut Socket, index: u32) -> Result<Option<u32>> {
+/// it is there, no other can come. One that is there already, of a call that was killed or of one
+/// at work, holds it as well.
+pub fn hold(host: &mut Socket, index: u32) -> Result<Option<u32>, NetlinkError> {
     let name = format!("mvu{index:x}");
     let created = host.create_upper(&CreateUpper {
         name: &name,
@@ -240,17 +281,22 @@ pub fn hold(host: &mut Socket, index: u32) -> Result<Option<u32>> {
         group: 0,
     });
     match created {
-        Ok(()) => Ok(host.link_by_name(&name)?.map(|hold| hold.index)),
-        Err(error) if is_busy(&error) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::EBUSY)) => Ok(None),
+        Err(error) if error.errno() != Some(Errno::EEXIST) => Err(error),
+        _ => {
+            let found = host.link_by_name(&name)?;
+            Ok(found
+                .filter(|link| is_hold(link, index))
+                .map(|link| link.index))
+        }
     }
 }
 
-fn is_busy(error: &NetlinkError) -> bool {
-    matches!(
-        error.errno(),
-        Some(Errno::EINVAL | Errno::EBUSY | Errno::EEXIST)
-    )
+fn is_hold(link: &Link, index: u32) -> bool {
+    link.kind.as_deref() == Some("macvlan")
+        && link.mode == Some(Mode::Passthru)
+        && link.lower == Some(index)
+        && link.lower_nsid.is_none()
 }
 
 #[cfg(test)]
@@ -326,5 +372,32 @@ mod tests {
         assert_eq!(made(0x6d76_7463, Some("vlan")), [false, true]);
         assert_eq!(made(0x6d76_7463, None), [false, false]);
         assert_eq!(made(0, Some("vlan")), [false, false]);
+    }
+
+    #[test]
+    fn one_is_used_by_what_stands_on_it_here_and_by_the_bridge_that_it_is_a_port_of() {
+        let hold = Link {
+            lower: Some(4),
+            ..link(9, "mvu4")
+        };
+        let eth = || [link(2, "eth0"), vlan(4, "eth0.100", 100, 2), hold.clone()].to_vec();
+        assert!(!is_used(&eth(), 4, 9));
+        let mut stacked = eth();
+        stacked.push(vlan(5, "eth0.100.7", 7, 4));
+        assert!(is_used(&stacked, 4, 9));
+        // An index of another network namespace.
+        stacked[3].lower_nsid = Some(0);
+        assert!(!is_used(&stacked, 4, 9));
+        let mut port = eth();
+        port[1].master = Some(3);
+        assert!(is_used(&port, 4, 9));
+    }
+
+    #[test]
+    fn the_kernels_own_address_is_none_of_the_node() {
+        assert!(!is_own("fe80::1".parse().unwrap()));
+        for address in ["192.0.2.1", "2001:db8::1", "169.254.0.1"] {
+            assert!(is_own(address.parse().unwrap()), "{address}");
+        }
     }
 }

@@ -29,6 +29,10 @@ const BC_QUEUE_LEN: u16 = 7;
 const BC_CUTOFF: u16 = 9;
 /// `IFLA_VLAN_ID`.
 const VLAN_ID: u16 = 1;
+/// `IFLA_VLAN_PROTOCOL`, in network byte order.
+const VLAN_PROTOCOL: u16 = 5;
+/// IEEE 802.1Q; service VLANs, 802.1ad, have numbers of their own.
+const ETH_P_8021Q: u16 = 0x8100;
 
 /// What the kernel says of a network interface.
 #[expect(clippy::struct_excessive_bools, reason = "the kernel's flags")]
@@ -44,7 +48,7 @@ pub struct Link {
     pub kind: Option<String>,
     /// The mode, of a macvtap or macvlan.
     pub mode: Option<Mode>,
-    /// The number, of a VLAN interface.
+    /// The number, of an 802.1Q VLAN interface.
     pub vlan: Option<u16>,
     /// The index of the interface below. It counts in the network namespace `lower_nsid`.
     pub lower: Option<u32>,
@@ -182,8 +186,10 @@ impl Link {
         self.kind = nested(payload, 1).map(text);
         if self.kind.as_deref() == Some("vlan") {
             let data = nested(payload, 2).unwrap_or_default();
+            let protocol = nested(data, VLAN_PROTOCOL).and_then(|value| value.try_into().ok());
+            let is_802_1q = protocol.is_none_or(|value| u16::from_be_bytes(value) == ETH_P_8021Q);
             let id = nested(data, VLAN_ID).and_then(|id| id.try_into().ok());
-            self.vlan = id.map(u16::from_ne_bytes);
+            self.vlan = id.map(u16::from_ne_bytes).filter(|_| is_802_1q);
         }
         if matches!(self.kind.as_deref(), Some("macvtap" | "macvlan")) {
             let data = nested(payload, 2).unwrap_or_default();

@@ -162,8 +162,15 @@ impl Socket {
     pub fn stop_redirecting(&mut self, index: u32) -> Result<(), NetlinkError> {
         let header = header(index, 0, CLSACT_INGRESS, EVERY_PROTOCOL);
         match self.change_tc((DELETE_FILTER, 0), &header, |_| ()) {
-            // It has no such filter, or no place for one.
-            Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL)) => Ok(()),
+            // It has no such filter, or no place for one, or it is gone.
+            Err(error)
+                if matches!(
+                    error.errno(),
+                    Some(Errno::ENOENT | Errno::EINVAL | Errno::ENODEV)
+                ) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }

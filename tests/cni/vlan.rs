@@ -9,7 +9,7 @@ use kit::netns::{
 };
 use macvtap::{
     macvtap::sub_interface::{self, Maker, SubInterface},
-    netlink::UpperKind,
+    netlink::{Link, Socket, UpperKind},
 };
 use serde_json::json;
 
@@ -143,4 +143,73 @@ fn an_interface_is_held_only_while_no_macvtap_is_on_it() {
     wait_until("the pod is gone", || {
         sub_interface::hold(&mut host, lower).unwrap().is_some()
     });
+}
+
+/// A call was killed between what it does to remove an interface.
+#[test]
+fn a_killed_call_holds_no_interface_for_ever() {
+    let node = Node::new();
+    let mut host = node.host.0.socket().unwrap();
+    let lower = host.link_by_name(LOWER).unwrap().unwrap().index;
+    let hold = sub_interface::hold(&mut host, lower).unwrap();
+    assert!(hold.is_some());
+    assert_eq!(sub_interface::hold(&mut host, lower).unwrap(), hold);
+    let name = format!("mvu{lower:x}");
+    node.host.ip(&format!("link delete {name}"));
+    // Another interface of that name holds nothing.
+    node.host.ip(&format!("link add {name} type bridge"));
+    assert_eq!(sub_interface::hold(&mut host, lower).unwrap(), None);
+
+    let Some((node, mut host, link)) = vlan() else {
+        return;
+    };
+    sub_interface::hold(&mut host, link.index).unwrap().unwrap();
+    assert!(sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin).unwrap());
+    assert_eq!(node.host.links(), [LOWER]);
+    // Another call was faster.
+    assert!(sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin).unwrap());
+}
+
+/// What the node's administrator put on it would go with it.
+#[test]
+fn an_interface_that_the_node_uses_stays() {
+    let Some((node, mut host, link)) = vlan() else {
+        return;
+    };
+    let name = &link.name;
+    node.host.ip("link add bridge0 type bridge");
+    for (begin, end) in [
+        ("address add 192.0.2.7/24 dev", "address flush dev"),
+        ("address add 2001:db8::7/64 nodad dev", "address flush dev"),
+        (
+            "link add other0 type vlan id 7 link",
+            "link delete other0 #",
+        ),
+        ("link set master bridge0 dev", "link set nomaster dev"),
+    ] {
+        node.host.ip(&format!("{begin} {name}"));
+        let before = node.host.links();
+        let deleted = sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin);
+        assert!(!deleted.unwrap(), "{begin}");
+        assert_eq!(node.host.links(), before, "{begin}");
+        let end = end
+            .split_once(" #")
+            .map_or(format!("{end} {name}"), |(end, _)| end.to_owned());
+        node.host.ip(&end);
+    }
+    assert!(sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin).unwrap());
+}
+
+/// A VLAN interface of this program, where the kernel has them.
+fn vlan() -> Option<(Node, Socket, Link)> {
+    if !has_vlans() {
+        skipped("this kernel has no VLAN interfaces (8021q)");
+        return None;
+    }
+    let node = Node::new();
+    let sub = SubInterface::vlan(LOWER.parse().unwrap(), 100);
+    let mut host = node.host.0.socket().unwrap();
+    let name = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+    let link = host.link_by_name(&name).unwrap().unwrap();
+    Some((node, host, link))
 }
