@@ -10,22 +10,24 @@ const FIRST_SEARCHES: u32 = 3;
 /// Of how many looks one leads to a search from then on.
 const LOOKS_PER_SEARCH: u32 = 12;
 
-/// The taps that are no known port, and at how many looks each of them was there.
+/// The taps that are no known port.
 #[derive(Default)]
-pub struct UnknownTaps(BTreeMap<u32, u32>);
+pub struct UnknownTaps {
+    /// At how many looks each of them was there.
+    taps: BTreeMap<u32, u32>,
+    /// How many looks there were: one count for all taps, so that old ones are looked for together.
+    looks: u32,
+}
 
 impl UnknownTaps {
     /// Takes in the unknown taps that exist now; whether to look for their ports.
     pub fn update(&mut self, taps: impl Iterator<Item = u32>) -> bool {
-        let looks = |tap| (tap, self.0.get(&tap).map_or(0, |looks| looks + 1));
-        let taps: BTreeMap<u32, u32> = taps.map(looks).collect();
-        self.0 = taps;
-        self.0.values().any(|looks| is_due(*looks))
+        let looks = |tap| (tap, self.taps.get(&tap).map_or(1, |looks| looks + 1));
+        self.taps = taps.map(looks).collect();
+        self.looks = self.looks.wrapping_add(1);
+        let again = self.looks.is_multiple_of(LOOKS_PER_SEARCH) && !self.taps.is_empty();
+        again || self.taps.values().any(|looks| *looks <= FIRST_SEARCHES)
     }
-}
-
-fn is_due(looks: u32) -> bool {
-    looks < FIRST_SEARCHES || looks.is_multiple_of(LOOKS_PER_SEARCH)
 }
 
 #[cfg(test)]
@@ -42,6 +44,17 @@ mod tests {
         };
         assert_eq!(searches(4), [true, true, true, false]);
         assert_eq!(searches(120).iter().filter(|search| **search).count(), 10);
+    }
+
+    #[test]
+    fn old_taps_are_looked_for_together() {
+        let mut unknown = UnknownTaps::default();
+        for taps in 1..=30 {
+            assert!(unknown.update(0..taps), "tap {taps} is new");
+        }
+        let mut searches = |count| (0..count).filter(|_| unknown.update(0..30)).count();
+        searches(FIRST_SEARCHES);
+        assert_eq!(searches(10 * LOOKS_PER_SEARCH), 10);
     }
 
     #[test]
