@@ -139,6 +139,17 @@ impl Container {
         self
     }
 
+    /// Gives it a directory for feature files, as the component nri does.
+    pub fn with_feature_dir(mut self, dir: &Path) -> Self {
+        let args = self.config["process"]["args"].as_array_mut().unwrap();
+        args.push(json!("--feature-dir=/features"));
+        let mounts = self.config["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({
+            "destination": "/features", "source": dir, "type": "bind", "options": ["rbind"],
+        }));
+        self
+    }
+
     fn runc(&self, words: &[&str]) -> Command {
         let mut command = Command::new("runc");
         command

@@ -126,8 +126,13 @@ fn the_manifests_rights_suffice() {
 #[test]
 fn the_seccomp_profile_of_its_own_suffices() {
     let world = World::new();
+    let features = tempfile::tempdir().unwrap();
     let container = world.container().with_profile(&own_profile());
+    let container = container.with_feature_dir(features.path());
     let mut plugin = world.start(&container);
+    wait_until("the feature file is written", || {
+        features.path().join("macvtap").exists()
+    });
     world.use_all(&container, &mut plugin);
 }
 
