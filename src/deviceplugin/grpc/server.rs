@@ -110,12 +110,11 @@ impl ResourceServer {
     /// Whether the socket's file is still the one that was bound.
     #[must_use]
     pub fn is_intact(&self) -> bool {
-        FileId::of(&self.path).is_ok_and(|found| found == Some(self.file))
+        is_file(&self.path, self.file)
     }
 
     /// Ends the streams, closes connections and removes the socket.
     pub async fn stop(self) -> Result<()> {
-        let intact = self.is_intact();
         drop(self.list);
         // The server may have ended by itself.
         let _ = self.stop.send(());
@@ -126,11 +125,16 @@ impl ResourceServer {
         {
             abort.abort();
         }
-        if intact {
+        // Another process may have bound its own meanwhile.
+        if is_file(&self.path, self.file) {
             files::remove(&self.path)?;
         }
         Ok(())
     }
+}
+
+fn is_file(path: &Path, file: FileId) -> bool {
+    FileId::of(path).is_ok_and(|found| found == Some(file))
 }
 
 async fn serve(listener: UnixListener, service: PluginService, stopped: oneshot::Receiver<()>) {
@@ -175,4 +179,37 @@ async fn bind(path: &Path) -> Result<UnixListener, StartError> {
     fs::set_permissions(path, Permissions::from_mode(0o600))
         .with_context(|| format!("setting the mode of socket {shown}"))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net;
+
+    use futures_util::future::join;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::deviceplugin::{event::EventSender, tap_only::TapOnly};
+
+    #[tokio::test]
+    async fn the_socket_of_a_successor_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let events = EventSender::new("a", mpsc::unbounded_channel().0);
+        let service = |list| PluginService {
+            generation: 0,
+            list,
+            events,
+            tap_only: TapOnly::start().unwrap(),
+        };
+        let list = Arc::new(SentList::default());
+        let server = ResourceServer::start(path.clone(), list, service).await;
+        let succeed = async {
+            fs::remove_file(&path).unwrap();
+            net::UnixListener::bind(&path).unwrap()
+        };
+        let (stopped, _successor) = join(server.unwrap().stop(), succeed).await;
+        stopped.unwrap();
+        assert!(path.exists());
+    }
 }
