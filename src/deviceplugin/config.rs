@@ -122,6 +122,14 @@ impl Configuration {
         })
     }
 
+    /// The entry of the resource that has this name.
+    #[must_use]
+    pub fn resource(&self, name: &str) -> Option<&Entry> {
+        let mut resources = self.resources();
+        let found = resources.find(|(found, ..)| *found == name);
+        found.map(|(_, _, entry)| entry)
+    }
+
     /// What is discovered.
     pub fn discoveries(&self) -> impl Iterator<Item = (&Discovery, &Entry)> {
         self.entries.iter().filter_map(|entry| match &entry.target {

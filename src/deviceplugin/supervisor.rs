@@ -294,10 +294,14 @@ impl Supervisor {
         &self.configuration
     }
 
-    /// Offers what another configuration lists. What it does not change stays as it is.
+    /// Offers what another configuration lists. What it does not change stays as it is, also on a
+    /// lower device that is gone or in doubt.
     pub fn configure(&mut self, configuration: Configuration) {
-        self.configuration = configuration;
-        self.configured.clear();
+        let former = mem::replace(&mut self.configuration, configuration);
+        self.configured.retain(|name, _| {
+            let entry = self.configuration.resource(name);
+            entry.is_some() && entry == former.resource(name)
+        });
         self.read_facts();
         self.plan();
         self.reconcile();

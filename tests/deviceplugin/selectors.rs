@@ -155,6 +155,25 @@ fn what_is_ambiguous_or_a_port_is_left_out_and_reported() {
 }
 
 #[test]
+fn a_resource_in_doubt_stays_when_another_entry_changes() {
+    let entry = |name: &str, lower: &str, capacity: u32| json!({"name": name, "lowerDevice": lower, "capacity": capacity});
+    let case = Case::new(&json!([entry("a", "lan?", 3)]));
+    let host = &case.node.host;
+    host.ip("link add lan0 type veth peer name wire0");
+    host.ip("link set lan0 up");
+    case.on("a", "lan0");
+    host.ip("link add lan1 type veth peer name wire1");
+    case.plugin.wait_for_log("it stays on");
+    case.configure(&json!([entry("a", "lan?", 3), entry("b", LOWER, 1)]));
+    case.on("b", LOWER);
+    let log = case.plugin.log();
+    assert!(!log.contains("not offered any more"), "{log}");
+    case.on("a", "lan0");
+    case.configure(&json!([entry("a", "lan?", 4), entry("b", LOWER, 1)]));
+    case.plugin.wait_for_log("not offered any more");
+}
+
+#[test]
 fn attached_pods_keep_their_lower_device_when_the_answer_changes() {
     let case = Case::new(&one(&json!(["lan*", "eth*"])));
     let first = case.on("a", LOWER).remove(0);
