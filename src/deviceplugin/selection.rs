@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::config::{Configuration, ResourceConfig};
-use crate::{macvtap::selector::Facts, netlink::Link};
+use crate::{
+    macvtap::{selector::Facts, sub_interface::SubInterface},
+    netlink::Link,
+};
 
 /// The resources to offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +40,7 @@ impl Selection {
                 let resource = entry.resource_on(name, lower, links);
                 resource.map_err(|error| format!("{error:#}"))
             });
+            let resource = resource.map(|resource| keep_name(resource, former.as_ref(), links));
             let resource = match resource {
                 Ok(resource) => Some(resource),
                 Err(error) => {
@@ -54,6 +58,27 @@ impl Selection {
             selection.resources.extend(resource);
         }
         selection
+    }
+}
+
+/// A VLAN interface of the node that is gone for the moment, with its lower device for example, comes
+/// back under the name that it had: the IDs of the resource's devices have that.
+fn keep_name(
+    resource: ResourceConfig,
+    former: Option<&ResourceConfig>,
+    links: &[Link],
+) -> ResourceConfig {
+    let is_gone = |vlan: &SubInterface| vlan.among(links).is_none();
+    match former {
+        Some(former)
+            if former.vlan == resource.vlan && former.vlan.as_ref().is_some_and(is_gone) =>
+        {
+            ResourceConfig {
+                lower: former.lower.clone(),
+                ..resource
+            }
+        }
+        _ => resource,
     }
 }
 
@@ -111,6 +136,34 @@ mod tests {
         let resources = selection.resources.iter();
         let pairs = resources.map(|(name, resource)| (name.as_str(), &*resource.lower));
         pairs.collect()
+    }
+
+    #[test]
+    fn a_vlan_interface_of_the_node_keeps_its_name_while_it_is_gone() {
+        let text = r#"[{"name": "lan", "lowerDevice": "eth0", "vlan": 100}]"#;
+        let storage = Link {
+            kind: Some("vlan".into()),
+            vlan: Some(100),
+            lower: Some(2),
+            ..nic(3, "storage")
+        };
+        let of = |links: &[Link], former: &Selection| select(text, links, former);
+        let found = of(&[nic(2, "eth0"), storage.clone()], &Selection::default());
+        assert_eq!(pairs(&found), [("lan", "storage")]);
+        let bare = of(&[nic(2, "eth0")], &found);
+        assert_eq!(pairs(&bare), [("lan", "storage")]);
+        assert_eq!(pairs(&of(&[], &bare)), [("lan", "storage")]);
+        // Renamed, it is still that VLAN.
+        let renamed = Link {
+            name: "backup".into(),
+            ..storage
+        };
+        assert_eq!(
+            pairs(&of(&[nic(2, "eth0"), renamed], &bare)),
+            [("lan", "backup")]
+        );
+        let fresh = of(&[nic(2, "eth0")], &Selection::default());
+        assert_eq!(pairs(&fresh), [("lan", "eth0.100")]);
     }
 
     #[test]

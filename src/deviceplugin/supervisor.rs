@@ -29,7 +29,7 @@ use super::{
     selection::Selection,
     settings::Settings,
     tap_only::TapOnly,
-    vlans,
+    vlans::Vlans,
 };
 use crate::{
     cli,
@@ -73,6 +73,7 @@ pub struct Supervisor {
     /// Which entries choose no lower device, as was logged.
     unselected: Vec<String>,
     /// Which VLAN interfaces could not be made, and why, as was logged.
+    vlans: Vlans,
     vlan_errors: Vec<String>,
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
@@ -116,6 +117,7 @@ impl Supervisor {
             stopping: Vec::new(),
             sockets_changed: false,
             unselected: Vec::new(),
+            vlans: Vlans::default(),
             vlan_errors: Vec::new(),
             skipped: BTreeMap::new(),
             learning,
@@ -392,14 +394,14 @@ impl Supervisor {
     /// Makes the VLAN interfaces that resources are on, and removes those that neither a resource
     /// is on nor the device of a pod. Their events bring us here again.
     fn reconcile_vlans(&mut self) {
-        let plans = self.plans.values();
-        let wanted = plans.filter_map(|(resource, _)| resource.vlan.as_ref());
         let used = self.plans.values().flat_map(|(resource, plan)| {
             let former = plan.former.devices.iter().map(|device| &*device.lower);
             former.chain([&*resource.lower])
         });
-        let (wanted, used) = (wanted.collect(), used.collect());
-        let errors = vlans::reconcile(&mut self.netlink, &self.links, &wanted, &used);
+        let used = used.collect();
+        let resources = self.plans.values().map(|(resource, _)| resource);
+        self.vlans.update(resources, &used);
+        let errors = self.vlans.reconcile(&mut self.netlink, &self.links, &used);
         for error in &errors {
             if !self.vlan_errors.contains(error) {
                 warn!("{error}");

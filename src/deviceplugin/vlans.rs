@@ -1,34 +1,132 @@
 //! The VLAN interfaces that resources are on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use log::warn;
 
+use super::config::ResourceConfig;
 use crate::{
     macvtap::sub_interface::{Maker, SubInterface, delete_unused},
     netlink::{Link, Socket},
 };
 
-/// Makes those that are `wanted`, and removes those that it made whose name is not in `used` any
-/// more; what could not be made, and why.
-pub fn reconcile(
-    host: &mut Socket,
-    links: &[Link],
-    wanted: &BTreeSet<&SubInterface>,
-    used: &BTreeSet<&str>,
-) -> Vec<String> {
-    let is_ready = |link: &Link| link.up || !Maker::DevicePlugin.made(link);
-    let missing = wanted
-        .iter()
-        .filter(|vlan| !vlan.among(links).is_some_and(is_ready));
-    let errors = missing.filter_map(|vlan| vlan.ensure(host, Maker::DevicePlugin).err());
-    let errors = errors.map(|error| format!("{error:#}")).collect();
-    let ours = links.iter().filter(|link| Maker::DevicePlugin.made(link));
-    for link in ours.filter(|link| !used.contains(link.name.as_str())) {
-        if let Err(error) = delete_unused(host, link, Maker::DevicePlugin) {
-            let error = format!("{error:#}");
-            warn!(error = error.as_str(); "VLAN interface not removed; it is tried again");
+/// The VLAN interfaces of the resources by their name, and those of former configurations while pods
+/// hold their devices.
+#[derive(Debug, Default)]
+pub struct Vlans(BTreeMap<String, SubInterface>);
+
+impl Vlans {
+    /// Takes note of those of `resources`, and forgets those whose name is not in `used` any more.
+    pub fn update<'a>(
+        &mut self,
+        resources: impl Iterator<Item = &'a ResourceConfig>,
+        used: &BTreeSet<&str>,
+    ) {
+        let found = resources.filter_map(|resource| {
+            let vlan = resource.vlan.clone()?;
+            Some((resource.lower.to_string(), vlan))
+        });
+        self.0.extend(found);
+        self.0.retain(|name, _| used.contains(name.as_str()));
+    }
+
+    /// Makes those that are missing, and removes those that this program made whose name is not in
+    /// `used` any more; what could not be made, and why.
+    pub fn reconcile(
+        &self,
+        host: &mut Socket,
+        links: &[Link],
+        used: &BTreeSet<&str>,
+    ) -> Vec<String> {
+        let missing = self.missing(links);
+        let errors = missing.filter_map(|vlan| vlan.ensure(host, Maker::DevicePlugin).err());
+        let errors = errors.map(|error| format!("{error:#}")).collect();
+        let ours = links.iter().filter(|link| Maker::DevicePlugin.made(link));
+        for link in ours.filter(|link| !used.contains(link.name.as_str())) {
+            if let Err(error) = delete_unused(host, link, Maker::DevicePlugin) {
+                let error = format!("{error:#}");
+                warn!(error = error.as_str(); "VLAN interface not removed; it is tried again");
+            }
+        }
+        errors
+    }
+
+    /// Those that do not exist or are not ready. One that had a name of the node's own is the node's
+    /// to make again: under another name it would keep the node from that.
+    fn missing(&self, links: &[Link]) -> impl Iterator<Item = &SubInterface> {
+        let is_ready = |link: &Link| link.up || !Maker::DevicePlugin.made(link);
+        let missing = self.0.iter().filter(move |(name, vlan)| {
+            let is_ours = vlan.name_among(links).is_ok_and(|own| *own == **name);
+            match vlan.among(links) {
+                Some(link) => !is_ready(link),
+                None => is_ours || vlan.name_among(links).is_err(),
+            }
+        });
+        missing.map(|(_, vlan)| vlan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::mode::Mode;
+
+    fn link(index: u32, name: &str, vlan: Option<(u16, u32)>) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            kind: vlan.map(|_| "vlan".to_owned()),
+            vlan: vlan.map(|(id, _)| id),
+            lower: vlan.map(|(_, lower)| lower),
+            up: true,
+            ..Link::default()
         }
     }
-    errors
+
+    fn resource(lower: &str, id: u16) -> ResourceConfig {
+        ResourceConfig {
+            name: "lan".to_owned(),
+            lower: lower.parse().unwrap(),
+            selector: None,
+            mode: Mode::Bridge,
+            capacity: 1,
+            volume_hotplug: false,
+            vlan: Some(SubInterface::vlan("eth0".parse().unwrap(), id)),
+        }
+    }
+
+    fn missing(vlans: &Vlans, links: &[Link]) -> Vec<String> {
+        vlans.missing(links).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn one_is_made_again_while_a_pod_holds_a_device_on_it() {
+        let mut vlans = Vlans::default();
+        let eth0 = [link(2, "eth0", None)];
+        vlans.update([resource("eth0.100", 100)].iter(), &["eth0.100"].into());
+        assert_eq!(missing(&vlans, &eth0), ["VLAN 100 of eth0"]);
+        // The configuration changes, and a pod holds a device of before.
+        let used = ["eth0.100", "eth0.200"].into();
+        vlans.update([resource("eth0.200", 200)].iter(), &used);
+        let expected = ["VLAN 100 of eth0", "VLAN 200 of eth0"];
+        assert_eq!(missing(&vlans, &eth0), expected);
+        let both = [
+            link(2, "eth0", None),
+            link(3, "eth0.100", Some((100, 2))),
+            link(4, "eth0.200", Some((200, 2))),
+        ];
+        assert!(missing(&vlans, &both).is_empty());
+        vlans.update([resource("eth0.200", 200)].iter(), &["eth0.200"].into());
+        assert_eq!(missing(&vlans, &eth0), ["VLAN 200 of eth0"]);
+    }
+
+    #[test]
+    fn one_with_a_name_of_the_nodes_own_is_waited_for() {
+        let mut vlans = Vlans::default();
+        vlans.update([resource("storage", 100)].iter(), &["storage"].into());
+        let eth0 = link(2, "eth0", None);
+        assert!(missing(&vlans, std::slice::from_ref(&eth0)).is_empty());
+        let storage = link(3, "storage", Some((100, 2)));
+        assert!(missing(&vlans, &[eth0, storage]).is_empty());
+    }
 }
