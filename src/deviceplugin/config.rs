@@ -143,6 +143,13 @@ impl Configuration {
     pub fn needs_facts(&self) -> bool {
         self.resources().any(|(_, lower, _)| lower.needs_facts())
     }
+
+    /// Whether lower devices are chosen by addresses or the default route.
+    #[must_use]
+    pub fn needs_addresses(&self) -> bool {
+        self.resources()
+            .any(|(_, lower, _)| lower.needs_addresses())
+    }
 }
 
 impl Entry {

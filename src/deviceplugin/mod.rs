@@ -77,7 +77,9 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
         configuration,
         warnings: mut config_warnings,
     } = source.load()?;
-    inputs.links.follow_addresses(configuration.needs_facts())?;
+    inputs
+        .links
+        .follow_addresses(configuration.needs_addresses())?;
     let learning = LearningTask::start(settings.learning.clone(), settings.kubelet_dir.clone());
     let mut supervisor = Supervisor::new(settings, configuration, learning, sender)?;
     supervisor.serve_nri(&settings.nri)?;
@@ -94,8 +96,8 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
             }
             Input::Configuration => {
                 reload(&mut supervisor, &mut source, &mut config_warnings);
-                let needs_facts = supervisor.configuration().needs_facts();
-                inputs.links.follow_addresses(needs_facts)?;
+                let needs_addresses = supervisor.configuration().needs_addresses();
+                inputs.links.follow_addresses(needs_addresses)?;
             }
             // The client may be gone.
             Input::Query(query) => drop(query.send(supervisor.status(config_warnings.clone()))),

@@ -283,7 +283,7 @@ impl Supervisor {
         if !self.configuration.needs_facts() {
             return;
         }
-        match node_facts::read(&mut self.netlink, &self.links) {
+        match node_facts::read(&mut self.netlink, &self.links, &self.configuration) {
             Ok(facts) => self.facts = facts,
             Err(error) => {
                 error!(error:%; "cannot list addresses and routes; keeping the former ones");

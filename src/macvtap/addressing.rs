@@ -121,7 +121,7 @@ pub fn check(socket: &mut Socket, index: u32, ip: &IpConfig) -> Result<()> {
     if ip.routes.is_empty() {
         return Ok(());
     }
-    let installed = socket.routes().context("looking at routes")?;
+    let installed = socket.routes(|_| true).context("looking at routes")?;
     for route in &ip.routes {
         let found = installed.iter().find(|found| {
             let same = |wanted: Option<u32>, found| wanted.is_none_or(|wanted| wanted == found);

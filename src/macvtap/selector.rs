@@ -74,16 +74,20 @@ impl Selector {
     /// Whether it needs [`Facts`].
     #[must_use]
     pub fn needs_facts(&self) -> bool {
-        let Self::Matching { criteria, .. } = self else {
-            return false;
-        };
-        criteria.iter().any(|wanted| {
-            let hardware = [&wanted.pci_address, &wanted.driver];
-            hardware.into_iter().any(Option::is_some)
-                || wanted.vendor.is_some()
-                || wanted.address.is_some()
-                || wanted.default_route
-        })
+        self.has(|wanted| wanted.needs_hardware() || wanted.needs_addresses())
+    }
+
+    /// Whether it needs the addresses and the default route of [`Facts`].
+    #[must_use]
+    pub fn needs_addresses(&self) -> bool {
+        self.has(Criteria::needs_addresses)
+    }
+
+    fn has(&self, such: impl Fn(&Criteria) -> bool) -> bool {
+        match self {
+            Self::Named(_) => false,
+            Self::Matching { criteria, .. } => criteria.iter().any(such),
+        }
     }
 
     /// How the configuration says it, if it is no plain name.
@@ -125,6 +129,14 @@ impl Selector {
 }
 
 impl Criteria {
+    fn needs_hardware(&self) -> bool {
+        self.pci_address.is_some() || self.driver.is_some() || self.vendor.is_some()
+    }
+
+    fn needs_addresses(&self) -> bool {
+        self.address.is_some() || self.default_route
+    }
+
     /// The links that match and can be a lower device, and why others that match cannot.
     ///
     /// A VLAN interface has the MAC of the one below it, and a bond that of its ports: what stands
@@ -355,6 +367,29 @@ mod tests {
         for (criteria, expected) in table {
             let found = select(std::slice::from_ref(&criteria));
             assert_eq!(found, expected, "{criteria:?}");
+        }
+    }
+
+    #[test]
+    fn needs_no_more_than_it_is_chosen_by() {
+        let none = Criteria::default;
+        let glob = || Some(Glob::new("*"));
+        #[rustfmt::skip]
+        let table = [
+            (name("eth*"), (false, false)),
+            (Criteria { pci_address: glob(), ..none() }, (true, false)),
+            (Criteria { driver: glob(), ..none() }, (true, false)),
+            (Criteria { vendor: Some(0x8086), ..none() }, (true, false)),
+            (Criteria { default_route: true, ..none() }, (true, true)),
+            (Criteria { address: "10.0.0.0/8".parse().ok(), ..none() }, (true, true)),
+        ];
+        for (criteria, expected) in table {
+            let selector = Selector::Matching {
+                criteria: vec![criteria],
+                text: String::new(),
+            };
+            let needs = (selector.needs_facts(), selector.needs_addresses());
+            assert_eq!(needs, expected, "{selector:?}");
         }
     }
 

@@ -174,12 +174,20 @@ impl Socket {
         }
     }
 
-    /// The routes of the socket's network namespace, in all tables.
-    pub fn routes(&mut self) -> Result<Vec<InstalledRoute>, NetlinkError> {
+    /// The routes of the socket's network namespace, of all tables, that are `wanted`. No other is
+    /// kept: a router has a million.
+    pub fn routes(
+        &mut self,
+        wanted: impl Fn(&InstalledRoute) -> bool,
+    ) -> Result<Vec<InstalledRoute>, NetlinkError> {
         let header = [0; ROUTE_HEADER];
         let routes = self.read_list(
             |batch| batch.add((GET_ROUTE, DUMP), &header, |_| ()),
-            InstalledRoute::read,
+            |message| {
+                let mut routes = InstalledRoute::read(message)?;
+                routes.retain(&wanted);
+                (!routes.is_empty()).then_some(routes)
+            },
         )?;
         Ok(routes.into_iter().flatten().collect())
     }

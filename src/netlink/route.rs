@@ -8,8 +8,7 @@ impl Socket {
     /// The indexes of the interfaces of the default route that the kernel prefers: the one with
     /// the lowest priority number in the main table, of IPv4 if there is one.
     pub fn default_route(&mut self) -> Result<BTreeSet<u32>, NetlinkError> {
-        let mut routes = self.routes()?;
-        routes.retain(InstalledRoute::is_default);
+        let routes = self.routes(InstalledRoute::is_default)?;
         let rank = |route: &InstalledRoute| (!route.destination.is_ipv4(), route.priority);
         let lowest = routes.iter().map(rank).min();
         let preferred = routes.iter().filter(|route| Some(rank(route)) == lowest);
