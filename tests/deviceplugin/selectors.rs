@@ -141,11 +141,11 @@ fn what_is_ambiguous_or_a_port_is_left_out_and_reported() {
             assert!(text.contains(parts[0]), "{text}");
         }
     };
+    left_out(json!("ens*"), &["matches no interface of this node"]);
     left_out(
         json!("lan?"),
         &["matches lan0 and lan1; make it match one", "it is left out"],
     );
-    left_out(json!("ens*"), &["matches no interface of this node"]);
     assert!(case.kubelet.resources().is_empty());
     case.configure(&one(&json!("lan?")));
     host.ip("link set lan1 up");
@@ -306,7 +306,10 @@ fn another_interface_of_the_name_of_a_vlan_is_left_alone() {
     let case = Case::new(&json!([]));
     let host = &case.node.host;
     host.ip("link add eth0.100 type veth peer name other");
-    case.configure(&json!([in_vlan("a", 100), {"name": "b", "lowerDevice": LOWER}]));
+    host.ip("link set eth0.100 up");
+    case.configure(&one(&json!("eth0.1*")));
+    case.on("a", "eth0.100");
+    case.configure(&json!([in_vlan("c", 100), {"name": "b", "lowerDevice": LOWER}]));
     case.on("b", LOWER);
     case.plugin
         .wait_for_log("exists, and is not VLAN 100 of eth0");
@@ -314,10 +317,10 @@ fn another_interface_of_the_name_of_a_vlan_is_left_alone() {
         !case
             .kubelet
             .resources()
-            .contains(&"macvtap.network.kubevirt.io/a".to_owned())
+            .contains(&"macvtap.network.kubevirt.io/c".to_owned())
     );
-    case.configure(&json!([{"name": "c", "lowerDevice": LOWER}]));
-    case.on("c", LOWER);
+    case.configure(&json!([{"name": "d", "lowerDevice": LOWER}]));
+    case.on("d", LOWER);
     assert!(host.link("eth0.100").is_some());
 }
 
