@@ -57,7 +57,8 @@ fn a_guest_uses_its_network_whatever_security_is() {
         let shell = &mut guest.shell;
         assert!(shell.reaches(ADDRESS));
         wait_until("the guest has an address by SLAAC", || {
-            shell.run("ip -6 addr show dev eth0").contains("fd00:11:")
+            let addresses = shell.run("ip -6 addr show dev eth0");
+            addresses.contains("fd00:11:") && !addresses.contains("tentative")
         });
         assert!(shell.reaches(ADDRESS_V6));
         shell.run("ip addr add 10.99.0.9/24 dev eth0");
