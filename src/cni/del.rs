@@ -20,7 +20,7 @@ use crate::{
     macvtap::{port_security::Interface, shaping, sub_interface::Maker},
     netlink::{Link, Socket},
     types::{
-        device_id::{DeviceId, STANDALONE_TAPS, TAPS, original_link_name, standalone_taps},
+        device_id::{DeviceId, is_tap_number, original_link_name, standalone_taps},
         link_name::LinkName,
         mac::MacAddr,
     },
@@ -70,9 +70,8 @@ impl Unclear {
     }
 
     fn is(&self, link: &Link) -> bool {
-        let ours = TAPS.contains(&link.index) || STANDALONE_TAPS.contains(&link.index);
         let reported = self.mac.is_some() && link.mac == self.mac;
-        self.taps.contains(&link.index) || (ours && (reported || self.any))
+        self.taps.contains(&link.index) || (is_tap_number(link.index) && (reported || self.any))
     }
 }
 
@@ -96,12 +95,11 @@ impl Attachment {
     /// original have no index of their own; their lower device is on the host.
     fn is(&self, link: &Link, environment: &Environment) -> bool {
         let index = link.index;
-        let ours = TAPS.contains(&index) || STANDALONE_TAPS.contains(&index);
         let from_host = link.lower_nsid.is_some() || environment.netns_override;
         match self {
             Self::Allocated(tap) => index == *tap,
             Self::Standalone(taps) => taps.contains(&index),
-            Self::Original(_) => !ours && from_host,
+            Self::Original(_) => !is_tap_number(index) && from_host,
             Self::Unclear(unclear) => unclear.is(link),
         }
     }

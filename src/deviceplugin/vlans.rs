@@ -56,10 +56,10 @@ impl Vlans {
     fn missing(&self, links: &[Link]) -> impl Iterator<Item = &SubInterface> {
         let is_ready = |link: &Link| link.up || !Maker::DevicePlugin.made(link);
         let missing = self.0.iter().filter(move |(name, vlan)| {
-            let is_ours = vlan.name_among(links).is_ok_and(|own| *own == **name);
             match vlan.among(links) {
                 Some(link) => !is_ready(link),
-                None => is_ours || vlan.name_among(links).is_err(),
+                // Where the name is taken, making it says so.
+                None => vlan.name_among(links).map_or(true, |own| *own == **name),
             }
         });
         missing.map(|(_, vlan)| vlan)

@@ -6,11 +6,7 @@ use super::finding::Finding;
 use crate::{
     host::{char_device::Found, container, devnode, tap},
     macvtap::inventory::{Inventory, Macvtap},
-    types::{
-        device_id::{STANDALONE_TAPS, TAPS},
-        device_number::DeviceNumber,
-        plural::count,
-    },
+    types::{device_id::is_tap_number, device_number::DeviceNumber, plural::count},
 };
 
 /// Whether lower devices with macvtaps are eligible; not those that are `named` already.
@@ -38,7 +34,7 @@ pub fn macvtaps(inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
     for macvtap in &inventory.macvtaps {
         let number = macvtap.link.index;
-        if is_ours(number) {
+        if is_tap_number(number) {
             let devices = inventory.taps.get(&number);
             findings.extend(node(macvtap, devices.map_or(&[], Vec::as_slice)));
             findings.extend(tap_only(macvtap));
@@ -112,10 +108,6 @@ fn tap_only(macvtap: &Macvtap) -> Option<Finding> {
     })
 }
 
-fn is_ours(number: u32) -> bool {
-    TAPS.contains(&number) || STANDALONE_TAPS.contains(&number)
-}
-
 /// Port security is for the MAC that a macvtap had at ADD.
 fn other_mac(macvtap: &Macvtap) -> Option<Finding> {
     let security = macvtap.limits.security.as_ref()?;
@@ -155,7 +147,7 @@ fn stale_nodes() -> Vec<Finding> {
     };
     let stale = nodes
         .into_iter()
-        .filter(|number| is_ours(*number) && !numbers.contains(number));
+        .filter(|number| is_tap_number(*number) && !numbers.contains(number));
     stale
         .map(|number| {
             let path = tap::path(number);

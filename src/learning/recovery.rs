@@ -24,7 +24,7 @@ use crate::{
     netlink::Link,
     types::{
         checkpoint,
-        device_id::{NAMESPACE, STANDALONE_TAPS, TAPS},
+        device_id::{NAMESPACE, is_tap_number},
         mac::MacAddr,
         mode::Mode,
     },
@@ -196,10 +196,9 @@ fn candidates(pod: &PodNetns, host: &Netns) -> Result<Vec<Link>> {
 /// Whether ADD made the link, or kubevirt/macvtap-cni did, which marks none and takes the indexes
 /// that the kernel gives.
 fn is_ours(link: &Link, allocated: &BTreeSet<u32>) -> bool {
-    let in_range = TAPS.contains(&link.index) || STANDALONE_TAPS.contains(&link.index);
     let is_marked = port_of(link.clone()).is_some();
     let is_allocated = allocated.contains(&link.index);
-    (is_marked && in_range) || (is_allocated && (is_marked || is_unmarked(link)))
+    (is_marked && is_tap_number(link.index)) || (is_allocated && (is_marked || is_unmarked(link)))
 }
 
 fn is_unmarked(link: &Link) -> bool {

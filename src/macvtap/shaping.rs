@@ -122,30 +122,13 @@ fn limit_received(pod: &mut Socket, index: u32, tbf: &Tbf) -> Result<(), Netlink
     // On a device that is down this costs nothing: it has no queue that has to run empty.
     pod.set_rate(ifb, tbf)?;
     if is_new {
-        set_up_without_addresses(pod, ifb)?;
+        pod.set_up_without_addresses(ifb)?;
     }
     if is_new || !pod.redirects_ingress(index)? {
         pod.add_clsact(index)?;
         pod.redirect_ingress(index, ifb)?;
     }
     Ok(())
-}
-
-fn set_up_without_addresses(pod: &mut Socket, index: u32) -> Result<(), NetlinkError> {
-    let without_addresses = Change {
-        no_ipv6_addresses: true,
-        ..Change::default()
-    };
-    match pod.change(index, &without_addresses) {
-        // There is no IPv6 in this kernel.
-        Err(error) if error.errno() == Some(Errno::EAFNOSUPPORT) => {}
-        other => other?,
-    }
-    let up = Change {
-        up: Some(true),
-        ..Change::default()
-    };
-    pod.change(index, &up)
 }
 
 /// Fails if this kernel cannot limit rates. Tried out in a network namespace that is made for it.

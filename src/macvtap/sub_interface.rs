@@ -11,7 +11,7 @@ use nix::errno::Errno;
 
 use super::lower::{LowerDevice, Reason};
 use crate::{
-    netlink::{Change, CreateUpper, Link, NetlinkError, Socket, UpperKind},
+    netlink::{CreateUpper, Link, NetlinkError, Socket, UpperKind},
     types::{
         device_id::short_hash,
         link_name::{LinkName, MAX_NAME},
@@ -193,20 +193,7 @@ impl std::fmt::Display for SubInterface {
 
 /// Sets it up, without addresses of its own: the node has nothing to do there.
 fn set_up(host: &mut Socket, index: u32) -> Result<()> {
-    let quiet = Change {
-        no_ipv6_addresses: true,
-        ..Change::default()
-    };
-    match host.change(index, &quiet) {
-        // There is no IPv6 in this kernel.
-        Err(error) if error.errno() == Some(Errno::EAFNOSUPPORT) => {}
-        other => other.context("preparing a sub-interface")?,
-    }
-    let up = Change {
-        up: Some(true),
-        ..Change::default()
-    };
-    host.change(index, &up)
+    host.set_up_without_addresses(index)
         .context("setting a sub-interface up")
 }
 

@@ -2,13 +2,11 @@
 
 use std::net::IpAddr;
 
-use nix::errno::Errno;
-
 use super::{
     Socket,
     attr::{attributes, nested, number},
     batch::{ACK, Attributes, Batch, CREATE, DUMP, EXCLUSIVE},
-    error::NetlinkError,
+    error::{NetlinkError, or_existing},
     message::Message,
 };
 use crate::types::{
@@ -105,10 +103,7 @@ impl Socket {
                 to.put(ADDRESS_BROADCAST, &bytes(broadcast));
             }
         });
-        match added {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
-            other => other,
-        }
+        or_existing(added)
     }
 
     /// All addresses of the socket's network namespace, each with the index of its interface.
@@ -168,10 +163,7 @@ impl Socket {
             to.put(ROUTE_INTERFACE, &index.to_ne_bytes());
             write_options(to, route);
         });
-        match added {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
-            other => other,
-        }
+        or_existing(added)
     }
 
     /// The routes of the socket's network namespace, of all tables, that are `wanted`. No other is

@@ -39,6 +39,14 @@ impl NetlinkError {
     }
 }
 
+/// What exists already, and is to exist, is left as it is.
+pub(super) fn or_existing(made: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match made {
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
 impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (errno, text) = match self {

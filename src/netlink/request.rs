@@ -262,6 +262,24 @@ impl Socket {
         self.request(Rtm::Newlink, NlmF::empty(), body)
     }
 
+    /// Sets a link up that gets no IPv6 address of its own.
+    pub fn set_up_without_addresses(&mut self, index: u32) -> Result<(), NetlinkError> {
+        let without_addresses = Change {
+            no_ipv6_addresses: true,
+            ..Change::default()
+        };
+        match self.change(index, &without_addresses) {
+            // There is no IPv6 in this kernel.
+            Err(error) if error.errno() == Some(Errno::EAFNOSUPPORT) => {}
+            other => other?,
+        }
+        let up = Change {
+            up: Some(true),
+            ..Change::default()
+        };
+        self.change(index, &up)
+    }
+
     /// Deletes the link with this index. False if there is none.
     pub fn delete(&mut self, index: u32) -> Result<bool, NetlinkError> {
         let body = body(Some(index), Vec::new())?;

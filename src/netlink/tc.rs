@@ -7,7 +7,7 @@ use super::{
     Socket,
     attr::{nested, number, text},
     batch::{ACK, Attributes, Batch, CREATE, DUMP, EXCLUSIVE, REPLACE},
-    error::NetlinkError,
+    error::{NetlinkError, or_existing},
     message::Message,
 };
 
@@ -91,10 +91,7 @@ impl Socket {
     pub fn add_clsact(&mut self, index: u32) -> Result<(), NetlinkError> {
         let header = header(index, CLSACT_HANDLE, CLSACT, 0);
         let kind = |to: &mut Attributes<'_>| to.text(KIND, "clsact");
-        match self.change_tc((NEW_QDISC, CREATE | EXCLUSIVE), &header, kind) {
-            Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
-            other => other,
-        }
+        or_existing(self.change_tc((NEW_QDISC, CREATE | EXCLUSIVE), &header, kind))
     }
 
     /// Lets a classic BPF program judge what a device sends: it returns the verdict.

@@ -29,6 +29,12 @@ pub const MAX_SLOTS: u32 = 16_384;
 /// so that they never take an allocated one.
 pub const STANDALONE_TAPS: Range<u32> = 1 << 25..1 << 26;
 
+/// Whether a macvtap with this index, which is the number of its tap, can be this program's.
+#[must_use]
+pub fn is_tap_number(index: u32) -> bool {
+    TAPS.contains(&index) || STANDALONE_TAPS.contains(&index)
+}
+
 /// The tap numbers of macvtaps that are made as kubevirt/macvtap-cni makes them. The kernel
 /// chooses lower ones there, which may be taken in the pod.
 const ORIGINAL_TAPS: Range<u32> = 1 << 26..1 << 27;

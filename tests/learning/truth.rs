@@ -11,7 +11,7 @@ use std::{
 use kit::{
     binary,
     netns::{
-        Host, IFNAME, LOWER, tap_number,
+        Cni, Host, IFNAME, LOWER, tap_number,
         taps::{arrives, far_tap, open, send},
         wait_until,
     },
@@ -284,6 +284,18 @@ fn foreign_links_are_not_learned_and_harm_no_port() {
     assert_eq!(link["linkinfo"]["info_data"]["mode"], "vepa");
 }
 
+/// Attaches a pod whose port begins parked. On a busy machine the answer may come too late.
+fn attach_parked(call: &Cni<'_>, pod: &Host) {
+    wait_until("it begins parked", || {
+        call.add();
+        let parked = pod.mode() == "vepa";
+        if !parked {
+            call.succeed("DEL");
+        }
+        parked
+    });
+}
+
 /// A pod's netns that only a process has, as with Docker.
 #[test]
 fn a_port_is_parked_only_where_a_later_device_plugin_finds_it() {
@@ -302,14 +314,7 @@ fn a_port_is_parked_only_where_a_later_device_plugin_finds_it() {
     let call = learner.node.allocated(&pod, number);
     let path = format!("/proc/{}/ns/net", process.id());
     let call = call.with("mac", VM.to_string()).env("CNI_NETNS", &path);
-    wait_until("it begins parked", || {
-        call.add();
-        let parked = pod.mode() == "vepa";
-        if !parked {
-            call.succeed("DEL");
-        }
-        parked
-    });
+    attach_parked(&call, &pod);
     learner.kill();
     learner.start();
     wait_until("it is found again", || belief(&learner, number).is_some());
@@ -336,14 +341,7 @@ fn a_port_is_known_while_a_process_is_in_its_netns() {
     let path = format!("/proc/{}/ns/net", first.id());
     let call = learner.node.allocated(&pod, number);
     let call = call.with("mac", VM.to_string()).env("CNI_NETNS", &path);
-    wait_until("it begins parked", || {
-        call.add();
-        let parked = pod.mode() == "vepa";
-        if !parked {
-            call.succeed("DEL");
-        }
-        parked
-    });
+    attach_parked(&call, &pod);
     let netns = || belief(&learner, number).map(|port| port.netns);
     // It was seen by then, so that it is known to be gone if it is not there.
     std::thread::sleep(Duration::from_millis(500));
