@@ -157,6 +157,10 @@ impl Running {
         // Interrupted, it is tried again.
         let _ = poll(&mut open, timeout);
         self.stdout.read()?;
+        self.read_stderr()
+    }
+
+    fn read_stderr(&mut self) -> Result<(), ProgramError> {
         self.stderr.read()?;
         self.stderr.bytes.truncate(MAX_STDERR_BYTES);
         Ok(())
@@ -171,7 +175,7 @@ impl Running {
     /// Takes what the program left in the pipes, which a process that it started may keep open.
     fn finish(mut self, status: ExitStatus, bounds: Bounds) -> Result<Output, ProgramError> {
         while self.stdout.read()? > 0 && self.stdout.bytes.len() <= bounds.max_bytes {}
-        self.stderr.read()?;
+        self.read_stderr()?;
         if self.stdout.bytes.len() > bounds.max_bytes {
             return Err(ProgramError::TooLong(bounds.max_bytes));
         }

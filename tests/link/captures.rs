@@ -144,7 +144,14 @@ impl World {
         ] {
             text = text.replace(&format!("{dir}/{own}"), shown);
         }
-        let lines = text.lines().filter(|line| !is_of_others(line));
+        let mut of_others = false;
+        let lines = text.lines().filter(|line| {
+            // A long line goes on below, until the next finding or the end of the paragraph.
+            let goes_on = !line.trim().is_empty() && !line.starts_with("  ok ");
+            let goes_on = goes_on && !line.starts_with("  FAIL ");
+            of_others = is_of_others(line) || (of_others && goes_on);
+            !of_others
+        });
         let lines = lines.map(|line| match line.split_once(" macvtaps, no problems") {
             Some(_) => "  ok   macvtaps       2 macvtaps, no problems",
             None => line.trim_end(),
