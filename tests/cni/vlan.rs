@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use kit::netns::{
-    Case, FAR_END, Host, IFNAME, LOWER, Node, skipped,
-    taps::{arrives, far_tap, open, send},
-    wait_until,
+use kit::{
+    kernel,
+    netns::{
+        Case, FAR_END, Host, IFNAME, LOWER, Node,
+        taps::{arrives, far_tap, open, send},
+        wait_until,
+    },
 };
 use macvtap::{
     macvtap::sub_interface::{self, Maker, SubInterface},
@@ -16,17 +19,14 @@ use serde_json::json;
 const GUEST: &str = "02:00:00:00:00:aa";
 const LONG: Duration = Duration::from_secs(2);
 
-/// Whether this kernel has VLAN interfaces.
-fn has_vlans() -> bool {
-    let node = Node::new();
-    let words = format!("link add link {LOWER} name probe type vlan id 5");
-    node.host.try_ip(&words).status.success()
+#[test]
+fn all_of_these_under_debians_kernel() {
+    kernel::run_tests(&["vlan::"]);
 }
 
 #[test]
 fn a_kernel_without_vlans_is_named() {
-    if has_vlans() {
-        skipped("this kernel has VLAN interfaces: not shown what happens without");
+    if kernel::has("vlan") {
         return;
     }
     let case = Case::new();
@@ -42,8 +42,7 @@ fn a_kernel_without_vlans_is_named() {
 
 #[test]
 fn the_first_pod_makes_the_vlan_and_the_last_removes_it() {
-    if !has_vlans() {
-        skipped("this kernel has no VLAN interfaces (8021q)");
+    if !kernel::has("vlan") {
         return;
     }
     let node = Node::new();
@@ -58,7 +57,7 @@ fn the_first_pod_makes_the_vlan_and_the_last_removes_it() {
     let first = calls[0].clone().with("mac", GUEST).added();
     first.succeed("CHECK");
     let second = calls[1].clone().added();
-    assert!(node.host.is_up(vlan));
+    wait_until("frames pass", || node.host.is_up(vlan));
     // A frame of the guest has the tag on the wire.
     let number = pods[0].link(IFNAME).unwrap()["ifindex"].as_u64().unwrap();
     let (near, far) = (open(u32::try_from(number).unwrap()), far_tap(&node));
@@ -179,31 +178,33 @@ fn an_interface_that_the_node_uses_stays() {
     let name = &link.name;
     node.host.ip("link add bridge0 type bridge");
     for (begin, end) in [
-        ("address add 192.0.2.7/24 dev", "address flush dev"),
-        ("address add 2001:db8::7/64 nodad dev", "address flush dev"),
+        ("address add 192.0.2.7/24 dev DEV", "address flush dev DEV"),
         (
-            "link add other0 type vlan id 7 link",
-            "link delete other0 #",
+            "address add 2001:db8::7/64 nodad dev DEV",
+            "address flush dev DEV",
         ),
-        ("link set master bridge0 dev", "link set nomaster dev"),
+        (
+            "link add link DEV name other0 type vlan id 7",
+            "link delete other0",
+        ),
+        (
+            "link set master bridge0 dev DEV",
+            "link set nomaster dev DEV",
+        ),
     ] {
-        node.host.ip(&format!("{begin} {name}"));
+        node.host.ip(&begin.replace("DEV", name));
         let before = node.host.links();
         let deleted = sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin);
         assert!(!deleted.unwrap(), "{begin}");
         assert_eq!(node.host.links(), before, "{begin}");
-        let end = end
-            .split_once(" #")
-            .map_or(format!("{end} {name}"), |(end, _)| end.to_owned());
-        node.host.ip(&end);
+        node.host.ip(&end.replace("DEV", name));
     }
     assert!(sub_interface::delete_unused(&mut host, &link, Maker::DevicePlugin).unwrap());
 }
 
 /// A VLAN interface of this program, where the kernel has them.
 fn vlan() -> Option<(Node, Socket, Link)> {
-    if !has_vlans() {
-        skipped("this kernel has no VLAN interfaces (8021q)");
+    if !kernel::has("vlan") {
         return None;
     }
     let node = Node::new();

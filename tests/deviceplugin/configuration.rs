@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use kit::{
-    binary,
+    binary, kernel,
     kubelet::{Plugin, WAIT_TIMEOUT},
-    netns::{Host, LOWER, Node, skipped, wait_until},
+    netns::{Host, LOWER, Node, wait_until},
 };
 use macvtap::{deviceplugin::status, host::netns::Netns, selftest::kubelet::Kubelet};
 use serde_json::Value;
@@ -168,19 +168,13 @@ fn discovery_offers_no_virtual_links() {
 #[test]
 fn discovery_finds_a_bond_when_it_comes() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
-    if !node
-        .host
-        .try_ip("link add bond0 type bond")
-        .status
-        .success()
-    {
-        skipped("this kernel has no bonding");
+    if !kernel::has("bond") {
         return;
     }
-    node.host.ip("link delete bond0");
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let _plugin = Plugin::configured(&node.host, dir.path(), "[]");
     node.host.ip("link add bond0 type bond");
+    node.host.ip("link set bond0 up");
     expect(&kubelet, "bond0", 100);
     node.host.ip("link delete bond0");
     expect(&kubelet, "bond0", 0);

@@ -12,3 +12,4 @@ mod registration;
 mod selectors;
 mod signals;
 mod taps;
+mod vlans;

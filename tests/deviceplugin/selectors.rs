@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
 /// A device plugin on a node whose configuration is in a file.
-struct Case {
-    node: Node,
-    kubelet: Kubelet,
-    plugin: Plugin,
-    dir: TempDir,
+pub struct Case {
+    pub node: Node,
+    pub kubelet: Kubelet,
+    pub plugin: Plugin,
+    pub dir: TempDir,
     config: TempDir,
 }
 
 impl Case {
-    fn new(configuration: &Value) -> Self {
+    pub fn new(configuration: &Value) -> Self {
         let node = Node::new();
         let (dir, config) = (tempdir().unwrap(), tempdir().unwrap());
         let kubelet = Kubelet::start(dir.path()).unwrap();
@@ -41,17 +41,17 @@ impl Case {
         }
     }
 
-    fn configure(&self, configuration: &Value) {
+    pub fn configure(&self, configuration: &Value) {
         let file = self.config.path().join("macvtap.json");
         std::fs::write(file, configuration.to_string()).unwrap();
     }
 
     /// Waits until all healthy devices of a resource, and some, are on `lower`.
-    fn on(&self, name: &str, lower: &str) -> Vec<String> {
+    pub fn on(&self, name: &str, lower: &str) -> Vec<String> {
         on(&self.kubelet, name, lower)
     }
 
-    fn run(&self, words: &[&str]) -> String {
+    pub fn run(&self, words: &[&str]) -> String {
         let mut command = Command::new(binary());
         command
             .args(words)
@@ -72,7 +72,7 @@ fn on(kubelet: &Kubelet, name: &str, lower: &str) -> Vec<String> {
     resource.unwrap().healthy()
 }
 
-fn one(lower: &Value) -> Value {
+pub fn one(lower: &Value) -> Value {
     json!([{"name": "a", "lowerDevice": lower, "capacity": 3}])
 }
 
@@ -269,94 +269,4 @@ fn a_lower_device_is_chosen_by_its_hardware() {
         choose(json!({"vendor": vendor.trim(), "driver": driver}));
         choose(json!({ "pciAddress": address }));
     }
-}
-
-fn in_vlan(name: &str, vlan: u16) -> Value {
-    json!({"name": name, "lowerDevice": LOWER, "vlan": vlan, "capacity": 2})
-}
-
-#[test]
-fn a_vlan_that_cannot_be_made_is_reported_and_its_devices_are_unhealthy() {
-    let case = Case::new(&json!([in_vlan("a", 100), {"name": "b", "lowerDevice": LOWER}]));
-    if has_vlans(&case) {
-        skipped("this kernel has VLAN interfaces: not shown what happens without");
-        return;
-    }
-    case.on("b", LOWER);
-    case.plugin.wait_for_log("VLAN 100 of eth0: ");
-    let name = "macvtap.network.kubevirt.io/a";
-    let resource = case
-        .kubelet
-        .wait_for(name, WAIT_TIMEOUT, |resource| resource.connected);
-    let resource = resource.unwrap();
-    assert_eq!((resource.devices.len(), resource.healthy().len()), (2, 0));
-    assert!(
-        resource.devices[0].id.contains("@eth0.100:bridge:"),
-        "{resource:?}"
-    );
-    for applet in ["probe", "doctor"] {
-        let text = case.run(&[applet]);
-        assert!(text.contains("modprobe 8021q"), "{text}");
-    }
-    assert_eq!(case.node.host.links(), [LOWER]);
-}
-
-#[test]
-fn another_interface_of_the_name_of_a_vlan_is_left_alone() {
-    let case = Case::new(&json!([]));
-    let host = &case.node.host;
-    host.ip("link add eth0.100 type veth peer name other");
-    host.ip("link set eth0.100 up");
-    case.configure(&one(&json!("eth0.1*")));
-    case.on("a", "eth0.100");
-    case.configure(&json!([in_vlan("c", 100), {"name": "b", "lowerDevice": LOWER}]));
-    case.on("b", LOWER);
-    case.plugin
-        .wait_for_log("exists, and is not VLAN 100 of eth0");
-    assert!(
-        !case
-            .kubelet
-            .resources()
-            .contains(&"macvtap.network.kubevirt.io/c".to_owned())
-    );
-    case.configure(&json!([{"name": "d", "lowerDevice": LOWER}]));
-    case.on("d", LOWER);
-    assert!(host.link("eth0.100").is_some());
-}
-
-#[test]
-fn resources_share_a_vlan_and_the_last_takes_it_along() {
-    let case = Case::new(&json!([]));
-    if !has_vlans(&case) {
-        skipped("this kernel has no VLAN interfaces (8021q)");
-        return;
-    }
-    let host = &case.node.host;
-    let vlan = "eth0.100";
-    case.configure(&json!([in_vlan("a", 100), in_vlan("b", 100)]));
-    let id = case.on("a", vlan).remove(0);
-    case.on("b", vlan);
-    let pod = Host::new();
-    let call = case.node.cni(&pod, json!({"deviceID": id})).added();
-    call.succeed("CHECK");
-    // Lost with its lower device for a moment, or deleted by hand.
-    host.ip("link delete eth0.100");
-    case.on("a", vlan);
-    call.succeed("DEL");
-    let call = case.node.cni(&pod, json!({"deviceID": id})).added();
-    case.configure(&json!([in_vlan("b", 200)]));
-    case.on("b", "eth0.200");
-    assert!(host.link(vlan).is_some(), "a pod is on it");
-    call.succeed("DEL");
-    kit::netns::wait_until("the VLAN is gone", || host.link(vlan).is_none());
-}
-
-/// Whether this kernel has VLAN interfaces.
-fn has_vlans(case: &Case) -> bool {
-    let words = format!("link add link {LOWER} name probe type vlan id 5");
-    let made = case.node.host.try_ip(&words).status.success();
-    if made {
-        case.node.host.ip("link delete probe");
-    }
-    made
 }

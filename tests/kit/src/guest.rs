@@ -212,16 +212,23 @@ impl Drop for Guest {
 
 /// What the guests boot, with `program` in their path as `name`.
 pub fn initramfs_with(name: &str, program: &Path) -> TempDir {
+    initramfs_of("initramfs", &[(name, program)])
+}
+
+/// The file `base` of the guests, with programs in their path under these names.
+pub fn initramfs_of(base: &str, programs: &[(&str, &Path)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let bin = dir.path().join("root/bin");
     fs::create_dir_all(&bin).unwrap();
-    fs::copy(program, bin.join(name)).unwrap();
+    for (name, program) in programs {
+        fs::copy(program, bin.join(name)).unwrap();
+    }
     let script = "cd \"$0/root\" && find . | cpio --quiet -o -H newc | gzip -1";
     let mut command = Command::new("sh");
     let output = command.args(["-c", script]).arg(dir.path()).output();
     let output = output.unwrap();
     assert!(output.status.success(), "{output:?}");
-    let whole = [fs::read(file("initramfs")).unwrap(), output.stdout].concat();
+    let whole = [fs::read(file(base)).unwrap(), output.stdout].concat();
     fs::write(dir.path().join("initramfs"), whole).unwrap();
     dir
 }

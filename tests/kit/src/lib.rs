@@ -11,6 +11,7 @@
 
 pub mod guest;
 pub mod http;
+pub mod kernel;
 pub mod kubelet;
 pub mod man;
 pub mod netns;
