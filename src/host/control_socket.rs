@@ -21,7 +21,7 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg, OFlag},
     sys::socket::{
-        AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket,
+        AddressFamily, SockFlag, SockType, UnixAddr, UnixCredentials, connect, getsockopt, socket,
         sockopt::PeerCredentials,
     },
 };
@@ -238,13 +238,18 @@ impl Connection {
     }
 
     fn with_root(stream: UnixStream) -> Result<Self> {
-        let user = peer_user(&stream)?;
+        let user = peer(&stream)?.uid();
         ensure!(
             user == 0,
             "the peer of a control socket is uid {user}, not root"
         );
         stream.set_nonblocking(false)?;
         Ok(Self(stream))
+    }
+
+    /// The process at the other end; 0 if it cannot be seen from our PID namespace.
+    pub fn peer_process(&self) -> Result<i32> {
+        Ok(peer(&self.0)?.pid())
     }
 
     /// Sends a message.
@@ -293,18 +298,15 @@ impl Connection {
     }
 }
 
-/// The user at the other end (`SO_PEERCRED`, `unix(7)`).
-fn peer_user(socket: &impl AsFd) -> Result<u32> {
-    let credentials = getsockopt(socket, PeerCredentials);
-    Ok(credentials
-        .context("asking for the peer of a socket")?
-        .uid())
+/// Process and user at the other end (`SO_PEERCRED`, `unix(7)`).
+fn peer(socket: &impl AsFd) -> Result<UnixCredentials> {
+    getsockopt(socket, PeerCredentials).context("asking for the peer of a socket")
 }
 
 /// Whether the other end is root. False if the kernel does not say.
 #[must_use]
 pub fn is_root(socket: &impl AsFd) -> bool {
-    peer_user(socket).is_ok_and(|user| user == 0)
+    peer(socket).is_ok_and(|peer| peer.uid() == 0)
 }
 
 /// Fails if another user than root could have put a socket into `dir`.

@@ -15,6 +15,7 @@ pub(crate) mod filter;
 pub mod frame;
 mod group;
 mod netns;
+mod pins;
 pub(crate) mod port;
 pub mod query;
 mod recovery;

@@ -14,6 +14,9 @@ use crate::{
     types::mode::Mode,
 };
 
+/// Where processes are.
+pub const PROC: &str = "/proc";
+
 /// The netns of a pod. It is opened when it is needed and closed at once: a descriptor would
 /// keep the pod's netns alive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +78,11 @@ impl PodNetns {
             Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
             other => Ok(other.map(|()| true)?),
         }
+    }
+
+    /// Whether only a process is known to be in it, which may end before the pod.
+    pub fn is_of_process(&self) -> bool {
+        self.path.starts_with(PROC)
     }
 
     /// Sends a frame from the interface with this index in it. Returns the socket, which is to be

@@ -114,6 +114,8 @@ pub struct Listener {
 pub struct Request {
     /// The query.
     pub query: Query,
+    /// The process that waits; 0 if it cannot be seen from here.
+    pub process: i32,
     connection: Connection,
 }
 
@@ -187,8 +189,11 @@ impl Request {
             "a query of version {}, this is {VERSION}",
             message.version
         );
-        let query = message.query;
-        Ok(Some(Self { query, connection }))
+        Ok(Some(Self {
+            query: message.query,
+            process: connection.peer_process()?,
+            connection,
+        }))
     }
 
     /// Answers.

@@ -15,7 +15,7 @@ use log::{debug, warn};
 
 use super::{
     group::GROUP,
-    netns::PodNetns,
+    netns::{PROC, PodNetns},
     port::{Observation, Port},
     table::{Entry, Existence},
 };
@@ -83,13 +83,14 @@ impl Places {
         }
     }
 
-    /// Finds the netns of a pod where a later device plugin will find it too. A port that it
-    /// did not find would stay parked.
-    pub fn locate(&self, netns: &PodNetns) -> Result<PodNetns> {
+    /// Finds the netns of a pod where a later device plugin will find it too, so not in the
+    /// process `client`, which enters it for a moment to make the port. A port that it did not
+    /// find would stay parked.
+    pub fn locate(&self, netns: &PodNetns, client: i32) -> Result<PodNetns> {
         if self.lists(&netns.path) && netns.open()?.is_some() {
             return Ok(netns.clone());
         }
-        self.find(netns).with_context(|| {
+        self.find(netns, Some(client)).with_context(|| {
             let path = netns.path.display();
             format!("{path} is not a network namespace that is found here; is /run/netns mounted?")
         })
@@ -98,11 +99,11 @@ impl Places {
     /// Where the netns of a pod is now, if not at its path any more.
     pub fn follow(&self, netns: &PodNetns) -> Option<PodNetns> {
         let moved = matches!(netns.open(), Ok(None));
-        moved.then(|| self.find(netns)).flatten()
+        moved.then(|| self.find(netns, None)).flatten()
     }
 
-    fn find(&self, netns: &PodNetns) -> Option<PodNetns> {
-        let mut paths = self.paths();
+    fn find(&self, netns: &PodNetns, but: Option<i32>) -> Option<PodNetns> {
+        let mut paths = self.paths(but);
         let (path, identity) = paths.find(|(_, identity)| *identity == netns.identity)?;
         Some(PodNetns { path, identity })
     }
@@ -112,11 +113,13 @@ impl Places {
         parent.is_some_and(|parent| self.dirs.iter().any(|dir| dir == parent))
     }
 
-    /// The network namespaces, each once.
-    fn paths(&self) -> impl Iterator<Item = (PathBuf, (u64, u64))> {
+    /// The network namespaces, each once: those that are bound, then those of processes but one.
+    fn paths(&self, but: Option<i32>) -> impl Iterator<Item = (PathBuf, (u64, u64))> {
         let listed = self.dirs.iter().flat_map(|dir| entries(dir));
         let of_crio = entries(Path::new(CRIO_DIR)).map(|pod| pod.join("net"));
-        let of_processes = entries(Path::new("/proc")).map(|process| process.join("ns/net"));
+        let but = but.map(|process| Path::new(PROC).join(process.to_string()));
+        let processes = entries(Path::new(PROC)).filter(move |path| Some(path) != but.as_ref());
+        let of_processes = processes.map(|process| process.join("ns/net"));
         let mut seen = BTreeSet::new();
         let paths = listed.chain(of_crio).chain(of_processes);
         paths.filter_map(move |path| {
@@ -133,7 +136,7 @@ impl Places {
         let host = Netns::current()?;
         let own = host.identity()?;
         let mut found: BTreeMap<u32, Vec<(PodNetns, Link)>> = BTreeMap::new();
-        for (path, identity) in self.paths().filter(|(_, identity)| *identity != own) {
+        for (path, identity) in self.paths(None).filter(|(_, identity)| *identity != own) {
             let pod = PodNetns { path, identity };
             let links = candidates(&pod, &host).unwrap_or_else(|error| {
                 let path = pod.path.display();

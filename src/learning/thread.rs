@@ -14,8 +14,9 @@ use super::{
     closer::Closer,
     frame::{self, Frame},
     netns::PodNetns,
+    pins::Pins,
     port::{Action, Event, Observation, Port},
-    query::{Listener, Query, Request},
+    query::{Listener, Request},
     recovery::{Places, PortLink, path_in_container, port_of},
     search::UnknownTaps,
     sockets::Sockets,
@@ -29,7 +30,10 @@ use crate::{
         tap,
         worker::{Waiter, Worker},
     },
-    types::{mode::Mode, status::LearningStatus},
+    types::{
+        mode::Mode,
+        status::{LearningStatus, PortStatus},
+    },
 };
 
 /// How often sockets are made again that were removed, or could not be made.
@@ -64,6 +68,7 @@ impl Learning {
             sockets,
             closer: Closer::start()?,
             places: Places::new(netns_dir, kubelet_dir),
+            pins: Pins::default(),
             unknown: UnknownTaps::default(),
             search_at: Instant::now() + SEARCH_INTERVAL,
             listener,
@@ -101,6 +106,7 @@ struct Learner {
     sockets: Sockets,
     closer: Closer,
     places: Places,
+    pins: Pins,
     /// Taps that are no known port.
     unknown: UnknownTaps,
     /// When ports are looked for again.
@@ -270,7 +276,7 @@ impl Learner {
         let Some(port) = self.observe(tap)? else {
             return Ok(None);
         };
-        if !self.set_mode(tap, Mode::Vepa)? {
+        if !self.pin(tap)? || !self.set_mode(tap, Mode::Vepa)? {
             return Ok(None);
         }
         self.status.parks += 1;
@@ -320,6 +326,12 @@ impl Learner {
         entry.map_or(Ok(false), |entry| entry.netns.set_mode(tap, mode))
     }
 
+    /// Pins the netns of a port that is to be parked. False if it is gone.
+    fn pin(&mut self, tap: u32) -> Result<bool> {
+        let entry = self.table.get(tap);
+        entry.map_or(Ok(false), |entry| self.pins.pin(tap, &entry.netns))
+    }
+
     /// Takes note of a change that the kernel accepted, after which it says this.
     fn changed(&mut self, tap: u32, kernel: Observation) -> Action {
         let now = Instant::now();
@@ -348,12 +360,24 @@ impl Learner {
         if let Some(netns) = self.places.follow(&entry.netns) {
             self.table.set_netns(tap, netns);
         } else if entry.is_gone(now) {
-            self.table.remove(tap);
-            debug!(tap; "port is gone");
-            return;
+            return self.forget(tap);
         }
         self.table
             .update(tap, now, |entry| entry.port.schedule_look(now));
+    }
+
+    /// Forgets a port whose macvtap does not exist, or whose netns is found by nothing any more: then
+    /// it is not left parked.
+    fn forget(&mut self, tap: u32) {
+        match self.pins.unpark(tap) {
+            Ok(true) => self.log(
+                tap,
+                "active: its network namespace cannot be found any more",
+            ),
+            Ok(false) => debug!(tap; "port is gone"),
+            Err(error) => self.warn(format!("tap {tap} stays parked: {error:#}")),
+        }
+        self.table.remove(tap);
     }
 
     fn handle_failure(&mut self, tap: u32, error: &Error) {
@@ -447,7 +471,7 @@ impl Learner {
             Ok(None) => return,
             Err(error) => return self.warn(format!("a query was not answered: {error:#}")),
         };
-        let adopted = self.adopt(&request.query);
+        let adopted = self.adopt(&request);
         if let Err(error) = &adopted {
             let tap = request.query.tap;
             self.warn(format!("tap {tap} is not parked: {error:#}"));
@@ -458,21 +482,27 @@ impl Learner {
         }
     }
 
-    fn adopt(&mut self, query: &Query) -> Result<()> {
+    fn adopt(&mut self, Request { query, process, .. }: &Request) -> Result<()> {
         ensure!(
             self.table.len() < MAX_PORTS,
             "there are {MAX_PORTS} ports already"
         );
         let now = Instant::now();
+        let netns = PodNetns {
+            path: path_in_container(&query.netns),
+            identity: query.identity,
+        };
+        let netns = self.places.locate(&netns, *process)?;
+        ensure!(
+            self.pins.pin(query.tap, &netns)?,
+            "its network namespace is gone"
+        );
         let entry = Entry {
             port: Port::new(now),
             mac: query.mac,
             lower: query.lower,
             ifname: query.ifname.clone(),
-            netns: self.places.locate(&PodNetns {
-                path: path_in_container(&query.netns),
-                identity: query.identity,
-            })?,
+            netns,
             first_frame: Vec::new(),
             existence: Existence::Awaited(now),
         };
@@ -520,16 +550,28 @@ impl Learner {
         }
     }
 
+    fn sync_pins(&mut self, changed: &[(u32, Option<PortStatus>)]) {
+        for (tap, status) in changed {
+            if status.as_ref().is_none_or(|status| !status.parked) {
+                self.pins.unpin(*tap);
+            } else if let Err(error) = self.pin(*tap) {
+                self.warn(format!("tap {tap} may stay parked: {error:#}"));
+            }
+        }
+    }
+
     fn publish(&mut self) {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         self.status.parked = count(self.table.parked());
         self.status.active = count(self.table.len() - self.table.parked());
+        let changed = self.table.take_changed();
+        self.sync_pins(&changed);
         let mut published = self
             .published
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut ports = std::mem::take(&mut published.ports);
-        for (tap, status) in self.table.take_changed() {
+        for (tap, status) in changed {
             match status {
                 Some(status) => ports.insert(tap, status),
                 None => ports.remove(&tap),
@@ -548,7 +590,8 @@ impl Learner {
             .filter(|(_, entry)| entry.port.is_parked());
         let parked: Vec<u32> = parked.map(|(tap, _)| tap).collect();
         for tap in parked {
-            match self.set_mode(tap, Mode::Bridge) {
+            let set = self.set_mode(tap, Mode::Bridge);
+            match set.and_then(|set| Ok(set || self.pins.unpark(tap)?)) {
                 Ok(true) => self.log(tap, "active: learning stops"),
                 Ok(false) => {}
                 Err(error) => self.warn(format!("tap {tap} stays parked: {error:#}")),

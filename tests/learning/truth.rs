@@ -4,21 +4,26 @@
 use std::{
     fs,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use kit::{
     binary,
     netns::{
-        Cni, Host, IFNAME, LOWER, tap_number,
+        Cni, Host, IFNAME, LOWER, tap_exists, tap_number,
         taps::{arrives, far_tap, open, send},
         wait_until,
     },
     switch::{Learner, Port, VM, broadcast, gratuitous_arp, neighbour, rarp},
 };
 use macvtap::{
-    host::{control_socket::Connection, packet},
+    host::{
+        control_socket::Connection,
+        netns::{self, Netns},
+        packet,
+    },
     types::{mac::MacAddr, status::PortStatus},
 };
 use serde_json::json;
@@ -101,7 +106,7 @@ fn wait_long(what: &str, mut done: impl FnMut() -> bool) {
         if done() {
             return;
         }
-        std::thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(100));
     }
     panic!("not in 30 s: {what}");
 }
@@ -192,12 +197,12 @@ fn a_port_without_a_first_frame_is_active_after_a_minute_unless_there_is_evidenc
     let (seen, silent) = (learner.attach_parked(), learner.attach_parked_as(OTHER));
     let attached = Instant::now();
     send(&far, &tagged(&broadcast(VM)));
-    std::thread::sleep(Duration::from_secs(57));
+    thread::sleep(Duration::from_secs(57));
     let mode = silent.mode();
     let late = attached.elapsed() > Duration::from_secs(59);
     assert!(mode == "vepa" || late, "{mode}");
     wait_long("the minute has passed", || silent.mode() == "bridge");
-    std::thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1));
     assert_eq!(seen.mode(), "vepa");
     // Then the other turns out to be elsewhere as well.
     send(&far, &broadcast(OTHER));
@@ -324,6 +329,71 @@ fn a_port_is_parked_only_where_a_later_device_plugin_finds_it() {
     process.wait().unwrap();
 }
 
+/// ADD enters the netns of the pod: here its query is read just then.
+#[test]
+fn a_port_is_not_parked_because_add_is_in_its_netns() {
+    let learner = Learner::new();
+    let plugin = learner.plugin.as_ref().unwrap();
+    let (pod, number) = (Host::new(), tap_number());
+    let strace = [
+        "strace",
+        "-qqfo/dev/null",
+        "-einject=setns:delay_exit=500000",
+    ];
+    let call = learner.node.allocated(&pod, number);
+    let call = call.with("mac", VM.to_string()).by(&strace);
+    plugin.signal("STOP");
+    thread::scope(|scope| {
+        let add = scope.spawn(|| call.add());
+        wait_until("ADD is in the netns", || {
+            netns::all().any(|path| {
+                let found = Netns::open(&path).ok().flatten();
+                found.is_some_and(|found| found.is(&pod.0).unwrap())
+            })
+        });
+        plugin.signal("CONT");
+        add.join().unwrap();
+    });
+    assert_eq!(pod.mode(), "bridge", "nothing would find it again");
+    assert!(belief(&learner, number).is_none());
+}
+
+/// Starts a process in a pod's netns, and attaches the pod while it runs: its port begins parked.
+fn attach_beside_a_process(learner: &Learner, pod: &Host) -> (u32, Child) {
+    let mut sleep = Command::new("sleep");
+    let process = pod.0.run(|| Ok(sleep.arg("120").spawn()?)).unwrap();
+    let number = tap_number();
+    let call = learner.node.allocated(pod, number);
+    attach_parked(&call.with("mac", VM.to_string()), pod);
+    (number, process)
+}
+
+/// As `ip netns exec` and `nsenter` are.
+#[test]
+fn a_port_is_active_when_the_only_process_in_its_netns_has_ended() {
+    let learner = Learner::new();
+    let pod = Host::new();
+    let (number, mut process) = attach_beside_a_process(&learner, &pod);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    wait_until("it is active", || pod.mode() == "bridge");
+    wait_until("it is forgotten", || belief(&learner, number).is_none());
+}
+
+/// Its descriptor holds no netns for long.
+#[test]
+fn a_pod_goes_with_the_only_process_in_its_netns() {
+    let learner = Learner::new();
+    let pod = Host::new();
+    let (number, mut process) = attach_beside_a_process(&learner, &pod);
+    drop(pod);
+    assert!(tap_exists(number));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    wait_until("the netns is destroyed", || !tap_exists(number));
+    wait_until("it is forgotten", || belief(&learner, number).is_none());
+}
+
 /// A process by which the netns of a pod is known may end before the pod.
 #[test]
 fn a_port_is_known_while_a_process_is_in_its_netns() {
@@ -344,7 +414,7 @@ fn a_port_is_known_while_a_process_is_in_its_netns() {
     attach_parked(&call, &pod);
     let netns = || belief(&learner, number).map(|port| port.netns);
     // It was seen by then, so that it is known to be gone if it is not there.
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     let known_by = netns().unwrap();
     if known_by != path {
         std::mem::swap(&mut first, &mut second);
@@ -352,7 +422,7 @@ fn a_port_is_known_while_a_process_is_in_its_netns() {
     first.kill().unwrap();
     first.wait().unwrap();
     // A parked port is compared with the kernel each second.
-    std::thread::sleep(Duration::from_millis(2500));
+    thread::sleep(Duration::from_millis(2500));
     let log = plugin.log();
     assert!(!log.contains("port is gone"), "{log}");
     let other = format!("/proc/{}/ns/net", second.id());
@@ -476,9 +546,9 @@ fn belief_follows_the_kernel_through_disturbances() {
             learner.kill();
             learner.start();
         }
-        std::thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200));
     }
-    std::thread::sleep(Duration::from_secs(6));
+    thread::sleep(Duration::from_secs(6));
     for (pod, tap) in &pods {
         agrees(&learner, pod, *tap);
     }
