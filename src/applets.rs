@@ -1,12 +1,13 @@
 //! Runs the applet that a command line names.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     process::ExitCode,
 };
 
 use anyhow::Result;
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 
 use crate::{
@@ -30,8 +31,15 @@ pub fn exit_code(outcome: Result<ExitCode>) -> ExitCode {
     }
 }
 
-/// Runs it to its end.
-pub fn run(command: &Command) -> Result<ExitCode> {
+/// Runs a command line to its end.
+pub fn run(line: Vec<OsString>) -> Result<ExitCode> {
+    match Cli::try_parse_from(line) {
+        Ok(cli) => run_command(&cli.command),
+        Err(error) => usage(&error),
+    }
+}
+
+fn run_command(command: &Command) -> Result<ExitCode> {
     signals::keep_exit_statuses()?;
     match command {
         Command::Cni => Ok(cni::main()),
@@ -53,10 +61,27 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     }
 }
 
-/// Runs the kubectl plugin to its end.
-pub fn run_kubectl(options: &cli::Kubectl) -> Result<ExitCode> {
-    signals::keep_exit_statuses()?;
-    kubectl::main(options)
+/// Runs a command line of the kubectl plugin to its end.
+pub fn run_kubectl(line: Vec<OsString>) -> Result<ExitCode> {
+    match cli::Kubectl::try_parse_from(line) {
+        Ok(options) => {
+            signals::keep_exit_statuses()?;
+            kubectl::main(&options)
+        }
+        Err(error) => usage(&error),
+    }
+}
+
+/// Prints help or the version, or says what is wrong with a command line.
+fn usage(error: &clap::Error) -> Result<ExitCode> {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        stdout::print(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // The exit status says the same.
+    let _ = io::stderr().write_all(text.as_bytes());
+    Ok(u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Prints the completions of a shell. Generated whole first: clap panics if it cannot write.

@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, path::Path};
 
+use crate::shell::{self, Meaning};
+
 /// The name of the binary, and of its CNI plugin.
 pub const NAME: &str = "macvtap";
 /// The parts of the program that a link named `macvtap-<applet>` calls.
@@ -17,10 +19,6 @@ pub const APPLETS: [&str; 8] = [
 ];
 /// The name by which kubectl finds a plugin for `kubectl macvtap`.
 const KUBECTL: &str = "kubectl-macvtap";
-/// The names by which a call is one of a shell.
-const SHELLS: [&str; 2] = ["bash", "sh"];
-/// The beginning of the names of the original's sockets.
-const SOCKETS: &str = "macvtap.network.kubevirt.io";
 /// Flags of glog 1.2.4 that take a value and have no meaning here; existing manifests have them.
 const GLOG_VALUES: [&str; 6] = [
     "log_backtrace_at",
@@ -55,16 +53,17 @@ pub fn read(args: &[OsString], cni_command: bool) -> Call {
     let mut line = vec![OsString::from(NAME)];
     let name = file_name(args.first());
     match name {
-        Some(name) if SHELLS.contains(&name) => return shell(arguments),
-        Some("cp") => return copy(arguments),
+        Some(name) if is_of_a_shell(name) => return tool(name, arguments, cni_command),
         Some(KUBECTL) => return Call::Kubectl(args.to_vec()),
-        Some("ls" | "test" | "[") if is_probe(arguments) => return probe(arguments),
         _ => line.extend(applet(name).map(OsString::from)),
     }
+    // The original's CNI plugin does not look at its arguments.
+    let is_plugin = line.len() > 1 && line[1] == "cni";
     line.extend_from_slice(arguments);
     match (arguments, cni_command) {
         // A runtime finds the plugin by whatever name the configuration's `type` says.
         ([], true) => Call::Cni,
+        _ if is_plugin && cni_command => Call::Cni,
         _ if line.get(1..) == Some(&["cni".into()]) => {
             if cni_command {
                 Call::Cni
@@ -89,22 +88,33 @@ fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
         let Some((name, value)) = flag(&text) else {
             break;
         };
-        let mut value_or_next = || value.map(OsString::from).or_else(|| words.next());
-        if name == "v" {
-            verbosity = value_or_next();
-        } else if GLOG_VALUES.contains(&name) {
-            value_or_next();
-        } else if !GLOG_SWITCHES.contains(&name) {
-            // One of ours, each of which but --help has a value.
-            let next = (value.is_none() && !is_help(name)).then(|| words.next());
-            kept.push(word);
-            kept.extend(next.flatten());
+        if GLOG_SWITCHES.contains(&name) {
+            continue;
+        }
+        // Of ours, each but --help has a value as well.
+        let value = match value {
+            Some(value) => Some(OsString::from(value)),
+            None if is_help(name) => None,
+            None => words.next(),
+        };
+        match value {
+            Some(value) if name == "v" => verbosity = Some(value),
+            Some(_) if GLOG_VALUES.contains(&name) => {}
+            value => kept.extend(ours(name, value)),
         }
     }
     if let Some(verbosity) = verbosity {
         kept.extend(["-v".into(), verbosity]);
     }
     kept
+}
+
+/// A flag of ours, or one that clap refuses: an unknown one, or one of glog without its value.
+fn ours(name: &str, value: Option<OsString>) -> impl Iterator<Item = OsString> {
+    let dashes = if name.len() == 1 { "-" } else { "--" };
+    [OsString::from(format!("{dashes}{name}"))]
+        .into_iter()
+        .chain(value)
 }
 
 /// A flag's name, and its value if the same word has it.
@@ -131,71 +141,38 @@ fn applet(name: Option<&str>) -> Option<&'static str> {
     APPLETS.into_iter().find(|known| *known == applet)
 }
 
-/// The image has no shell, but existing manifests call one with a simple command: they probe the
-/// device plugin, as in `sh -c 'ls DIR/macvtap.network.kubevirt.io* >/dev/null 2>&1'`, and copy
-/// the CNI plugin.
-fn shell(arguments: &[OsString]) -> Call {
-    let Some(script) = script(arguments) else {
-        return Call::NoShell;
-    };
-    let unquoted = script.replace(['"', '\''], "");
-    let words: Vec<OsString> = unquoted
-        .split_whitespace()
-        .take_while(|word| !matches!(*word, "&&" | "||"))
-        .filter(|word| !word.contains(['<', '>']) && *word != "/dev/null" && *word != "exec")
-        .map(|word| word.trim_end_matches(';').into())
-        .collect();
-    match words.split_first() {
-        Some((name, rest)) if *name == "cp" && !script.contains("&&") => copy(rest),
-        Some((name, rest)) if is_test(name) && is_probe(rest) => probe(rest),
-        _ => Call::NoShell,
-    }
+fn is_of_a_shell(name: &str) -> bool {
+    let names = [&shell::SHELLS[..], &shell::COPIES, &shell::TESTS];
+    names.iter().any(|names| names.contains(&name))
 }
 
-/// The script of `sh -c SCRIPT`, `sh -ec SCRIPT` and the like.
-fn script(arguments: &[OsString]) -> Option<&str> {
-    let (options, rest) = match arguments {
-        [options, rest @ ..] => (options.to_str()?, rest),
-        [] => return None,
-    };
-    let is_script = options.starts_with('-') && options.ends_with('c');
-    rest.first().filter(|_| is_script)?.to_str()
-}
-
-fn is_test(name: &OsString) -> bool {
-    ["ls", "test", "[", "/bin/ls", "/usr/bin/test"]
-        .iter()
-        .any(|known| name == known)
-}
-
-/// Whether a listing or a test is about the device plugin's sockets.
-fn is_probe(arguments: &[OsString]) -> bool {
-    directory_of_sockets(arguments).is_some()
-}
-
-fn directory_of_sockets(arguments: &[OsString]) -> Option<&str> {
-    let paths = arguments.iter().filter_map(|word| word.to_str());
-    let mut directories = paths.filter_map(|path| {
-        let (directory, name) = path.rsplit_once('/')?;
-        name.starts_with(SOCKETS).then_some(directory)
+/// A call of a shell or of one of the tools beside it, which the image does not have.
+fn tool(name: &str, arguments: &[OsString], cni_command: bool) -> Call {
+    let words: Option<Vec<&str>> = arguments.iter().map(|word| word.to_str()).collect();
+    let meaning = words.and_then(|words| {
+        if shell::SHELLS.contains(&name) {
+            return shell::shell(&words);
+        }
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        if shell::COPIES.contains(&name) {
+            return Some(shell::copy(&words));
+        }
+        shell::probe(&words)
     });
-    directories.next()
-}
-
-/// A socket of the device plugin exists while it runs; `probe` also finds out whether it works.
-fn probe(arguments: &[OsString]) -> Call {
-    let directory = directory_of_sockets(arguments).unwrap_or_default();
-    let words = [NAME, "probe", "--kubelet-dir", directory];
-    Call::CommandLine(words.map(OsString::from).to_vec())
-}
-
-/// `cp` as existing manifests call it. Its options, such as -f, say what it does here anyway.
-fn copy(arguments: &[OsString]) -> Call {
-    let operands = arguments
-        .iter()
-        .filter(|word| !word.to_string_lossy().starts_with('-'));
-    let words = [NAME, "cp", "--"].map(OsString::from).into_iter();
-    Call::CommandLine(words.chain(operands.cloned()).collect())
+    let line = |verb: &[&str], words: Vec<String>| {
+        let verb = verb.iter().map(|word| (*word).to_owned());
+        Call::CommandLine(verb.chain(words).map(OsString::from).collect())
+    };
+    match meaning {
+        None => Call::NoShell,
+        // A socket of the device plugin exists while it runs; probe also finds out whether it works.
+        Some(Meaning::Probe(directory)) => line(&[NAME, "probe", "--kubelet-dir"], vec![directory]),
+        Some(Meaning::Copy(operands)) => line(&[NAME, "cp", "--"], operands),
+        Some(Meaning::Program(words)) => {
+            let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
+            read(&words, cni_command)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -259,22 +236,31 @@ mod tests {
     fn glogs_flags_are_understood() {
         let plain = line(&["macvtap", "deviceplugin", "-v", "3"]);
         for words in [
-            &["-v", "3", "-logtostderr"][..],
-            &["-v=3", "--logtostderr=true"],
-            &["--v", "3", "-alsologtostderr"],
-            &["--v=3", "-log_dir", "/tmp", "-vmodule=a=1"],
-            &["-stderrthreshold", "ERROR", "-v", "3"],
-            &["--log_backtrace_at", "a:1", "-v", "3"],
-            &["-log_link", "/tmp", "-logbuflevel", "-1", "-v", "3"],
-            &["-log_link=/tmp", "--logbuflevel=0", "-v", "3"],
-            &["-v", "5", "-v=3"],
-            &["-v", "3", "word", "-v", "4", "--no-such-flag"],
-            &["-v", "3", "--", "-v", "4"],
-            &["-v", "3", "-"],
-            &["-v", "3", "-logtostderr", "true", "-v", "4"],
+            "-v 3 -logtostderr",
+            "-v=3 --logtostderr=true",
+            "--v 3 -alsologtostderr",
+            "--v=3 -log_dir /tmp -vmodule=a=1",
+            "-stderrthreshold ERROR -v 3",
+            "--log_backtrace_at a:1 -v 3",
+            "-log_link /tmp -logbuflevel -1 -v 3",
+            "-log_link=/tmp --logbuflevel=0 -v 3",
+            "-v 5 -v=3",
+            "-v 3 word -v 4 --no-such-flag",
+            "-v 3 -- -v 4",
+            "-v 3 -",
+            "-v 3 3",
+            "-v 3 -logtostderr true -v 4",
+            "-v=3 -logtostderr=1 --alsologtostderr=false -logtostderr=t",
+            "--logtostderr=True --stderrthreshold=INFO --v=3",
+            "-stderrthreshold=2 -stderrthreshold fatal --v 3",
+            "-vmodule plugin=4,lister=5 -log_backtrace_at=lister.go:99 -v 3",
+            "-log_dir= -v 3 -vmodule=",
+            "-log_dir -v -v 3",
+            "-log_dir -- -v 3",
         ] {
+            let words: Vec<&str> = words.split(' ').collect();
             for name in [&["/macvtap-deviceplugin"][..], &["macvtap", "deviceplugin"]] {
-                assert_eq!(read(&[name, words].concat(), false), plain, "{words:?}");
+                assert_eq!(read(&[name, &words].concat(), false), plain, "{words:?}");
             }
         }
     }
@@ -286,7 +272,7 @@ mod tests {
         assert_eq!(read(&words, false), ours);
         let words = [
             "macvtap-deviceplugin",
-            "--kubelet-dir=/k",
+            "-kubelet-dir=/k",
             "--help",
             "-v",
             "1",
@@ -294,7 +280,8 @@ mod tests {
         let expected = [
             "macvtap",
             "deviceplugin",
-            "--kubelet-dir=/k",
+            "--kubelet-dir",
+            "/k",
             "--help",
             "-v",
             "1",
@@ -304,9 +291,22 @@ mod tests {
             read(&["macvtap-deviceplugin"], false),
             line(&["macvtap", "deviceplugin"])
         );
-        // What clap then refuses.
+    }
+
+    /// As Go's `flag` package.
+    #[test]
+    fn the_device_plugin_refuses_unknown_flags_and_missing_values() {
         let words = ["macvtap", "deviceplugin", "--kubelet-dri", "/k"];
         assert_eq!(read(&words, false), line(&words));
+        for words in ["-v", "-v=", "-v x", "-v4", "-log_dir", "-no-such-flag=1"] {
+            let words: Vec<&str> = words.split(' ').collect();
+            let words = [&["macvtap-deviceplugin"], &words[..]].concat();
+            let Call::CommandLine(line) = read(&words, false) else {
+                panic!("{words:?}");
+            };
+            let refused = crate::cli::Cli::try_parse_from(line);
+            assert_eq!(refused.unwrap_err().exit_code(), 2, "{words:?}");
+        }
     }
 
     #[test]
@@ -334,57 +334,42 @@ mod tests {
     }
 
     #[test]
-    fn existing_manifests_copy() {
-        let cp = ["cp", "/macvtap-cni", "/host/opt/cni/bin/macvtap"];
-        let expected = line(&["macvtap", "cp", "--", cp[1], cp[2]]);
-        assert_eq!(read(&cp, false), expected);
-        assert_eq!(read(&["/bin/cp", "-f", cp[1], cp[2]], false), expected);
-        for script in [cp.join(" "), format!("exec {};", cp.join(" "))] {
-            assert_eq!(read(&["sh", "-c", &script], false), expected, "{script}");
+    fn existing_manifests_call_a_shell_and_its_tools() {
+        let copied = "cp -- /macvtap-cni /host/opt/cni/bin/macvtap";
+        let probed = "probe --kubelet-dir /k";
+        #[rustfmt::skip]
+        let table = [
+            (&["cp", "/macvtap-cni", "/host/opt/cni/bin/macvtap"][..], copied),
+            (&["/bin/cp", "-f", "/macvtap-cni", "/host/opt/cni/bin/macvtap"], copied),
+            (&["install", "-m", "755", "/macvtap-cni", "/host/opt/cni/bin/macvtap"], copied),
+            (&["sh", "-c", "cp /macvtap-cni /host/opt/cni/bin/macvtap"], copied),
+            (&["sh", "-c", "ls /k/macvtap.network.kubevirt.io* >/dev/null 2>&1"], probed),
+            (&["/bin/bash", "-ec", "test -S /k/macvtap.network.kubevirt.io*"], probed),
+            (&["test", "-S", "/k/macvtap.network.kubevirt.io*"], probed),
+            (&["[", "-S", "/k/macvtap.network.kubevirt.io_eth0", "]"], probed),
+            (&["/usr/bin/ls", "/k/macvtap.network.kubevirt.io_eth0"], probed),
+            (&["find", "/k", "-name", "macvtap.network.kubevirt.io*"], probed),
+            (&["sh", "-c", "exec /macvtap-deviceplugin -v 3 -logtostderr"], "deviceplugin -v 3"),
+        ];
+        for (words, expected) in table {
+            let expected: Vec<&str> = ["macvtap"].into_iter().chain(expected.split(' ')).collect();
+            assert_eq!(read(words, false), line(&expected), "{words:?}");
         }
-        let script = format!("{} && chmod 755 {}", cp.join(" "), cp[2]);
-        assert_eq!(read(&["sh", "-c", &script], false), Call::NoShell);
+        let others = ["sh", "sh -c echo", "ls /", "test", "bash -i"];
+        for words in others {
+            let words: Vec<&str> = words.split(' ').collect();
+            assert_eq!(read(&words, false), Call::NoShell, "{words:?}");
+        }
     }
 
+    /// As the original's, which is one without a look at them.
     #[test]
-    fn existing_manifests_probe() {
-        let dir = "/var/lib/kubelet/device-plugins";
-        let probe = line(&["macvtap", "probe", "--kubelet-dir", dir]);
-        let glob = format!("{dir}/macvtap.network.kubevirt.io*");
-        for script in [
-            format!("ls {glob} >/dev/null 2>&1"),
-            format!("ls -l {glob} > /dev/null"),
-            format!("ls {dir}/macvtap.network.kubevirt.io_eth0"),
-            format!("test -S {glob}"),
-            format!("test -e \"{glob}\""),
-            format!("[ -S {glob} ]"),
-            format!("exec ls {glob}"),
-            format!("ls {glob} || exit 1"),
-        ] {
-            for shell in [["/bin/sh", "-c"], ["bash", "-c"], ["sh", "-ec"]] {
-                let words = [&shell[..], &[&script]].concat();
-                assert_eq!(read(&words, false), probe, "{script}");
-            }
+    fn the_cni_plugin_takes_any_arguments() {
+        for words in [&["macvtap-cni", "-v", "3"][..], &["/macvtap-cni", "x"]] {
+            assert_eq!(read(words, true), Call::Cni, "{words:?}");
         }
-        assert_eq!(read(&["test", "-S", &glob], false), probe);
-        assert_eq!(read(&["/usr/bin/ls", &glob], false), probe);
-        let probes = [
-            "",
-            "ls",
-            "ls /",
-            "test -S /x",
-            "rm -rf /x/macvtap.network.kubevirt.io*",
-        ];
-        for script in probes {
-            assert_eq!(
-                read(&["sh", "-c", script], false),
-                Call::NoShell,
-                "{script}"
-            );
-        }
-        for words in [&["sh"][..], &["sh", "-x"], &["sh", "x", "ls /"]] {
-            assert_eq!(read(words, false), Call::NoShell, "{words:?}");
-        }
+        let help = line(&["macvtap", "cni", "--help"]);
+        assert_eq!(read(&["macvtap-cni", "--help"], false), help);
     }
 
     #[test]

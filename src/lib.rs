@@ -26,6 +26,7 @@ pub mod selftest;
 
 pub mod cli;
 pub mod dispatch;
+pub(crate) mod shell;
 
 pub mod macvtap;
 

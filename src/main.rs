@@ -13,11 +13,8 @@
 use std::{env, ffi::OsString, io, process::ExitCode};
 
 use anyhow::{Result, anyhow};
-use clap::Parser;
 use macvtap::{
-    applets,
-    cli::{Cli, Kubectl},
-    cni,
+    applets, cni,
     dispatch::{self, Call},
     host::signals,
 };
@@ -34,7 +31,7 @@ fn run() -> Result<ExitCode> {
         Call::Cni => Ok(cni::main()),
         Call::About => Ok(cni::about(&mut io::stderr())),
         Call::NoShell => Err(anyhow!("this image has no shell; try: macvtap --help")),
-        Call::CommandLine(line) => applets::run(&Cli::parse_from(line).command),
-        Call::Kubectl(line) => applets::run_kubectl(&Kubectl::parse_from(line)),
+        Call::CommandLine(line) => applets::run(line),
+        Call::Kubectl(line) => applets::run_kubectl(line),
     }
 }

@@ -17,13 +17,14 @@ use nix::{
 };
 use serde_json::Value;
 
-fn run(words: &[&str]) -> Output {
+fn command(words: &[&str]) -> Command {
     let mut command = Command::new(binary());
+    command.args(words).env_remove("CNI_COMMAND");
     command
-        .args(words)
-        .env_remove("CNI_COMMAND")
-        .output()
-        .unwrap()
+}
+
+fn run(words: &[&str]) -> Output {
+    command(words).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -106,26 +107,78 @@ fn completes_for_the_shells() {
     }
 }
 
+/// Every command that prints, but the device plugin, whose log is on standard error.
 #[test]
-fn completions_that_cannot_be_written_are_an_error_and_a_closed_pipe_is_none() {
-    for shell in ["bash", "zsh", "fish"] {
+fn what_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    let mut commands = vec![
+        vec!["--help"],
+        vec!["--version"],
+        vec!["help", "link"],
+        vec!["deviceplugin", "--help"],
+        vec!["link", "list"],
+        vec!["link", "list", "--json"],
+        vec!["link", "top", "--count", "1"],
+        vec!["link", "top", "--count", "1", "--json"],
+        vec!["install", "--dir", dir],
+        vec!["uninstall", "--dir", dir],
+    ];
+    let shells = ["bash", "elvish", "fish", "powershell", "zsh"];
+    commands.extend(shells.map(|shell| vec!["completions", shell]));
+    for words in commands {
+        writes(&mut command(&words), &words);
+    }
+    let link = std::path::Path::new(dir).join("kubectl-macvtap");
+    std::os::unix::fs::symlink(binary(), &link).unwrap();
+    for words in [["--help"], ["--version"]] {
+        writes(Command::new(&link).args(words), &words);
+    }
+}
+
+fn writes(command: &mut Command, words: &[&str]) {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = command.stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+    let message = text(&output.stderr);
+    assert!(message.contains("No space left"), "{words:?}: {message}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    let outcome = (output.status.code(), text(&output.stderr));
+    assert_eq!(outcome, (Some(0), String::new()), "{words:?}");
+}
+
+/// Of those whose exit status says what they found.
+#[test]
+fn a_report_that_cannot_be_written_keeps_its_exit_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    for words in [
+        &["doctor", "--kubelet-dir", dir][..],
+        &["doctor", "--json", "--kubelet-dir", dir],
+        &["probe", "--kubelet-dir", dir],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(words).stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command(words).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {output:?}");
+    }
+}
+
+/// libcni reports standard error where there is no document.
+#[test]
+fn a_document_that_cannot_be_written_is_named_on_standard_error() {
+    for verb in ["VERSION", "NOPE"] {
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
         let mut command = Command::new(binary());
-        command.args(["completions", shell]);
+        command.env("CNI_COMMAND", verb).stdin(Stdio::null());
         let output = command.stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(text(&output.stderr).contains("No space left"), "{output:?}");
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(
-            (output.status.code(), text(&output.stderr)),
-            (Some(0), String::new())
-        );
+        assert!(text(&output.stderr).starts_with("macvtap: "), "{output:?}");
     }
 }
 

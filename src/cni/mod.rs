@@ -72,8 +72,13 @@ pub fn answer(get: impl Fn(&str) -> String, stdin: &mut dyn Read, stdout: &mut d
         return true;
     };
     error!(code = failure.code; "{}", failure.msg);
-    // If standard output is closed, the exit status is all that is left to say.
-    let _ = stdout.write_all(output::error(&failure).as_bytes());
+    if stdout
+        .write_all(output::error(&failure).as_bytes())
+        .is_err()
+    {
+        // Where there is no document, runtimes report standard error.
+        let _ = writeln!(io::stderr(), "macvtap: {failure}");
+    }
     false
 }
 

@@ -78,20 +78,23 @@ fn answers_the_shell_probe_of_existing_manifests() {
     let links = tempdir().unwrap();
     let shell = links.path().join("sh");
     std::os::unix::fs::symlink(binary(), &shell).unwrap();
-    let script = format!(
-        "ls {}/macvtap.network.kubevirt.io* >/dev/null 2>&1",
-        dir.path().display()
-    );
-    let probe = || {
-        let mut command = Command::new(&shell);
-        let output = node.host.output(command.args(["-c", &script]));
+    let sockets = format!("{}/macvtap.network.kubevirt.io*", dir.path().display());
+    let script = format!("ls {sockets} >/dev/null 2>&1");
+    let test = links.path().join("test");
+    std::os::unix::fs::symlink(binary(), &test).unwrap();
+    let succeeds = |program: &Path, words: &[&str]| {
+        let output = node.host.output(Command::new(program).args(words));
         output.status.success()
     };
+    let probe = || succeeds(&shell, &["-c", &script]);
     assert!(!probe());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let _plugin = Plugin::start(&node.host, dir.path());
     connected(&kubelet);
     wait_until("it is well", probe);
+    // That of kubevirt/macvtap-cni v0.13.0.
+    assert!(succeeds(&shell, &["-c", &format!("test -S {sockets}")]));
+    assert!(succeeds(&test, &["-S", &sockets]));
     let mut command = Command::new(&shell);
     let output = command.args(["-c", "echo hello"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -142,15 +142,9 @@ fn check_layout() {
     let output = command.arg("tf").arg(layer).output().unwrap();
     let names = String::from_utf8(output.stdout).unwrap();
     let names: Vec<&str> = names.lines().collect();
-    let expected = [
-        "bin/",
-        "macvtap",
-        "macvtap-cni",
-        "macvtap-deviceplugin",
-        "bin/cp",
-        "bin/macvtap",
-        "bin/sh",
-    ];
+    let expected = "bin/ macvtap macvtap-cni macvtap-deviceplugin bin/[ bin/bash bin/cp \
+        bin/install bin/ls bin/macvtap bin/sh bin/stat bin/test usr/ usr/bin";
+    let expected: Vec<&str> = expected.split_whitespace().collect();
     assert_eq!(names, expected);
 }
 
@@ -222,7 +216,10 @@ fn install(containerd: &Containerd) {
         "copy",
         &["cp", "/macvtap-cni", "/host/opt/cni/bin/macvtap2"],
     );
-    for name in ["macvtap", "macvtap2"] {
+    let script =
+        "cp -f /macvtap-cni /host/opt/cni/bin/macvtap3 && chmod 755 /host/opt/cni/bin/macvtap3";
+    run("script", &["sh", "-ec", script]);
+    for name in ["macvtap", "macvtap2", "macvtap3"] {
         let mut command = Command::new(bin.path().join(name));
         let output = command.env("CNI_COMMAND", "VERSION").output().unwrap();
         assert!(output.stdout.starts_with(b"{\"cniVersion\""), "{name}");
@@ -274,8 +271,17 @@ fn serve(node: &Node, containerd: &Containerd) {
 fn ask(containerd: &Containerd, inside: &str) {
     let probe = containerd.run(&["task", "exec", "--exec-id", "a", "dp", "macvtap", "probe"]);
     assert!(probe.contains("is registered"), "{probe}");
-    let script = format!("ls {inside}/macvtap.network.kubevirt.io* >/dev/null 2>&1");
-    containerd.run(&["task", "exec", "--exec-id", "b", "dp", "sh", "-c", &script]);
+    let sockets = format!("{inside}/macvtap.network.kubevirt.io*");
+    let script = format!("ls {sockets} >/dev/null 2>&1");
+    for (id, words) in [
+        ("b", &["sh", "-c", &script][..]),
+        ("d", &["/usr/bin/bash", "-ec", &script]),
+        ("e", &["test", "-S", &sockets]),
+        ("f", &["/bin/ls", &sockets]),
+    ] {
+        let exec = ["task", "exec", "--exec-id", id, "dp"];
+        containerd.run(&[&exec, words].concat());
+    }
     let doctor = ["task", "exec", "--exec-id", "c", "dp", "macvtap", "doctor"];
     let doctor = containerd.run(&doctor);
     assert!(doctor.contains("No problems found."), "{doctor}");

@@ -1,0 +1,370 @@
+//! Calls of a shell, and of tools that images have beside one, as manifests for
+//! kubevirt/macvtap-cni make them: to look for the device plugin's sockets, to copy the CNI plugin,
+//! to start a program. Pure.
+//!
+//! Our image has no such tools. What is asked of them for these purposes this program does itself;
+//! anything else is refused.
+
+use std::{iter::Peekable, str::Chars};
+
+/// The names by which a call is one of a shell.
+pub const SHELLS: [&str; 2] = ["bash", "sh"];
+/// The names by which a call copies a file.
+pub const COPIES: [&str; 2] = ["cp", "install"];
+/// The names by which a call looks at files.
+pub const TESTS: [&str; 6] = ["[", "[[", "find", "ls", "stat", "test"];
+/// Commands that may stand beside a test: they pass its outcome on.
+const BESIDE_TESTS: [&str; 8] = [":", "cat", "echo", "exit", "grep", "head", "true", "wc"];
+/// Commands that may stand beside a copy: a copy by us includes what they do, or they do nothing.
+const BESIDE_COPIES: [&str; 8] = [":", "chmod", "chown", "echo", "exit", "set", "sync", "true"];
+/// Words that stand before a command.
+const KEYWORDS: [&str; 7] = ["command", "else", "exec", "fi", "if", "then", "}"];
+/// What ends a word.
+const ENDS: [char; 10] = [' ', '\t', '\n', ';', '&', '|', '(', ')', '<', '>'];
+/// The beginning of the names of our programs.
+const PROGRAM: &str = "macvtap";
+/// The beginning of the names of the device plugin's sockets.
+const SOCKETS: &str = "macvtap.network.kubevirt.io";
+/// Options of `cp` and `install` that have a value.
+const VALUES: [char; 5] = ['S', 'g', 'm', 'o', 't'];
+/// The same, spelt out.
+const LONG_VALUES: [&str; 5] = ["suffix", "group", "mode", "owner", "target-directory"];
+
+/// What a call means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// Whether the device plugin has sockets in this directory.
+    Probe(String),
+    /// Copy a file; the operands of `cp`.
+    Copy(Vec<String>),
+    /// Start one of our programs, with arguments.
+    Program(Vec<String>),
+}
+
+/// What a call of a shell means; none if it is anything else.
+#[must_use]
+pub fn shell(arguments: &[&str]) -> Option<Meaning> {
+    // `exit $?` passes the outcome on; other values are not known.
+    let script = script(arguments)?.replace("$?", "");
+    if script.contains(['$', '`']) {
+        return None;
+    }
+    let commands = commands(&script);
+    let are = |names: &[&[&str]]| {
+        let mut all = commands.iter().map(|words| base_name(&words[0]));
+        all.all(|name| names.iter().any(|names| names.contains(&name)))
+    };
+    match commands.as_slice() {
+        [words] if base_name(&words[0]).starts_with(PROGRAM) => {
+            Some(Meaning::Program(words.clone()))
+        }
+        _ if are(&[&TESTS, &BESIDE_TESTS]) => probe(&commands.concat()),
+        _ if are(&[&COPIES, &BESIDE_COPIES]) => {
+            let copies = |words: &&Vec<String>| COPIES.contains(&base_name(&words[0]));
+            let mut copies = commands.iter().filter(copies);
+            let only = copies.next().filter(|_| copies.next().is_none());
+            only.map(|words| copy(&words[1..]))
+        }
+        _ => None,
+    }
+}
+
+/// What a call of one of [`TESTS`] means, by its words; none if it is not about the sockets.
+#[must_use]
+pub fn probe(words: &[String]) -> Option<Meaning> {
+    if words.iter().any(|word| word == "!") {
+        return None;
+    }
+    let is_of_sockets =
+        |name: &str| name.starts_with(SOCKETS) || (name.contains('*') && name.contains(PROGRAM));
+    let paths = || words.iter().filter(|word| word.starts_with('/'));
+    let directory = paths().find_map(|path| {
+        let (directory, name) = path.rsplit_once('/')?;
+        is_of_sockets(name).then_some(directory)
+    });
+    // As in `ls DIRECTORY | grep NAME` and `find DIRECTORY -name PATTERN`.
+    let named = || {
+        words
+            .iter()
+            .any(|word| !word.starts_with('/') && word.contains(PROGRAM))
+    };
+    let listed = || paths().next().filter(|_| named());
+    let directory = directory.or_else(|| listed().map(|path| path.trim_end_matches('/')));
+    directory.map(|directory| Meaning::Probe(directory.to_owned()))
+}
+
+/// What `cp` or `install` with these arguments means. Options such as -f and -m say what a copy by
+/// us does anyway.
+#[must_use]
+pub fn copy(arguments: &[String]) -> Meaning {
+    let (mut operands, mut directory) = (Vec::new(), None);
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let Some(option) = word.strip_prefix('-').filter(|option| !option.is_empty()) else {
+            operands.push(word.clone());
+            continue;
+        };
+        if option == "-" {
+            operands.extend(words.by_ref().cloned());
+        } else if let Some((option, value)) = with_value(option) {
+            let value = value.map(str::to_owned).or_else(|| words.next().cloned());
+            directory = value.filter(|_| option.starts_with('t')).or(directory);
+        }
+    }
+    operands.extend(directory);
+    Meaning::Copy(operands)
+}
+
+/// An option that has a value, and the value if the same word has it.
+fn with_value(option: &str) -> Option<(&str, Option<&str>)> {
+    if let Some(long) = option.strip_prefix('-') {
+        let (name, value) = match long.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (long, None),
+        };
+        return LONG_VALUES.contains(&name).then_some((name, value));
+    }
+    let option = &option[option.find(VALUES)?..];
+    Some((option, Some(&option[1..]).filter(|value| !value.is_empty())))
+}
+
+/// The script of `sh -c SCRIPT`; other options may stand before it or in the same word.
+fn script<'a>(arguments: &[&'a str]) -> Option<&'a str> {
+    let mut words = arguments.iter().copied();
+    let mut is_script = false;
+    while let Some(word) = words.next() {
+        let Some(options) = word.strip_prefix(['-', '+']) else {
+            return Some(word).filter(|_| is_script);
+        };
+        if !options.starts_with('-') {
+            is_script |= options.contains('c');
+            if options.ends_with('o') {
+                words.next();
+            }
+        }
+    }
+    None
+}
+
+/// The simple commands of a script, without redirections.
+fn commands(script: &str) -> Vec<Vec<String>> {
+    let mut commands: Vec<Vec<String>> = vec![Vec::new()];
+    let mut is_redirected = false;
+    let mut chars = script.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            ' ' | '\t' => {}
+            '#' => while chars.next_if(|char| *char != '\n').is_some() {},
+            '&' if chars.peek() == Some(&'>') => {}
+            '<' | '>' => {
+                is_redirected = true;
+                while chars.next_if(|char| "<>&|".contains(*char)).is_some() {}
+            }
+            char if ENDS.contains(&char) => commands.push(Vec::new()),
+            first => {
+                let word = word(first, &mut chars);
+                let is_descriptor = chars.peek().is_some_and(|next| "<>".contains(*next))
+                    && word.chars().all(|char| char.is_ascii_digit());
+                if !std::mem::take(&mut is_redirected) && !is_descriptor {
+                    add(&mut commands, word);
+                }
+            }
+        }
+    }
+    commands.retain(|words| !words.is_empty());
+    commands
+}
+
+fn add(commands: &mut [Vec<String>], word: String) {
+    let Some(command) = commands.last_mut() else {
+        return;
+    };
+    let is_keyword = command.is_empty() && KEYWORDS.contains(&word.as_str());
+    if !is_keyword && !word.is_empty() {
+        command.push(word);
+    }
+}
+
+/// A word, which begins with `first`, without its quotes.
+fn word(first: char, rest: &mut Peekable<Chars<'_>>) -> String {
+    let (mut word, mut quote, mut next) = (String::new(), None, Some(first));
+    while let Some(char) = next {
+        match (quote, char) {
+            (Some(open), char) if char == open => quote = None,
+            (None, '"' | '\'') => quote = Some(char),
+            (None, '\\') => word.extend(rest.next().filter(|char| *char != '\n')),
+            (_, char) => word.push(char),
+        }
+        next = rest.next_if(|char| quote.is_some() || !ENDS.contains(char));
+    }
+    word
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIR: &str = "/var/lib/kubelet/device-plugins";
+    const TARGET: &str = "/host/opt/cni/bin/macvtap";
+
+    fn read(script: &str) -> Option<Meaning> {
+        shell(&["-c", script])
+    }
+
+    fn owned(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn probes_of_the_device_plugins_sockets() {
+        for script in [
+            "ls DIR/macvtap.network.kubevirt.io* >/dev/null 2>&1",
+            "ls -l DIR/macvtap.network.kubevirt.io* > /dev/null",
+            "ls -A DIR/macvtap.network.kubevirt.io* 2> /dev/null 1>&2",
+            "ls DIR/macvtap.network.kubevirt.io* &>/dev/null",
+            "ls DIR/macvtap.network.kubevirt.io_eth0",
+            "ls DIR/macvtap*",
+            "ls DIR/*macvtap*",
+            "/bin/ls DIR/macvtap.network.kubevirt.io* 1>/dev/null 2>/dev/null",
+            "test -S DIR/macvtap.network.kubevirt.io*",
+            "test -e \"DIR/macvtap.network.kubevirt.io*\"",
+            "/usr/bin/test -S 'DIR/macvtap.network.kubevirt.io_eth0'",
+            "[ -S DIR/macvtap.network.kubevirt.io* ]",
+            "[[ -S DIR/macvtap.network.kubevirt.io_eth0 ]]",
+            "[ -e DIR/macvtap.network.kubevirt.io_a -a -e DIR/macvtap.network.kubevirt.io_b ]",
+            "exec ls DIR/macvtap.network.kubevirt.io*",
+            "ls DIR/macvtap.network.kubevirt.io* || exit 1",
+            "ls DIR/macvtap.network.kubevirt.io*; exit $?",
+            "ls DIR/macvtap.network.kubevirt.io* && exit 0 || exit 1",
+            "test -S DIR/macvtap.network.kubevirt.io_a && test -S DIR/macvtap.network.kubevirt.io_b",
+            "if ls DIR/macvtap.network.kubevirt.io* > /dev/null; then exit 0; else exit 1; fi",
+            "if [ -S DIR/macvtap.network.kubevirt.io_a ]; then\n  echo up\nelse\n  exit 1\nfi\n",
+            "ls DIR | grep macvtap",
+            "ls -1 DIR/ | grep -q macvtap.network.kubevirt.io",
+            "find DIR -name 'macvtap.network.kubevirt.io*' -type s | grep -q .",
+            "stat DIR/macvtap.network.kubevirt.io*",
+            "# is it there?\nls \\\n  DIR/macvtap.network.kubevirt.io*",
+        ] {
+            let expected = Some(Meaning::Probe(DIR.to_owned()));
+            assert_eq!(read(&script.replace("DIR", DIR)), expected, "{script}");
+        }
+    }
+
+    #[test]
+    fn copies_of_the_plugin() {
+        for script in [
+            "cp /macvtap-cni TARGET",
+            "exec cp /macvtap-cni TARGET;",
+            "cp -f /macvtap-cni TARGET",
+            "/bin/cp --remove-destination -v /macvtap-cni 'TARGET'",
+            "cp -a -- /macvtap-cni TARGET",
+            "cp --preserve=mode /macvtap-cni TARGET",
+            "cp -fS .old /macvtap-cni TARGET",
+            "cp --suffix=.old /macvtap-cni TARGET",
+            "install /macvtap-cni TARGET",
+            "install -m 755 /macvtap-cni TARGET",
+            "install -m755 -o root -g root /macvtap-cni TARGET",
+            "install -Dm 0755 /macvtap-cni TARGET",
+            "/usr/bin/install --mode=0755 --owner root /macvtap-cni TARGET",
+            "cp /macvtap-cni TARGET && chmod 755 TARGET",
+            "cp /macvtap-cni TARGET; chown root:root TARGET; sync; echo done; exit 0",
+            "set -ex; cp /macvtap-cni TARGET",
+            "set -o errexit\ncp /macvtap-cni \\\n   TARGET\n",
+            "cp /macvtap-cni TARGET > /dev/null 2>&1 || exit 1",
+            "cp -t TARGET /macvtap-cni",
+            "cp -ft TARGET /macvtap-cni",
+            "cp -tTARGET /macvtap-cni",
+            "cp --target-directory=TARGET /macvtap-cni",
+            "install -m 755 --target-directory TARGET /macvtap-cni",
+        ] {
+            let expected = Meaning::Copy(owned(&["/macvtap-cni", TARGET]));
+            assert_eq!(
+                read(&script.replace("TARGET", TARGET)),
+                Some(expected),
+                "{script}"
+            );
+        }
+    }
+
+    #[test]
+    fn programs() {
+        let words = ["/macvtap-deviceplugin", "-v", "3", "-logtostderr"];
+        let expected = Some(Meaning::Program(owned(&words)));
+        for script in [
+            "/macvtap-deviceplugin -v 3 -logtostderr",
+            "exec /macvtap-deviceplugin -v 3 '-logtostderr' 2>&1",
+            "exec \"/macvtap-deviceplugin\" \\\n  -v 3 \\\n  -logtostderr\n",
+        ] {
+            assert_eq!(read(script), expected, "{script}");
+        }
+    }
+
+    #[test]
+    fn a_shell_has_options() {
+        let script = format!("ls {DIR}/macvtap*");
+        let expected = Some(Meaning::Probe(DIR.to_owned()));
+        for options in [
+            &["-c"][..],
+            &["-ec"],
+            &["-ce"],
+            &["-e", "-c"],
+            &["-c", "-e"],
+            &["-xec"],
+            &["-o", "pipefail", "-c"],
+            &["-euo", "pipefail", "-c"],
+            &["-eo", "pipefail", "-c"],
+            &["--noprofile", "--norc", "-c"],
+            &["-lc"],
+            &["+e", "-c"],
+            &["-c", "--"],
+        ] {
+            let arguments = [options, &[&script, "name", "argument"]].concat();
+            assert_eq!(shell(&arguments), expected, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for script in [
+            "",
+            "ls",
+            "ls /",
+            "echo hello",
+            "test -S /x",
+            "ls DIR",
+            "ls /opt/cni/bin/macvtap",
+            "rm -rf DIR/macvtap.network.kubevirt.io*",
+            "rm -f DIR/macvtap.network.kubevirt.io*; ls DIR/macvtap.network.kubevirt.io*",
+            "! ls DIR/macvtap.network.kubevirt.io*",
+            "[ ! -S DIR/macvtap.network.kubevirt.io_a ]",
+            "ls $DIR/macvtap.network.kubevirt.io*",
+            "ls `cat /dir`/macvtap*",
+            "cp a b; cp c d",
+            "cp a b; rm c",
+            "mkdir -p /x && cp a /x",
+            "sleep 5",
+            "/macvtap-deviceplugin -v 3 | tee /log",
+            "/macvtap-deviceplugin & wait",
+        ] {
+            assert_eq!(
+                read(&script.replace("DIR/", &format!("{DIR}/"))),
+                None,
+                "{script}"
+            );
+        }
+        for arguments in [
+            &[][..],
+            &["-x"],
+            &["x", "ls /"],
+            &["-c"],
+            &["-o", "-c"],
+            &["ls"],
+        ] {
+            assert_eq!(shell(arguments), None, "{arguments:?}");
+        }
+    }
+}
