@@ -5,6 +5,7 @@ use std::{fs::File, io::Read, time::Duration};
 use kit::netns::{
     Case, Host, IFNAME, LOWER, Node, device_id_in, tap_number,
     taps::{arrives, far_tap, open, send},
+    wait_until,
 };
 use serde_json::{Value, json};
 
@@ -171,8 +172,17 @@ fn the_queue_length_bounds_what_waits_for_the_guest() {
         for filling in 0..200 {
             send(&far, &frame(GUEST, FRIEND, filling));
         }
+        wait_until("all have arrived", || arrived(&pod) >= 200);
         assert_eq!(waiting(&near), length);
     }
+}
+
+/// How many frames came to the macvtap, whether its tap had room for them or not.
+fn arrived(pod: &Host) -> u64 {
+    let words = format!("-j -s link show dev {IFNAME}");
+    let shown: Value = serde_json::from_str(&pod.ip(&words)).unwrap();
+    let received = &shown[0]["stats64"]["rx"];
+    received["packets"].as_u64().unwrap() + received["errors"].as_u64().unwrap()
 }
 
 /// How many frames can be read.

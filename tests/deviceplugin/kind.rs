@@ -106,6 +106,7 @@ fn of_two_nodes_with_one_name_one_gets_the_tap() {
 fn pre_start_refuses_the_tap_of_another_node() {
     let nodes = [KindNode::new(Some("kind")), KindNode::new(Some("kind"))];
     let id = nodes[0].ids()[43].clone();
+    assert_eq!(nodes[1].ids()[43], id);
     let pod = Host::new();
     let call = nodes[0].call(&pod, &id).added();
     // By a process the device plugins find the pod's netns.

@@ -37,9 +37,9 @@ fn a_vlan_that_cannot_be_made_is_reported_and_its_devices_are_unhealthy() {
         resource.devices[0].id.contains("@eth0.100:bridge:"),
         "{resource:?}"
     );
+    // The device plugin knows a moment after the kubelet that both are registered.
     for applet in ["probe", "doctor"] {
-        let text = case.run(&[applet]);
-        assert!(text.contains("modprobe 8021q"), "{text}");
+        wait_until(applet, || case.run(&[applet]).contains("modprobe 8021q"));
     }
     assert_eq!(case.node.host.links(), [LOWER]);
 }

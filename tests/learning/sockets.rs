@@ -174,6 +174,7 @@ fn a_second_device_plugin_serves_everything_when_the_first_has_ended() {
 fn without_descriptors_it_waits() {
     let learner = Learner::new();
     let plugin = learner.plugin.as_ref().unwrap();
+    learner.stats(); // It has started: what it opens once is open.
     let limit = |number: usize| {
         let mut command = Command::new("prlimit");
         command.args([
