@@ -24,6 +24,7 @@ use crate::{
     host::{
         file_id::Inode,
         program::{self, Bounds, Output, ProgramError},
+        signals,
     },
     macvtap::error::AttachError,
 };
@@ -114,6 +115,10 @@ impl<'a> Delegate<'a> {
         ] {
             command.env(name, value);
         }
+        signals::keep_exit_statuses().map_err(|error| {
+            let why = format!("{error:#}");
+            self.error(code::INTERNAL, verb, &why)
+        })?;
         let output = program::run(&mut command, self.stdin, BOUNDS);
         let output = output.map_err(|error| self.failed(verb, &error))?;
         // A reader that has closed it loses what it did not read.

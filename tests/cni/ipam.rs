@@ -188,6 +188,18 @@ fn ips(result: &Value) -> Vec<&str> {
     ips.map(|ip| ip["address"].as_str().unwrap()).collect()
 }
 
+/// With SIGCHLD ignored by the runtime, the kernel would keep no exit status of the IPAM plugin.
+#[test]
+fn what_signals_the_runtime_ignores_or_blocks_does_not_matter() {
+    let lan = Lan::new();
+    let inherited = ["env", "--ignore-signal", "--block-signal"];
+    let call = lan.call(&lan.host_local()).by(&inherited);
+    call.add();
+    assert_eq!(lan.leases(), ["10.66.0.10", "fd00:66::10"]);
+    call.succeed("DEL");
+    assert!(lan.leases().is_empty());
+}
+
 #[test]
 fn a_pod_with_addresses_of_host_local_reaches_its_gateway() {
     let lan = Lan::new();
