@@ -70,7 +70,8 @@ pub fn create<'a>(
         Some(index) => index,
         None => created(&mut place.socket, spec).context("the macvtap is gone already")?,
     };
-    Ok(NewMacvtap::new(place, spec.name, index, Undo::Delete))
+    let made = NewMacvtap::new(place, spec.name, index, Undo::Delete);
+    Ok(made.in_mode(Some(spec.mode)))
 }
 
 /// The index of the macvtap that was asked for, if it is there.

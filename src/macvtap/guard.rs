@@ -50,6 +50,8 @@ pub struct NewMacvtap<'a> {
     root: Owner,
     /// Who may open its tap, in our own numbers.
     access: OnceCell<Access>,
+    /// Whether it has its lower device to itself.
+    is_alone: bool,
     /// What the kernel does not remove with it: the table of its filter, the device of its rate.
     is_secured: bool,
     is_shaped: bool,
@@ -114,10 +116,17 @@ impl<'a> NewMacvtap<'a> {
             access: OnceCell::new(),
             name: name.to_owned(),
             index,
+            is_alone: false,
             is_secured: false,
             is_shaped: false,
             undo,
         }
+    }
+
+    /// Notes the mode that it has.
+    pub(super) fn in_mode(mut self, mode: Option<Mode>) -> Self {
+        self.is_alone = mode.is_some_and(Mode::is_alone);
+        self
     }
 
     /// Its interface index, which is the number of its tap.
@@ -187,15 +196,21 @@ impl<'a> NewMacvtap<'a> {
 
     /// Sets what has to be set while it is down: no frame passes until [`Self::set_up`].
     ///
-    /// In passthru mode the lower device would stay in all-multicast mode if that were set later
-    /// (`macvlan_change_rx_flags`). The namespace's own IP stack is kept off the interface: the
-    /// guest has the MAC, and each frame that the stack sends makes switches believe that the
-    /// guest is here.
+    /// In passthru mode the kernel counts all-multicast on the lower device when it changes while
+    /// the macvtap is up, and not when that goes up or away (`macvlan_change_rx_flags`): whatever
+    /// changes it later would leave a wrong count. Promiscuity lets the same frames in
+    /// (`macvlan_compute_filter`), and is not counted there.
+    ///
+    /// The namespace's own IP stack is kept off the interface: the guest has the MAC, and each
+    /// frame that the stack sends makes switches believe that the guest is here.
     pub fn prepare(&mut self, settings: Settings) -> Result<(), AttachError> {
         let quiet = !settings.host_stack;
+        let groups_by_promiscuity = settings.all_multicast && self.is_alone;
+        let promiscuous = settings.promiscuous || groups_by_promiscuity;
+        let all_multicast = settings.all_multicast && !groups_by_promiscuity;
         let flags = Change {
-            promiscuous: settings.promiscuous.then_some(true),
-            all_multicast: settings.all_multicast.then_some(true),
+            promiscuous: promiscuous.then_some(true),
+            all_multicast: all_multicast.then_some(true),
             arp: quiet.then_some(false),
             ..Change::default()
         };

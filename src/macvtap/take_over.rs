@@ -51,7 +51,7 @@ pub fn take_over<'a>(
         Err(error) => Err(AttachError::from(error)),
     };
     match index {
-        Ok(index) => Ok(NewMacvtap::new(place, to.name, index, undo)),
+        Ok(index) => Ok(NewMacvtap::new(place, to.name, index, undo).in_mode(link.mode)),
         Err(error) => {
             let error = error.context(format!("moving macvtap {:?} into the pod", link.name));
             Err(NewMacvtap::new(place, to.name, link.index, undo).undo(error))

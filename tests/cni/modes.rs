@@ -78,14 +78,43 @@ fn source_mode_without_a_list_and_a_list_in_another_mode_are_refused() {
     case.refuses(&bridge, 7, &["allowedSources", "mode source, not bridge"]);
 }
 
+/// What the kernel says of a node's lower device.
+fn state(node: &Node) -> [Value; 5] {
+    let link = node.host.link(LOWER).unwrap();
+    let keys = ["address", "promiscuity", "allmulti", "flags", "mtu"];
+    keys.map(|key| link[key].clone())
+}
+
+/// As the tuning plugin does after ADD, and a person in the pod.
+#[test]
+fn a_passthru_macvtap_whose_flags_are_changed_leaves_its_lower_device_as_it_was() {
+    for changes in [
+        &["allmulticast off"][..],
+        &["allmulticast on", "allmulticast off"],
+        &["promisc off", "promisc on"],
+        &["down", "promisc off", "up"],
+        &["address 02:00:00:00:00:77", "mtu 1400"],
+    ] {
+        let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+        let before = state(&node);
+        let id = device_id_in("passthru", number);
+        let call = node.cni(&pod, json!({"deviceID": id})).added();
+        let (near, far) = (open(number), far_tap(&node));
+        let group = frame("33:33:ff:12:34:56", FRIEND, 1);
+        send(&far, &group);
+        assert!(arrives(&near, &group, LONG));
+        for change in changes {
+            pod.ip(&format!("link set {IFNAME} {change}"));
+        }
+        drop(near);
+        call.succeed("DEL");
+        assert_eq!(state(&node), before, "{changes:?}");
+    }
+}
+
 /// What the kernel does with the lower device while it is a guest's, and undoes.
 #[test]
 fn a_passthru_macvtap_leaves_its_lower_device_as_it_was() {
-    let state = |node: &Node| {
-        let link = node.host.link(LOWER).unwrap();
-        let keys = ["address", "promiscuity", "allmulti", "flags", "mtu"];
-        keys.map(|key| link[key].clone())
-    };
     for (promiscuous, all_multicast, netns_goes) in [
         (false, true, false),
         (true, true, false),

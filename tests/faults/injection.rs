@@ -1,7 +1,7 @@
 //! Faults, one at a time, by strace.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     panic::{self, AssertUnwindSafe},
     path::Path,
@@ -101,12 +101,15 @@ fn errnos(call: &str) -> &'static [&'static str] {
     }
 }
 
-/// The faults that a program can have whose system calls strace wrote into `log`: at every
-/// call the end, at every one that can fail each of its errors.
+/// The faults that a program can have whose system calls strace wrote into `log`: at every call
+/// the end, at every one that can fail each of its errors.
 pub fn faults(log: &Path) -> Vec<Fault> {
+    let (calls, unfailing) = calls(log);
     let mut faults = Vec::new();
-    for (call, number) in calls(log) {
-        let errnos = errnos(&call).iter().map(|errno| Some(*errno));
+    for (call, number) in calls {
+        let can_fail = !unfailing.contains(&(call.clone(), number));
+        let errnos = errnos(&call).iter().filter(|_| can_fail);
+        let errnos = errnos.map(|errno| Some(*errno));
         faults.extend([None].into_iter().chain(errnos).map(|errno| Fault {
             call: call.clone(),
             number,
@@ -116,37 +119,64 @@ pub fn faults(log: &Path) -> Vec<Fault> {
     faults
 }
 
-/// The calls, each with its place among those of its name. Of calls that differ in numbers only
-/// the first few: further ones are further turns of a loop over the processes, taps or network
-/// namespaces that happen to be on the machine.
-fn calls(log: &Path) -> Vec<(String, u32)> {
-    let mut of_name: BTreeMap<String, u32> = BTreeMap::new();
+/// A system call by its name, and its place among those of that name in its thread, as strace
+/// counts them.
+type Call = (String, u32);
+
+/// The calls, and those of them that never fail. Of calls that differ in numbers only the first
+/// few: further ones are further turns of a loop over the processes, taps or network namespaces
+/// that happen to be on the machine.
+fn calls(log: &Path) -> (BTreeSet<Call>, BTreeSet<Call>) {
+    let mut of_name: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     let mut of_shape: BTreeMap<String, u32> = BTreeMap::new();
-    let mut calls = Vec::new();
-    for line in fs::read_to_string(log).unwrap().lines() {
+    let (mut calls, mut unfailing) = (BTreeSet::new(), BTreeSet::new());
+    let log = fs::read_to_string(log).unwrap();
+    for line in log.lines() {
         // With several threads each line begins with the thread's number.
-        let line = line.trim_start_matches(|char: char| char.is_ascii_digit() || char == ' ');
-        let name = line.split_once('(').map(|(name, _)| name);
+        let call = line.trim_start_matches(|char: char| char.is_ascii_digit() || char == ' ');
+        let thread = &line[..line.len() - call.len()];
+        let name = call.split_once('(').map(|(name, _)| name);
         // "+++ exited with 0 +++" is none; the program is not ours before execve returned.
         let is_call = |name: &&str| !name.starts_with(['+', '-', '<']) && *name != "execve";
         if let Some(name) = name.filter(is_call) {
-            let number = of_name.entry(name.to_owned()).or_default();
+            let number = of_name.entry((thread, name)).or_default();
             *number += 1;
-            let repeated = of_shape.entry(shape(line)).or_default();
+            let repeated = of_shape.entry(shape(call)).or_default();
             *repeated += 1;
             if *repeated <= MAX_REPEATS {
-                calls.push((name.to_owned(), *number));
+                calls.insert((name.to_owned(), *number));
+            }
+            if is_unfailing(call) {
+                unfailing.insert((name.to_owned(), *number));
             }
         }
     }
-    calls
+    (calls, unfailing)
 }
 
-/// A call without its numbers and its result.
-fn shape(line: &str) -> String {
-    let call = line.split(" = ").next().unwrap_or_default();
+/// Whether it writes to an event counter, as tokio does to wake itself: the kernel only refuses
+/// that where the counter is full. strace has to show what descriptors lead to (`-y`).
+fn is_unfailing(call: &str) -> bool {
+    let target = call
+        .strip_prefix("write(")
+        .and_then(|rest| rest.split_once(','));
+    target.is_some_and(|(target, _)| target.contains("[eventfd]"))
+}
+
+/// A call without its numbers, the files behind its descriptors and its result.
+fn shape(call: &str) -> String {
+    let call = call.split(" = ").next().unwrap_or_default();
     let call = call.split(" <unfinished").next().unwrap_or_default();
-    call.chars().filter(|char| !char.is_ascii_digit()).collect()
+    let mut depth = 0_u32;
+    let mut is_kept = |char| {
+        depth = match char {
+            '<' => depth + 1,
+            '>' => depth.saturating_sub(1),
+            _ => depth,
+        };
+        depth == 0 && !matches!(char, '>' | '0'..='9')
+    };
+    call.chars().filter(|char| is_kept(*char)).collect()
 }
 
 /// Tries each of the faults, side by side in worlds of their own, and says how many there were.
@@ -188,7 +218,6 @@ pub fn each<W>(
         failures, 0,
         "faults after which something was wrong, see above"
     );
-    // How often some calls come depends on what else is on the machine, and strace counts the
-    // calls of each thread by themselves.
+    // How often some calls come depends on what else is on the machine.
     assert!(stopped > 40 && stopped * 4 > kills * 3, "of {kills}");
 }
