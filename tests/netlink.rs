@@ -6,11 +6,12 @@ use std::{
         unix::fs::MetadataExt,
     },
     sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use kit::netns::{FAR_END, Host, LOWER, Node, tap_number};
 use macvtap::{
-    netlink::{Change, Create, Link, NetlinkError, Uevents},
+    netlink::{Change, Create, Link, LinkWatch, NetlinkError, Uevents},
     types::{mac::MacAddr, mode::Mode, port_options::NO_OPTIONS},
 };
 use nix::{
@@ -71,6 +72,52 @@ fn creates_in_another_netns_and_reads_back() {
         "the lower device is in another netns"
     );
     assert!(!link.up && link.is_macvtap());
+}
+
+/// A router changes routes by the thousand, and addresses nearly as fast.
+#[test]
+fn changes_that_matter_are_reported_and_the_rest_is_none() {
+    let node = Node::new();
+    let host = &node.host;
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let inside = runtime.enter();
+    let watch = host.0.run(LinkWatch::open).unwrap();
+    drop(inside);
+    let changed = |within: u64| {
+        let timeout = Duration::from_millis(within);
+        runtime.block_on(async {
+            let changed = tokio::time::timeout(timeout, watch.changed()).await;
+            changed.map(Result::unwrap).is_ok()
+        })
+    };
+    // Its link-local address is checked for a duplicate, which ends with a change.
+    host.ip(&format!("address flush dev {LOWER}"));
+    while changed(300) {}
+    host.ip(&format!("address add 192.0.2.7/24 dev {LOWER}"));
+    assert!(!changed(300), "addresses are not followed yet");
+    watch.follow_addresses(true).unwrap();
+    let gateway = format!("via 192.0.2.1 dev {LOWER}");
+    for number in 0..100 {
+        host.ip(&format!("route add 198.51.100.{number}/32 {gateway}"));
+    }
+    assert!(!changed(300), "routes that are none of the default ones");
+    for words in [
+        format!("route add default {gateway}"),
+        format!("route delete default {gateway}"),
+        format!("address add 2001:db8::7/64 nodad dev {LOWER}"),
+        format!("-6 route add default via 2001:db8::1 dev {LOWER}"),
+        format!("link set {LOWER} mtu 1400"),
+    ] {
+        host.ip(&words);
+        assert!(changed(30_000), "{words}");
+        while changed(300) {}
+    }
+    watch.rest(Duration::from_millis(50));
+    let start = Instant::now();
+    host.ip(&format!("link set {LOWER} mtu 1300"));
+    assert!(changed(30_000));
+    assert!(start.elapsed() > Duration::from_millis(400), "it rests");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! ADD: creates the macvtap in the pod's network namespace and prepares its tap, or hands over
 //! one that exists. Whatever fails, nothing is left behind.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use log::warn;
 
@@ -50,6 +53,9 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long ADD waits for the tap of the same pod's former sandbox.
 const FORMER_SANDBOX_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often ADD looks for a VLAN that is being removed.
+const VLAN_POLL: Duration = Duration::from_millis(2);
 
 /// Makes the attachment that is asked for; `stdin` is the configuration as the runtime wrote it.
 pub fn add<'a>(
@@ -152,16 +158,30 @@ impl<'a> Work<'a> {
         Err(CniError::new(code::TRY_AGAIN, text))
     }
 
-    /// On a VLAN of the lower device, which is made for the first macvtap on it.
+    /// On a VLAN of the lower device, which is made for the first macvtap on it. The DEL of the last
+    /// pod may remove it meanwhile: then it is made again.
     fn on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Attachment<'a>> {
-        let name = vlan.ensure(&mut self.host, Maker::Cni)?;
-        let attached = self.standalone(&name, mode);
-        attached.map_err(
-            |error| match vlan.remove_unused(&mut self.host, Maker::Cni) {
-                Ok(_) => error,
-                Err(second) => error.context(&format!("could not be undone ({second:#})")),
-            },
-        )
+        self.lower(&vlan.lower)?;
+        loop {
+            let name = vlan.ensure(&mut self.host, Maker::Cni)?;
+            let index = self.host.link_by_name(&name)?.map(|link| link.index);
+            let error = match self.standalone(&name, mode) {
+                Ok(attached) => return Ok(attached),
+                Err(error) => error,
+            };
+            let may_retry = Instant::now() < self.request.deadline;
+            if !may_retry || vlan.stays(&mut self.host, index)? {
+                return Err(self.undo_vlan(vlan, error));
+            }
+            thread::sleep(VLAN_POLL);
+        }
+    }
+
+    fn undo_vlan(&mut self, vlan: &SubInterface, error: CniError) -> CniError {
+        match vlan.remove_unused(&mut self.host, Maker::Cni) {
+            Ok(_) => error,
+            Err(second) => error.context(&format!("could not be undone ({second:#})")),
+        }
     }
 
     /// Where pods get their taps by NRI, waits until the runtime asks for them: it would start the

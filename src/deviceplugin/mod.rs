@@ -34,7 +34,11 @@ pub mod tap_containers;
 pub mod tap_only;
 mod vlans;
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use log::{error, info, warn};
@@ -89,15 +93,14 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
         match input.unwrap_or(Ok(Input::Nothing))? {
             Input::Nothing => {}
             Input::Resource(resource, event) => supervisor.handle(&resource, event),
-            Input::Links => supervisor.links_changed(),
+            Input::Links => links_changed(&mut supervisor, &inputs.links),
             Input::KubeletDirectory => {
                 check_mount(&inputs.kubelet_dir, &settings.kubelet_dir)?;
                 supervisor.directory_changed();
             }
             Input::Configuration => {
                 reload(&mut supervisor, &mut source, &mut config_warnings);
-                let needs_addresses = supervisor.configuration().needs_addresses();
-                inputs.links.follow_addresses(needs_addresses)?;
+                follow_addresses(&mut supervisor, &inputs.links)?;
             }
             // The client may be gone.
             Input::Query(query) => drop(query.send(supervisor.status(config_warnings.clone()))),
@@ -132,6 +135,22 @@ fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
         "{} was deleted; a directory that replaces it is not mounted here: restart the container",
         path.display()
     );
+    Ok(())
+}
+
+fn links_changed(supervisor: &mut Supervisor, watch: &LinkWatch) {
+    let start = Instant::now();
+    supervisor.links_changed();
+    watch.rest(start.elapsed());
+}
+
+/// Follows addresses if the configuration needs them, which may have changed since it was loaded.
+fn follow_addresses(supervisor: &mut Supervisor, watch: &LinkWatch) -> Result<()> {
+    let wanted = supervisor.configuration().needs_addresses();
+    watch.follow_addresses(wanted)?;
+    if wanted {
+        links_changed(supervisor, watch);
+    }
     Ok(())
 }
 

@@ -72,9 +72,7 @@ pub struct Supervisor {
     sockets_changed: bool,
     /// Which entries choose no lower device, as was logged.
     unselected: Vec<String>,
-    /// Which VLAN interfaces could not be made, and why, as was logged.
     vlans: Vlans,
-    vlan_errors: Vec<String>,
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
     learning: LearningTask,
@@ -118,7 +116,6 @@ impl Supervisor {
             sockets_changed: false,
             unselected: Vec::new(),
             vlans: Vlans::default(),
-            vlan_errors: Vec::new(),
             skipped: BTreeMap::new(),
             learning,
             nri: None,
@@ -401,13 +398,8 @@ impl Supervisor {
         let used = used.collect();
         let resources = self.plans.values().map(|(resource, _)| resource);
         self.vlans.update(resources, &used);
-        let errors = self.vlans.reconcile(&mut self.netlink, &self.links, &used);
-        for error in &errors {
-            if !self.vlan_errors.contains(error) {
-                warn!("{error}");
-            }
-        }
-        self.vlan_errors = errors;
+        self.vlans
+            .reconcile(&mut self.netlink, &mut self.links, &used);
     }
 
     /// Offers a resource, unless nothing changed: there are many link events, and lists are
@@ -463,7 +455,7 @@ impl Supervisor {
 
     /// The status.
     pub fn status(&mut self, mut config_warnings: Vec<String>) -> Status {
-        config_warnings.extend(self.unselected.iter().chain(&self.vlan_errors).cloned());
+        config_warnings.extend(self.unselected.iter().chain(self.vlans.errors()).cloned());
         let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
         let resources = self.resources.values().map(|resource| {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::{Context, Error};
 use log::warn;
 
 use super::config::ResourceConfig;
@@ -10,10 +11,13 @@ use crate::{
     netlink::{Link, Socket},
 };
 
-/// The VLAN interfaces of the resources by their name, and those of former configurations while pods
-/// hold their devices.
+/// The VLAN interfaces of the resources, and those of former configurations while pods hold their
+/// devices.
 #[derive(Debug, Default)]
-pub struct Vlans(BTreeMap<String, SubInterface>);
+pub struct Vlans {
+    by_name: BTreeMap<String, SubInterface>,
+    errors: Vec<String>,
+}
 
 impl Vlans {
     /// Takes note of those of `resources`, and forgets those whose name is not in `used` any more.
@@ -26,36 +30,53 @@ impl Vlans {
             let vlan = resource.vlan.clone()?;
             Some((resource.lower.to_string(), vlan))
         });
-        self.0.extend(found);
-        self.0.retain(|name, _| used.contains(name.as_str()));
+        self.by_name.extend(found);
+        self.by_name.retain(|name, _| used.contains(name.as_str()));
     }
 
     /// Makes those that are missing, and removes those that this program made whose name is not in
-    /// `used` any more; what could not be made, and why.
-    pub fn reconcile(
-        &self,
-        host: &mut Socket,
-        links: &[Link],
-        used: &BTreeSet<&str>,
-    ) -> Vec<String> {
-        let missing = self.missing(links);
-        let errors = missing.filter_map(|vlan| vlan.ensure(host, Maker::DevicePlugin).err());
-        let errors = errors.map(|error| format!("{error:#}")).collect();
-        let ours = links.iter().filter(|link| Maker::DevicePlugin.made(link));
-        for link in ours.filter(|link| !used.contains(link.name.as_str())) {
-            if let Err(error) = delete_unused(host, link, Maker::DevicePlugin) {
-                let error = format!("{error:#}");
-                warn!(error = error.as_str(); "VLAN interface not removed; it is tried again");
+    /// `used` any more. Lists the links again after it made one.
+    pub fn reconcile(&mut self, host: &mut Socket, links: &mut Vec<Link>, used: &BTreeSet<&str>) {
+        let mut errors = Vec::new();
+        let missing: Vec<&SubInterface> = self.missing(links).collect();
+        for vlan in &missing {
+            errors.extend(vlan.ensure(host, Maker::DevicePlugin).err());
+        }
+        if missing.len() > errors.len() {
+            match host.links().context("listing links") {
+                Ok(listed) => *links = listed,
+                Err(error) => errors.push(error),
             }
         }
-        errors
+        let ours = links.iter().filter(|link| Maker::DevicePlugin.made(link));
+        for link in ours.filter(|link| !used.contains(link.name.as_str())) {
+            errors.extend(delete_unused(host, link, Maker::DevicePlugin).err());
+        }
+        self.report(&errors);
+    }
+
+    /// Logs what was no error before.
+    fn report(&mut self, errors: &[Error]) {
+        let errors = errors.iter().map(|error| format!("{error:#}"));
+        let errors: Vec<String> = errors.collect();
+        for error in &errors {
+            if !self.errors.contains(error) {
+                warn!("{error}");
+            }
+        }
+        self.errors = errors;
+    }
+
+    /// What could not be made or removed at the last call, and why.
+    pub fn errors(&self) -> &[String] {
+        &self.errors
     }
 
     /// Those that do not exist or are not ready. One that had a name of the node's own is the node's
     /// to make again: under another name it would keep the node from that.
     fn missing(&self, links: &[Link]) -> impl Iterator<Item = &SubInterface> {
         let is_ready = |link: &Link| link.up || !Maker::DevicePlugin.made(link);
-        let missing = self.0.iter().filter(move |(name, vlan)| {
+        let missing = self.by_name.iter().filter(move |(name, vlan)| {
             match vlan.among(links) {
                 Some(link) => !is_ready(link),
                 // Where the name is taken, making it says so.

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use log::info;
 use nix::errno::Errno;
 
@@ -18,6 +18,9 @@ use crate::{
         mode::Mode,
     },
 };
+
+/// How often one is made that another call removes at once.
+const ATTEMPTS: u32 = 10;
 
 /// An interface on a lower device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,13 +111,21 @@ impl SubInterface {
 
     /// Makes it if it does not exist, and sets it up if it is ours; its name.
     pub fn ensure(&self, host: &mut Socket, maker: Maker) -> Result<LinkName> {
+        for _ in 0..ATTEMPTS {
+            if let Some(name) = self.try_ensure(host, maker)? {
+                return Ok(name);
+            }
+        }
+        bail!("{self} is removed each time that it was made")
+    }
+
+    /// None if another call removed it meanwhile: nothing was on it yet.
+    fn try_ensure(&self, host: &mut Socket, maker: Maker) -> Result<Option<LinkName>> {
         let links = host.links().context("listing links")?;
         let name = self.name_among(&links)?;
         if let Some(link) = self.among(&links) {
-            if maker.made(link) && !link.up {
-                set_up(host, link.index)?;
-            }
-            return Ok(name);
+            let is_ready = link.up || !maker.made(link);
+            return Ok((is_ready || set_up(host, link.index)?).then_some(name));
         }
         let lower = LowerDevice::among(&links, &self.lower)?;
         match lower.ineligible_among(&links) {
@@ -130,23 +141,26 @@ impl SubInterface {
             group: maker.group(),
         });
         match created {
-            Ok(()) => {}
-            // Another call made it a moment ago.
+            Ok(()) => info!(interface = &*name; "created {self}"),
+            // Another call made it a moment ago, or something else has its name.
             Err(error) if error.errno() == Some(Errno::EEXIST) => {
-                let links = host.links().context("listing links")?;
-                let same = self.among(&links).filter(|link| link.name == *name);
-                let same = same.with_context(|| format!("creating {name:?}, {self}: {error}"))?;
-                if maker.made(same) && !same.up {
-                    set_up(host, same.index)?;
-                }
-                return Ok(name);
+                self.name_among(&host.links().context("listing links")?)?;
+                return Ok(None);
             }
             Err(error) => return Err(self.explain(&name, &error)),
         }
-        info!(interface = &*name; "created {self}");
-        let made = host.link_by_name(&name)?.context("it is gone already")?;
-        set_up(host, made.index)?;
-        Ok(name)
+        match host.link_by_name(&name)? {
+            Some(made) => Ok(set_up(host, made.index)?.then_some(name)),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether it is still the interface with this index, and no other call is about to remove it.
+    pub fn stays(&self, host: &mut Socket, index: Option<u32>) -> Result<bool> {
+        let links = host.links().context("listing links")?;
+        let is_held = |index| links.iter().any(|link| is_hold(link, index));
+        let found = self.among(&links).map(|link| link.index);
+        Ok(found.is_some_and(|found| Some(found) == index && !is_held(found)))
     }
 
     /// Removes the one that `maker` made, if nothing stands on it. True if there is none of its
@@ -191,10 +205,13 @@ impl std::fmt::Display for SubInterface {
     }
 }
 
-/// Sets it up, without addresses of its own: the node has nothing to do there.
-fn set_up(host: &mut Socket, index: u32) -> Result<()> {
-    host.set_up_without_addresses(index)
-        .context("setting a sub-interface up")
+/// Sets it up, without addresses of its own: the node has nothing to do there. False if it is gone.
+fn set_up(host: &mut Socket, index: u32) -> Result<bool> {
+    match host.set_up_without_addresses(index) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(false),
+        Err(error) => Err(error).context("setting a sub-interface up"),
+    }
 }
 
 /// Deletes a link that `maker` made, unless something stands on it, or it has an address of its
@@ -260,7 +277,7 @@ fn is_used(links: &[Link], index: u32, holder: u32) -> bool {
 /// it is there, no other can come. One that is there already, of a call that was killed or of one
 /// at work, holds it as well.
 pub fn hold(host: &mut Socket, index: u32) -> Result<Option<u32>, NetlinkError> {
-    let name = format!("mvu{index:x}");
+    let name = hold_name(index);
     let created = host.create_upper(&CreateUpper {
         name: &name,
         lower: index,
@@ -279,8 +296,13 @@ pub fn hold(host: &mut Socket, index: u32) -> Result<Option<u32>, NetlinkError> 
     }
 }
 
+fn hold_name(index: u32) -> String {
+    format!("mvu{index:x}")
+}
+
 fn is_hold(link: &Link, index: u32) -> bool {
-    link.kind.as_deref() == Some("macvlan")
+    link.name == hold_name(index)
+        && link.kind.as_deref() == Some("macvlan")
         && link.mode == Some(Mode::Passthru)
         && link.lower == Some(index)
         && link.lower_nsid.is_none()

@@ -17,7 +17,8 @@ use crate::types::{
 /// Messages of `linux/rtnetlink.h`.
 const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
-const NEW_ROUTE: u16 = 24;
+pub(super) const NEW_ROUTE: u16 = 24;
+pub(super) const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
 /// Bytes of `struct ifaddrmsg` and of `struct rtmsg`.
 const ADDRESS_HEADER: usize = 8;

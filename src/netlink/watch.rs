@@ -1,4 +1,4 @@
-//! Changes of links, as the kernel reports them.
+//! Changes of links, addresses and routes, as the kernel reports them.
 
 use std::{
     cell::Cell,
@@ -14,7 +14,10 @@ use nix::{
         recv, socket,
     },
 };
+use socket2::{SockFilter, SockRef};
 use tokio::{io::unix::AsyncFd, time::Instant};
+
+use super::address::{DELETE_ROUTE, NEW_ROUTE};
 
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINK_GROUP: u32 = 1;
@@ -22,6 +25,19 @@ const LINK_GROUP: u32 = 1;
 const ADDRESS_GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400;
 /// Changes that come within this are one. A flapping link causes thousands.
 const DEBOUNCE: Duration = Duration::from_millis(20);
+/// How many times as long as it takes to handle changes, they are left alone afterwards: on a node
+/// with a million routes that is long, and they may change all the time.
+const REST: u32 = 9;
+
+/// Where the type is in `struct nlmsghdr`, and behind that the length of the destination in
+/// `struct rtmsg`.
+const TYPE: u32 = 4;
+const DESTINATION_LENGTH: u32 = 17;
+/// Instructions of `linux/filter.h`.
+const LOAD_HALF: u16 = 0x28;
+const LOAD_BYTE: u16 = 0x30;
+const JUMP_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
 
 /// A subscription to the links of the network namespace that it was opened in.
 pub struct LinkWatch {
@@ -29,6 +45,8 @@ pub struct LinkWatch {
     /// When the changes that came will have settled. Kept here, so that a wait that is given up
     /// for something else and begun again ends all the same.
     settled: Cell<Option<Instant>>,
+    /// Until when changes are left alone.
+    resting: Cell<Instant>,
 }
 
 impl LinkWatch {
@@ -43,10 +61,11 @@ impl LinkWatch {
         Ok(Self {
             socket,
             settled: Cell::new(None),
+            resting: Cell::new(Instant::now()),
         })
     }
 
-    /// Subscribes to addresses and routes as well, or no longer.
+    /// Subscribes to addresses and default routes as well, or no longer.
     pub fn follow_addresses(&self, wanted: bool) -> Result<()> {
         let fd = self.socket.as_raw_fd();
         let groups = LINK_GROUP | if wanted { ADDRESS_GROUPS } else { 0 };
@@ -65,7 +84,7 @@ impl LinkWatch {
         let settled = self
             .settled
             .get()
-            .unwrap_or_else(|| Instant::now() + DEBOUNCE);
+            .unwrap_or_else(|| self.resting.get().max(Instant::now() + DEBOUNCE));
         self.settled.set(Some(settled));
         tokio::time::sleep_until(settled).await;
         let ready = self.socket.readable().await;
@@ -83,12 +102,37 @@ impl LinkWatch {
         self.settled.set(None);
         Ok(())
     }
+
+    /// To be called after changes were handled, which took so long: bounds the part of the time
+    /// that it takes.
+    pub fn rest(&self, took: Duration) {
+        self.resting.set(Instant::now() + took * REST);
+    }
 }
 
-fn subscribe() -> nix::Result<OwnedFd> {
+/// Passes what is no route, and default routes. The kernel drops the others before it queues them: a
+/// router changes 100,000 at a time.
+fn filter() -> [SockFilter; 7] {
+    let instruction =
+        |code, (then, otherwise), operand| SockFilter::new(code, then, otherwise, operand);
+    // A half word is loaded in network byte order.
+    let is = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    [
+        instruction(LOAD_HALF, (0, 0), TYPE),
+        instruction(JUMP_EQUAL, (1, 0), is(NEW_ROUTE)),
+        instruction(JUMP_EQUAL, (0, 2), is(DELETE_ROUTE)),
+        instruction(LOAD_BYTE, (0, 0), DESTINATION_LENGTH),
+        instruction(JUMP_EQUAL, (0, 1), 0),
+        instruction(RETURN, (0, 0), u32::MAX),
+        instruction(RETURN, (0, 0), 0),
+    ]
+}
+
+fn subscribe() -> Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let protocol = SockProtocol::NetlinkRoute;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    SockRef::from(&socket).attach_filter(&filter())?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINK_GROUP))?;
     Ok(socket)
 }

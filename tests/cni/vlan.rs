@@ -18,6 +18,7 @@ use serde_json::json;
 
 const GUEST: &str = "02:00:00:00:00:aa";
 const LONG: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_millis(300);
 
 #[test]
 fn all_of_these_under_debians_kernel() {
@@ -81,6 +82,103 @@ fn the_first_pod_makes_the_vlan_and_the_last_removes_it() {
     assert!(node.host.link(vlan).is_none());
     calls[0].succeed("DEL");
     assert!(node.host.link("storage").is_some());
+}
+
+/// The DEL of the last pod is at work while another pod is attached.
+#[test]
+fn an_add_that_loses_its_vlan_makes_it_again() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let (node, pod) = (Node::new(), Host::new());
+    let mut host = node.host.0.socket().unwrap();
+    let vlan = SubInterface::vlan(LOWER.parse().unwrap(), 100);
+    let name = vlan.ensure(&mut host, Maker::Cni).unwrap();
+    let former = host.link_by_name(&name).unwrap().unwrap().index;
+    assert!(vlan.stays(&mut host, Some(former)).unwrap());
+    assert!(!vlan.stays(&mut host, Some(former + 1)).unwrap());
+    sub_interface::hold(&mut host, former).unwrap().unwrap();
+    assert!(!vlan.stays(&mut host, Some(former)).unwrap());
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
+    std::thread::scope(|scope| {
+        let adding = scope.spawn(|| call.clone().added());
+        std::thread::sleep(SHORT);
+        assert!(!adding.is_finished());
+        assert!(host.delete(former).unwrap());
+        let call = adding.join().unwrap();
+        call.succeed("CHECK");
+        call.succeed("DEL");
+    });
+    assert_eq!(node.host.links(), [LOWER]);
+}
+
+#[test]
+fn pods_that_come_and_go_on_one_vlan_do_not_fail_each_other() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let node = Node::new();
+    std::thread::scope(|scope| {
+        for number in 0..3 {
+            let node = &node;
+            scope.spawn(move || {
+                let pod = Host::new();
+                let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
+                let call = call.env(
+                    "CNI_CONTAINERID",
+                    &format!("c{number}x{}", std::process::id()),
+                );
+                for _ in 0..8 {
+                    call.clone().added().succeed("DEL");
+                }
+            });
+        }
+    });
+    assert_eq!(node.host.links(), [LOWER]);
+}
+
+/// Its DEL knows nothing of what was made.
+#[test]
+fn a_killed_add_leaves_no_vlan() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let (node, pod) = (Node::new(), Host::new());
+    let mut host = node.host.0.socket().unwrap();
+    let vlan = SubInterface::vlan(LOWER.parse().unwrap(), 100);
+    vlan.ensure(&mut host, Maker::Cni).unwrap();
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
+    call.succeed("DEL");
+    assert_eq!(node.host.links(), [LOWER]);
+    // Nor does a pod whose netns is gone.
+    let attached = call.added();
+    drop(pod);
+    attached.succeed("DEL");
+    assert_eq!(node.host.links(), [LOWER]);
+}
+
+/// The macvtaps go with it, and the next ADD makes it again.
+#[test]
+fn a_vlan_goes_with_its_lower_device_and_is_made_again() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
+    let attached = call.clone().added();
+    node.host.ip(&format!("link delete {LOWER}"));
+    let (_, msg) = attached.fail("CHECK");
+    assert!(msg.contains(IFNAME), "{msg}");
+    attached.succeed("DEL");
+    let (_, msg) = call.fail("ADD");
+    assert!(msg.contains("does not exist on this node"), "{msg}");
+    node.host
+        .ip(&format!("link add {LOWER} type veth peer name other"));
+    let (code, msg) = call.fail("ADD");
+    assert_eq!(code, 11, "{msg}");
+    assert!(msg.contains("is down"), "{msg}");
+    node.host.ip(&format!("link set {LOWER} up"));
+    call.clone().added().succeed("DEL");
 }
 
 /// The same owner makes macvlans, which every kernel with macvtaps has.

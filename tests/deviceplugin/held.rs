@@ -73,23 +73,27 @@ impl World {
         ids
     }
 
-    /// The kubelet's checkpoint, where a pod has this device with this tap.
     fn checkpoint(&self, id: &str, tap: u32) {
-        let path = format!("/dev/tap{tap}");
-        let response = ContainerAllocateResponse {
-            devices: vec![macvtap::deviceplugin::grpc::api::DeviceSpec {
-                container_path: path.clone(),
-                host_path: path,
-                permissions: "rw".to_owned(),
-            }],
-            ..ContainerAllocateResponse::default()
-        };
-        let entry = json!({
-            "PodUID": "a3c7", "ContainerName": "compute", "ResourceName": RESOURCE,
-            "DeviceIDs": {"-1": [id]}, "AllocResp": STANDARD.encode(response.encode_to_vec()),
-        });
-        write_checkpoint(&self.dir, &json!([entry]));
+        checkpoint(&self.dir, (RESOURCE, id), tap);
     }
+}
+
+/// Writes the kubelet's checkpoint, where a pod has this device of a resource with this tap.
+pub fn checkpoint(dir: &Path, (resource, id): (&str, &str), tap: u32) {
+    let path = format!("/dev/tap{tap}");
+    let response = ContainerAllocateResponse {
+        devices: vec![macvtap::deviceplugin::grpc::api::DeviceSpec {
+            container_path: path.clone(),
+            host_path: path,
+            permissions: "rw".to_owned(),
+        }],
+        ..ContainerAllocateResponse::default()
+    };
+    let entry = json!({
+        "PodUID": "a3c7", "ContainerName": "compute", "ResourceName": resource,
+        "DeviceIDs": {"-1": [id]}, "AllocResp": STANDARD.encode(response.encode_to_vec()),
+    });
+    write_checkpoint(dir, &json!([entry]));
 }
 
 fn configure(dir: &Path, lower: &str, mode: &str) {

@@ -1,6 +1,6 @@
 //! How lower devices are chosen: patterns, objects, nodes, discovery.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use kit::{
     binary,
@@ -27,11 +27,7 @@ impl Case {
         let kubelet = Kubelet::start(dir.path()).unwrap();
         let file = config.path().join("macvtap.json");
         std::fs::write(&file, configuration.to_string()).unwrap();
-        let mut command = kit::kubelet::command(&[], dir.path());
-        command.arg("--config").arg(&file);
-        command.args(["--node-name", "worker-1"]);
-        command.env_remove("DP_MACVTAP_CONF");
-        let plugin = Plugin::spawn(&node.host, command);
+        let plugin = start(&node, dir.path(), &file);
         Self {
             node,
             kubelet,
@@ -39,6 +35,15 @@ impl Case {
             dir,
             config,
         }
+    }
+
+    /// Kills the device plugin and starts another one, with another configuration.
+    pub fn restart(&mut self, configuration: &Value) {
+        self.plugin.signal("KILL");
+        self.plugin.end();
+        self.configure(configuration);
+        let file = self.config.path().join("macvtap.json");
+        self.plugin = start(&self.node, self.dir.path(), &file);
     }
 
     pub fn configure(&self, configuration: &Value) {
@@ -60,6 +65,16 @@ impl Case {
         let output = self.node.host.output(&mut command);
         String::from_utf8(output.stdout).unwrap()
     }
+}
+
+fn start(node: &Node, dir: &Path, file: &Path) -> Plugin {
+    let mut command = kit::kubelet::command(&[], dir);
+    command.arg("--config").arg(file);
+    // The numbers of taps derive from it, and tests run side by side.
+    let unique = dir.file_name().unwrap().to_str().unwrap();
+    command.args(["--node-name", &format!("worker-{unique}")]);
+    command.env_remove("DP_MACVTAP_CONF");
+    Plugin::spawn(&node.host, command)
 }
 
 fn on(kubelet: &Kubelet, name: &str, lower: &str) -> Vec<String> {

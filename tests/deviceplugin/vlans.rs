@@ -3,11 +3,14 @@
 use kit::{
     kernel,
     kubelet::WAIT_TIMEOUT,
-    netns::{Host, LOWER, wait_until},
+    netns::{Host, LOWER, tap_of, wait_until},
 };
 use serde_json::{Value, json};
 
-use super::selectors::{Case, one};
+use super::{
+    held,
+    selectors::{Case, one},
+};
 
 /// Those of bonds too.
 #[test]
@@ -91,4 +94,113 @@ fn resources_share_a_vlan_and_the_last_takes_it_along() {
     assert!(host.link(vlan).is_some(), "a pod is on it");
     call.succeed("DEL");
     wait_until("the VLAN is gone", || host.link(vlan).is_none());
+}
+
+#[test]
+fn the_first_list_of_a_resource_in_a_vlan_is_healthy() {
+    let case = Case::new(&json!([in_vlan("a", 100)]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    case.on("a", "eth0.100");
+    let resource = case.kubelet.resource("macvtap.network.kubevirt.io/a");
+    assert_eq!(resource.unwrap().lists, 1, "{}", case.plugin.log());
+    assert!(!case.plugin.log().contains("unhealthy"));
+}
+
+/// It comes back with the lower device, whose index is another one then.
+#[test]
+fn a_vlan_goes_and_comes_with_its_lower_device() {
+    let case = Case::new(&json!([in_vlan("a", 100)]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    let id = case.on("a", "eth0.100").remove(0);
+    let host = &case.node.host;
+    host.ip(&format!("link delete {LOWER}"));
+    let name = "macvtap.network.kubevirt.io/a";
+    let unhealthy = case.kubelet.wait_for(name, WAIT_TIMEOUT, |resource| {
+        resource.devices.len() == 2 && resource.healthy().is_empty()
+    });
+    unhealthy.unwrap();
+    host.ip(&format!("link add {LOWER} type veth peer name other"));
+    host.ip(&format!("link set {LOWER} up"));
+    assert_eq!(case.on("a", "eth0.100")[0], id);
+    let pod = Host::new();
+    let call = case.node.cni(&pod, json!({"deviceID": id})).added();
+    call.succeed("CHECK");
+}
+
+/// Another device plugin finds what a former one made, and removes what is used no more.
+#[test]
+fn a_restart_takes_over_what_was_made() {
+    let mut case = Case::new(&json!([in_vlan("a", 100), in_vlan("b", 200)]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    let id = case.on("a", "eth0.100").remove(0);
+    case.on("b", "eth0.200");
+    let pod = Host::new();
+    case.node.cni(&pod, json!({"deviceID": id})).add();
+    let index = |case: &Case| case.node.host.link("eth0.100").unwrap()["ifindex"].clone();
+    let before = index(&case);
+    case.restart(&json!([in_vlan("a", 100)]));
+    case.on("a", "eth0.100");
+    let host = &case.node.host;
+    wait_until("the other VLAN is gone", || host.link("eth0.200").is_none());
+    // The entry goes while no device plugin runs, but a pod is on the VLAN.
+    let without = json!([{"name": "c", "lowerDevice": LOWER}]);
+    case.restart(&without);
+    case.on("c", LOWER);
+    assert_eq!(index(&case), before);
+    case.node.cni(&pod, json!({"deviceID": id})).succeed("DEL");
+    case.restart(&without);
+    wait_until("the VLAN is gone", || case.node.host.links() == [LOWER]);
+}
+
+/// The kubelet still has the device of a pod on a VLAN that the configuration no longer has, and
+/// the reboot took the VLAN. The pod gets another device; nothing is made for this one.
+#[test]
+fn after_a_reboot_no_vlan_is_made_that_has_no_entry() {
+    let case = Case::new(&json!([{"name": "b", "lowerDevice": LOWER}]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    case.on("b", LOWER);
+    let id = "aMvp0@eth0.100:bridge:16777300";
+    let resource = "macvtap.network.kubevirt.io/a";
+    held::checkpoint(case.dir.path(), (resource, id), tap_of(id));
+    let listed = case.kubelet.wait_for(resource, WAIT_TIMEOUT, |resource| {
+        resource.devices.iter().any(|device| device.id == id) && resource.healthy().is_empty()
+    });
+    listed.unwrap();
+    assert_eq!(case.node.host.links(), [LOWER]);
+    let pod = Host::new();
+    let (_, msg) = case.node.cni(&pod, json!({"deviceID": id})).fail("ADD");
+    assert!(msg.contains("\"eth0.100\" does not exist"), "{msg}");
+}
+
+/// What stands in the way of the last use is reported once, however often it is tried.
+#[test]
+fn what_cannot_be_made_is_logged_once() {
+    let case = Case::new(&json!([in_vlan("a", 100)]));
+    let host = &case.node.host;
+    host.ip("link add blocked0 type veth peer name other");
+    let name = "macvtap.network.kubevirt.io/a";
+    let listed = |resource: &macvtap::selftest::kubelet::Resource| resource.connected;
+    case.kubelet.wait_for(name, WAIT_TIMEOUT, listed).unwrap();
+    if kernel::has("vlan") {
+        case.on("a", "eth0.100");
+        host.ip(&format!("link set {LOWER} down"));
+        host.ip("link delete eth0.100");
+    }
+    case.plugin.wait_for_log("eth0.100");
+    for up in ["up", "down", "up"] {
+        host.ip(&format!("link set blocked0 {up}"));
+        std::thread::sleep(std::time::Duration::from_millis(60));
+    }
+    let log = case.plugin.log();
+    let is_warning = |line: &&str| line.contains("level=warn") && line.contains(LOWER);
+    let warnings = log.lines().filter(is_warning);
+    assert_eq!(warnings.count(), 1, "{log}");
 }
