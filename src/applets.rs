@@ -7,14 +7,14 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use clap_complete::Shell;
 
 use crate::{
-    cli::{self, Cli, Command},
+    cli::{Cli, Command, Kubectl},
     cni, deviceplugin, dispatch, doctor,
     host::{signals, stdout},
-    install, kubectl, link, selftest,
+    install, kubectl, link, selftest, usage,
 };
 
 /// The exit code of a command. Prints why it failed, unless the reader of standard output is gone.
@@ -33,9 +33,9 @@ pub fn exit_code(outcome: Result<ExitCode>) -> ExitCode {
 
 /// Runs a command line to its end.
 pub fn run(line: Vec<OsString>) -> Result<ExitCode> {
-    match Cli::try_parse_from(line) {
+    match usage::parse::<Cli>(line) {
         Ok(cli) => run_command(&cli.command),
-        Err(error) => usage(&error),
+        Err(error) => explain(&error),
     }
 }
 
@@ -63,17 +63,17 @@ fn run_command(command: &Command) -> Result<ExitCode> {
 
 /// Runs a command line of the kubectl plugin to its end.
 pub fn run_kubectl(line: Vec<OsString>) -> Result<ExitCode> {
-    match cli::Kubectl::try_parse_from(line) {
+    match usage::parse::<Kubectl>(line) {
         Ok(options) => {
             signals::keep_exit_statuses()?;
             kubectl::main(&options)
         }
-        Err(error) => usage(&error),
+        Err(error) => explain(&error),
     }
 }
 
 /// Prints help or the version, or says what is wrong with a command line.
-fn usage(error: &clap::Error) -> Result<ExitCode> {
+fn explain(error: &clap::Error) -> Result<ExitCode> {
     let text = error.render().to_string();
     if !error.use_stderr() {
         stdout::print(&text)?;

@@ -27,6 +27,7 @@ pub mod selftest;
 pub mod cli;
 pub mod dispatch;
 pub(crate) mod shell;
+pub(crate) mod usage;
 
 pub mod macvtap;
 
