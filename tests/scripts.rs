@@ -1,6 +1,10 @@
-//! The scripts: every wrong argument is answered by what to type.
+//! The scripts: each says what it is for, and every wrong argument is answered by what to type.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Output},
+};
 
 use kit::root;
 
@@ -56,4 +60,53 @@ fn cross() {
         assert!(text.contains(expected), "{text}");
     }
     assert!(help("cross").contains("scripts/cross [--test] ARCH"));
+}
+
+/// The names of all that can be run.
+fn all() -> Vec<String> {
+    let files = fs::read_dir(root().join("scripts"))
+        .unwrap()
+        .map(Result::unwrap);
+    let files = files.filter(|file| file.metadata().unwrap().permissions().mode() & 0o111 != 0);
+    files
+        .map(|file| file.file_name().into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn each_says_what_it_is_for_and_does_nothing_else() {
+    let scripts = all();
+    assert!(scripts.len() > 10, "{scripts:?}");
+    for script in &scripts {
+        let text = help(script);
+        assert!(text.contains(&format!("scripts/{script}")), "{text}");
+        assert!(!text.contains('#'), "{text}");
+    }
+}
+
+#[test]
+fn each_refuses_options_that_it_does_not_have() {
+    for script in all() {
+        // What these do not know is for cargo.
+        if ["test", "tool"].contains(&&*script) {
+            continue;
+        }
+        let text = refused(&script, &["--no-such-option"]);
+        assert!(text.contains("--no-such-option"), "{text}");
+    }
+}
+
+#[test]
+fn numbers_and_names_are_checked_before_anything_is_built() {
+    for (script, words, expected) in [
+        ("soak", &["long"][..], "'long' is not a number of minutes"),
+        ("soak", &["0"], "'0' is not a number of minutes"),
+        ("fuzz", &["1m"], "'1m' is not a number of seconds"),
+        ("fuzz", &["60", "cny"], "there is no target 'cny'"),
+        ("tool", &["denny"], "use scripts/tool deny, or nextest"),
+        ("tool", &[], "use scripts/tool deny, or nextest"),
+    ] {
+        let text = refused(script, words);
+        assert!(text.contains(expected), "{text}");
+    }
 }
