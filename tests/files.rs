@@ -11,7 +11,7 @@ use std::{
 use kit::kubelet::{Plugin, RESOURCE, SOCKET, command, connected};
 use kit::{
     binary,
-    netns::{Case, Host, Node, dev::Dev, names, owner, tap},
+    netns::{Case, Host, Node, dev::Dev, mounted::Mounted, names, owner, tap},
 };
 use macvtap::selftest::kubelet::Kubelet;
 
@@ -48,11 +48,10 @@ fn every_descriptor_is_closed_at_exec() {
     let log = tempfile::tempdir().unwrap();
     let words = traced(log.path());
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let case = Case::new();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("macvtap.log");
-    let call = case.call().with("logFile", file.to_str().unwrap());
-    let call = call.with("logLevel", "debug").by(&words).added();
+    let (case, logs) = (Case::new(), Mounted::on("/var/log"));
+    let call = case.call().with("logFile", "/var/log/macvtap/lan.log");
+    let call = call.with("logLevel", "debug");
+    let call = call.by(&[&logs.words()[..], &words[..]].concat()).added();
     assert_all_closed_at_exec(log.path());
     for verb in ["CHECK", "STATUS", "GC", "DEL"] {
         call.succeed(verb);
@@ -98,16 +97,16 @@ fn every_descriptor_of_the_device_plugin_is_closed_at_exec() {
 fn modes_do_not_depend_on_a_umask() {
     for umask in ["000", "077", "777"] {
         let script = format!("umask {umask} && exec \"$@\"");
-        let case = Case::new();
+        let (case, logs) = (Case::new(), Mounted::on("/var/log"));
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("macvtap.log");
-        let call = case.call().with("logFile", file.to_str().unwrap());
+        let call = case.call().with("logFile", "/var/log/macvtap/lan.log");
+        let words = ["sh", "-c", &script, "sh"];
         call.with("logLevel", "info")
-            .by(&["sh", "-c", &script, "sh"])
+            .by(&[&logs.words()[..], &words[..]].concat())
             .add();
         assert_eq!(owner(&tap(case.number)), (107, 107, 0o600), "{umask}");
-        let mode = fs::metadata(&file).unwrap().mode();
-        assert_eq!(mode & 0o137, 0, "{umask}: others can read the log");
+        let mode = fs::metadata(logs.path("macvtap/lan.log")).unwrap().mode();
+        assert_eq!(mode & 0o177, 0, "{umask}: others can read the log");
         let (dev, number) = (Dev::new(), case.number);
         case.call().succeed("DEL");
         let [nsenter, mount] = dev.words();
@@ -151,10 +150,10 @@ fn planted_links_are_not_followed() {
         assert_untouched(&victim);
         let _ = fs::remove_file(dev.path(&name));
     }
-    let log = dir.path().join("macvtap.log");
-    symlink(&victim, &log).unwrap();
-    let call = case.call().with("logFile", log.to_str().unwrap());
-    call.with("logLevel", "debug").add();
+    let logs = Mounted::on("/var/log");
+    symlink(&victim, logs.path("macvtap.log")).unwrap();
+    let call = case.call().with("logFile", "/var/log/macvtap.log");
+    logs.enter(&call.with("logLevel", "debug")).add();
     assert_untouched(&victim);
 }
 

@@ -2,11 +2,10 @@
 //! to a file.
 
 use std::{
-    ffi::OsStr,
     fs::File,
     io::{self, Write},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
-    path::{Component, Path},
+    path::Path,
     time::SystemTime,
 };
 
@@ -16,8 +15,9 @@ use log::{
     kv::{self, Key, Value, VisitSource},
 };
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, openat},
-    sys::stat::Mode,
+    sys::stat::{Mode, mkdirat},
 };
 
 /// Keys and values that every line of a process has, such as the attachment it is about.
@@ -47,8 +47,12 @@ pub fn start_for_call(level: LevelFilter, file: Option<&Path>, context: Context)
                 builder.target(Target::Pipe(Box::new(file)));
             }
             Err(error) => {
-                let path = path.display();
-                let _ = writeln!(io::stderr(), "macvtap: opening logFile {path}: {error}");
+                let path = path.to_string_lossy();
+                let _ = writeln!(
+                    io::stderr(),
+                    "macvtap: nothing is logged to logFile {path:?}: {error}; a log file is \
+                     /var/log/macvtap/NAME.log or /var/log/macvtap*.log"
+                );
             }
         }
     }
@@ -121,10 +125,10 @@ impl<'kvs> VisitSource<'kvs> for Line {
     }
 }
 
-/// A value as logfmt writes it: in quotes where its end would not be clear, with
-/// control characters escaped as in JSON, so that no value looks like a line or a key.
+/// A value as logfmt writes it: in quotes unless it is plain, with characters that mean something
+/// to a terminal or a shell escaped as in JSON: no value looks like a line, a key or a command.
 fn quoted(value: &str) -> String {
-    let plain = |char: char| !matches!(char, ' ' | '=' | '"' | '\\') && !breaks(char);
+    let plain = |char: char| char.is_alphanumeric() || "-_./:@,+%".contains(char);
     if !value.is_empty() && value.chars().all(plain) {
         return value.to_owned();
     }
@@ -132,57 +136,68 @@ fn quoted(value: &str) -> String {
         '"' | '\\' => format!("\\{char}"),
         '\n' => "\\n".to_owned(),
         '\t' => "\\t".to_owned(),
-        char if breaks(char) => format!("\\u{:04x}", u32::from(char)),
+        char if acts(char) => format!("\\u{:04x}", u32::from(char)),
         char => char.to_string(),
     });
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-/// Whether a terminal or a reader of lines acts on a character instead of showing it.
-fn breaks(char: char) -> bool {
-    char.is_control() || matches!(char, '\u{2028}' | '\u{2029}')
+/// Whether a terminal, a shell or a reader of lines acts on a character in quotes.
+fn acts(char: char) -> bool {
+    char.is_control() || matches!(char, '$' | '`' | '\u{2028}' | '\u{2029}')
 }
 
-/// Whether root may append lines there on behalf of the author of a configuration, who may not
-/// be an administrator of the node: some files become programs by a line.
-fn is_log(path: &Path) -> bool {
-    let proper = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
-    proper && (path.starts_with("/var/log") || path.extension().is_some_and(|end| end == "log"))
+/// The directories that log files are in, and how the name of one in each begins.
+const PLACES: [(&str, &str); 2] = [("/var/log", OWN_DIR), ("/var/log/macvtap", "")];
+/// The directory that is made for them.
+const OWN_DIR: &str = "macvtap";
+
+/// Directory and name of a log file. Who writes a configuration may be no administrator of the
+/// node: root must not write lines to a file of any other program, some of which run what they
+/// read.
+fn place_of(path: &str) -> Option<(&'static str, &str)> {
+    let (dir, name) = path.rsplit_once('/')?;
+    let (place, start) = PLACES.into_iter().find(|(place, _)| *place == dir)?;
+    let stem = name.strip_suffix(".log")?;
+    let proper = |char: char| char.is_ascii_alphanumeric() || "-_.".contains(char);
+    let named = stem.starts_with(start) && stem.starts_with(|char: char| char != '.');
+    (named && stem.chars().all(proper)).then_some((place, name))
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    if !is_log(path) {
-        let why = "it is neither below /var/log nor does its name end in .log";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    }
-    let file = open_without_links(path)?;
+    let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    let Some((dir, name)) = path.to_str().and_then(place_of) else {
+        return refuse("it is no such file");
+    };
+    let file = open_without_links(dir, name)?;
     let found = file.metadata()?;
     if found.is_file() && found.nlink() == 1 {
         return Ok(file);
     }
-    let why = "it is no regular file, or has several names";
-    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    refuse("it is no regular file, or has several names")
 }
 
-/// Opens a file to append to, by one component of its absolute path after the other: a user
+/// Opens a file to append to, by one component of its directory's path after the other: a user
 /// who can write to one of the directories must not lead root elsewhere by a symbolic link.
-fn open_without_links(path: &Path) -> io::Result<File> {
-    let mut names: Vec<&OsStr> = path
-        .components()
-        .filter_map(|part| match part {
-            Component::Normal(name) => Some(name),
-            _ => None,
-        })
-        .collect();
-    let file = names.pop().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut dir = OwnedFd::from(File::open("/")?);
-    for name in names {
+fn open_without_links(dir: &str, name: &str) -> io::Result<File> {
+    let mut parent = OwnedFd::from(File::open("/")?);
+    for part in dir.split('/').skip(1) {
+        if part == OWN_DIR {
+            make_dir(&parent, part)?;
+        }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        dir = openat(&dir, name, flags, Mode::empty())?;
+        parent = openat(&parent, part, flags, Mode::empty())?;
     }
     let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT;
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    Ok(openat(&dir, file, flags, Mode::from_bits_truncate(0o640))?.into())
+    Ok(openat(&parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?.into())
+}
+
+fn make_dir(parent: &OwnedFd, name: &str) -> io::Result<()> {
+    match mkdirat(parent, name, Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -202,6 +217,9 @@ mod tests {
             (r"back\slash", r#""back\\slash""#),
             ("a\nb\tc \u{1b}[1m", r#""a\nb\tc \u001b[1m""#),
             ("\u{85}\u{2028}", r#""\u0085\u2028""#),
+            ("x$(id)`id`", r#""x\u0024(id)\u0060id\u0060""#),
+            ("x;id", r#""x;id""#),
+            ("x|id&", r#""x|id&""#),
         ] {
             assert_eq!(quoted(value), expected, "{value:?}");
         }
@@ -229,19 +247,43 @@ mod tests {
     }
 
     #[test]
-    fn only_logs_are_written_to() {
-        for path in ["/var/log/x", "/var/log/pods/macvtap", "/tmp/a/macvtap.log"] {
-            assert!(is_log(Path::new(path)), "{path}");
+    fn only_logs_of_this_program_are_written_to() {
+        for (path, place) in [
+            ("/var/log/macvtap.log", ("/var/log", "macvtap.log")),
+            ("/var/log/macvtap-a.b.log", ("/var/log", "macvtap-a.b.log")),
+            (
+                "/var/log/macvtap/lan_1.log",
+                ("/var/log/macvtap", "lan_1.log"),
+            ),
+        ] {
+            assert_eq!(place_of(path), Some(place), "{path}");
         }
         for path in [
-            "/etc/cron.d/x",
+            "/etc/bash_completion.d/x.log",
+            "/tmp/macvtap.log",
+            "/tmp/macvtap/x.log",
             "/root/.ssh/authorized_keys",
-            "/var/log/../../etc/profile",
-            "x.log",
-            "/var/logs",
-            "/tmp/.log",
+            "/var/log/wtmp",
+            "/var/log/dpkg.log",
+            "/var/log/macvtap",
+            "/var/log/macvtap/",
+            "/var/log/macvtap/x",
+            "/var/log/macvtap/.log",
+            "/var/log/macvtap/.x.log",
+            "/var/log/macvtap/x y.log",
+            "/var/log/macvtap/x\n.log",
+            "/var/log/macvtap/../x.log",
+            "/var/log/macvtap/../../etc/x.log",
+            "/var/log/macvtap/pods/x.log",
+            "/var/log/macvtap.d/x.log",
+            "/var/log/./macvtap.log",
+            "//var/log/macvtap.log",
+            "/var/logs/macvtap.log",
+            "var/log/macvtap.log",
+            "macvtap.log",
+            "",
         ] {
-            assert!(!is_log(Path::new(path)), "{path}");
+            assert_eq!(place_of(path), None, "{path}");
         }
     }
 }

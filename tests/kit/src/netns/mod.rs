@@ -2,6 +2,7 @@
 //! mounted, nothing is named, nothing is left behind whatever happens to the test.
 
 pub mod dev;
+pub mod mounted;
 pub mod taps;
 
 use std::{
