@@ -138,6 +138,22 @@ impl Configuration {
         })
     }
 
+    /// Whether a resource of the configuration before is still what it was: its entry is in both,
+    /// or a discovery that may have found it.
+    #[must_use]
+    pub fn keeps(&self, resource: &ResourceConfig, former: &Self) -> bool {
+        let name = resource.name.as_str();
+        match (former.resource(name), self.resource(name)) {
+            (None, None) if self.discoveries().eq(former.discoveries()) => true,
+            (None, None) => self.discoveries().any(|(discovery, entry)| {
+                former.entries.contains(entry)
+                    && discovery.allows(&[name])
+                    && entry.resource(name, resource.lower.clone()) == *resource
+            }),
+            (before, now) => before == now,
+        }
+    }
+
     /// Whether lower devices are chosen by more than the links themselves.
     #[must_use]
     pub fn needs_facts(&self) -> bool {
@@ -582,5 +598,34 @@ mod tests {
         let (other, warnings) = parse("other");
         assert_eq!((other.entries.len(), other.for_others), (0, 4));
         assert!(warnings.is_empty(), "{warnings:?}");
+    }
+
+    #[test]
+    fn an_edit_keeps_what_it_does_not_change() {
+        let read = |text: &str| parse(text, Context::default()).unwrap().0;
+        let keeps = |before: &str, now: &str, name: &str| {
+            let (before, now) = (read(before), read(now));
+            let found = before.resource(name);
+            let entry = found.or(before.entries.first()).unwrap();
+            let resource = entry.resource(name, "eth1".parse().unwrap());
+            now.keeps(&resource, &before)
+        };
+        let named =
+            |capacity| format!(r#"{{"name": "a", "lowerDevice": "eth1", "capacity": {capacity}}}"#);
+        let list = |entries: &[&str]| format!("[{}]", entries.join(", "));
+        let (three, four) = (named(3), named(4));
+        assert!(keeps(&list(&[&three]), &list(&[&three]), "a"));
+        assert!(!keeps(&list(&[&three]), &list(&[&four]), "a"));
+        assert!(!keeps(&list(&[&three]), "[]", "a"));
+        let (eth, ens) = (
+            r#"{"discover": {"allow": "eth*"}, "capacity": 2}"#,
+            r#"{"discover": {"allow": "ens*"}, "capacity": 2}"#,
+        );
+        assert!(keeps("[]", "[]", "eth1"));
+        assert!(keeps(&list(&[eth, &three]), &list(&[eth, &four]), "eth1"));
+        assert!(keeps(&list(&[eth, ens]), &list(&[eth]), "eth1"));
+        assert!(!keeps(&list(&[eth, ens]), &list(&[ens]), "eth1"));
+        assert!(!keeps(&list(&[eth]), "[]", "eth1"));
+        assert!(!keeps("[]", &list(&[eth]), "eth1"));
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use log::{info, warn};
+use log::{error, info, warn};
 use nix::unistd::gethostname;
 
 use super::{
@@ -19,27 +19,29 @@ const VARIABLE: &str = "DP_MACVTAP_CONF";
 /// The maximum length of a configuration, in bytes: that of a `ConfigMap`.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A configuration, with what is wrong with it.
-pub struct Loaded {
-    /// The configuration.
-    pub configuration: Configuration,
-    /// Warnings about entries, some of which are left out.
-    pub warnings: Vec<String>,
-}
-
-/// The source of the configuration.
+/// The source of the configuration, with what is wrong with it.
 pub struct ConfigSource {
     place: Place,
     /// The node's name, or else that of its host.
     node: String,
+    /// The text that was parsed last.
+    text: Option<String>,
+    /// What is wrong with that text.
+    warnings: Vec<String>,
+    /// Why it could not be read the last time; none if it could.
+    read_error: Option<String>,
 }
 
 /// Where the configuration is.
 enum Place {
     /// The text of the environment variable.
     Environment(String),
-    /// A file, and its text when it was last read.
-    File(PathBuf, Option<String>),
+    /// A file.
+    File {
+        path: PathBuf,
+        /// Whether it existed once. Until then its absence means an empty list.
+        existed: bool,
+    },
 }
 
 impl ConfigSource {
@@ -53,61 +55,102 @@ impl ConfigSource {
         Ok(Self {
             place: Place::new(settings.config.as_deref())?,
             node: node.map_or_else(host, Ok)?,
+            text: None,
+            warnings: Vec::new(),
+            read_error: None,
         })
     }
+
     /// The directory in which the file changes. A mounted `ConfigMap` changes by a symbolic link
     /// beside the file.
     #[must_use]
     pub fn directory(&self) -> Option<PathBuf> {
-        let Place::File(path, _) = &self.place else {
+        let Place::File { path, .. } = &self.place else {
             return None;
         };
-        let parent = path.parent().filter(|parent| *parent != Path::new(""));
-        Some(parent.unwrap_or(Path::new(".")).to_owned())
+        Some(directory(path).to_owned())
+    }
+
+    /// What is wrong with the configuration: entries that are left out, or why it cannot be used.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings
+            .iter()
+            .chain(&self.read_error)
+            .cloned()
+            .collect()
     }
 
     /// Reads the configuration for the first time.
-    pub fn load(&mut self) -> Result<Loaded> {
-        let loaded = self.reload(&[])?;
-        loaded.context("the configuration was loaded before")
+    pub fn load(&mut self) -> Result<Configuration> {
+        let text = self.place.read()?;
+        if let Place::File {
+            path,
+            existed: false,
+        } = &self.place
+        {
+            warn!(source:% = path.display(); "configuration does not exist: offering every NIC and bond");
+        }
+        self.parse(text, &[])
     }
 
-    /// Reads the configuration again; none if its text has not changed. An entry that became
-    /// wrong keeps its definition in `former`.
-    pub fn reload(&mut self, former: &[Entry]) -> Result<Option<Loaded>> {
-        let (name, text) = match &mut self.place {
-            Place::Environment(text) => (VARIABLE.to_owned(), text.clone()),
-            Place::File(path, before) => {
-                let text = match before {
-                    None => read_first(path)?,
-                    Some(_) => read(path)?,
-                };
-                // Also if it is wrong, so that errors are logged once.
-                if before.replace(text.clone()).as_ref() == Some(&text) {
-                    return Ok(None);
+    /// Reads the configuration again; none if its text has not changed, or cannot be used: then
+    /// the former one stays in force. An entry that became wrong keeps its definition in `former`.
+    pub fn reload(&mut self, former: &[Entry]) -> Option<Configuration> {
+        let text = match self.place.read() {
+            Ok(text) => text,
+            Err(error) => {
+                let error = stays_in_force(&error);
+                if self.read_error.as_ref() != Some(&error) {
+                    error!("{error}");
                 }
-                (path.display().to_string(), text)
+                self.read_error = Some(error);
+                return None;
             }
         };
-        let node = &self.node;
-        let parsed = config::parse(&text, ParseContext { node, former });
+        if self.read_error.take().is_some() {
+            info!(source = self.place.name(); "configuration can be read again");
+        }
+        if self.text.as_ref() == Some(&text) {
+            return None;
+        }
+        let parsed = self.parse(text, former);
+        parsed
+            .inspect_err(|error| {
+                let error = stays_in_force(error);
+                error!("{error}");
+                self.warnings = vec![error];
+            })
+            .ok()
+    }
+
+    fn parse(&mut self, text: String, former: &[Entry]) -> Result<Configuration> {
+        // Also if it is wrong, so that errors are logged once.
+        let text = self.text.insert(text);
+        let (name, node) = (self.place.name(), &self.node);
+        let parsed = config::parse(text, ParseContext { node, former });
         let (configuration, warnings) =
             parsed.with_context(|| format!("the configuration in {name}"))?;
         log_configuration(&name, &configuration);
         for warning in &warnings {
             warn!(source = name; "{warning}");
         }
-        Ok(Some(Loaded {
-            configuration,
-            warnings,
-        }))
+        self.warnings = warnings;
+        Ok(configuration)
     }
+}
+
+fn stays_in_force(error: &anyhow::Error) -> String {
+    format!("{error:#}; the former configuration stays in force")
 }
 
 impl Place {
     fn new(path: Option<&Path>) -> Result<Self> {
         if let Some(path) = path {
-            return Ok(Self::File(path.to_owned(), None));
+            return Ok(Self::File {
+                path: path.to_owned(),
+                existed: false,
+            });
         }
         let text = env::var_os(VARIABLE)
             .with_context(|| format!("{VARIABLE} environment variable must be set"))?;
@@ -115,6 +158,37 @@ impl Place {
         let text = text.with_context(|| format!("{VARIABLE} is not UTF-8"))?;
         Ok(Self::Environment(text))
     }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Environment(_) => VARIABLE.to_owned(),
+            Self::File { path, .. } => path.display().to_string(),
+        }
+    }
+
+    /// The text now.
+    ///
+    /// An optional `ConfigMap` that does not exist is mounted as an empty directory, which means
+    /// the same as an empty list. A file that existed before is an error when it is gone.
+    fn read(&mut self) -> Result<String> {
+        match self {
+            Self::Environment(text) => Ok(text.clone()),
+            Self::File { path, existed } => {
+                if !*existed && !path.exists() && directory(path).is_dir() {
+                    return Ok("[]".to_owned());
+                }
+                let text = read(path)?;
+                *existed = true;
+                Ok(text)
+            }
+        }
+    }
+}
+
+/// The directory of a file.
+fn directory(path: &Path) -> &Path {
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    parent.unwrap_or(Path::new("."))
 }
 
 fn log_configuration(source: &str, configuration: &Configuration) {
@@ -124,18 +198,6 @@ fn log_configuration(source: &str, configuration: &Configuration) {
     }
     let (entries, other_nodes) = (configuration.entries.len(), configuration.for_others);
     info!(source, entries, other_nodes; "configuration loaded");
-}
-
-/// An optional `ConfigMap` that does not exist is mounted as an empty directory, which means the
-/// same as an empty list. A file that existed before is an error when it is gone: the
-/// configuration that was read from it stays in force.
-fn read_first(path: &Path) -> Result<String> {
-    let dir = path.parent().filter(|dir| *dir != Path::new(""));
-    if !path.exists() && dir.unwrap_or(Path::new(".")).is_dir() {
-        warn!(source:% = path.display(); "configuration does not exist: offering every NIC and bond");
-        return Ok("[]".to_owned());
-    }
-    read(path)
 }
 
 fn read(path: &Path) -> Result<String> {

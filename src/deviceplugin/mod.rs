@@ -41,14 +41,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use log::{error, info, warn};
+use log::{info, warn};
 use signal_hook::consts::SIGHUP;
 use signal_hook_tokio::Signals;
 use tokio::{sync::mpsc, time::timeout_at};
 use tokio_stream::StreamExt;
 
 use self::{
-    config_source::{ConfigSource, Loaded},
+    config_source::ConfigSource,
     directory::DirectoryWatch,
     event::ResourceEvent,
     http::HttpServer,
@@ -77,10 +77,7 @@ pub fn main(settings: &Settings) -> Result<ExitCode> {
 async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> {
     let (sender, events) = mpsc::unbounded_channel();
     let mut inputs = inputs(settings, &source, events)?;
-    let Loaded {
-        configuration,
-        warnings: mut config_warnings,
-    } = source.load()?;
+    let configuration = source.load()?;
     inputs
         .links
         .follow_addresses(configuration.needs_addresses())?;
@@ -99,11 +96,14 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
                 supervisor.directory_changed();
             }
             Input::Configuration => {
-                reload(&mut supervisor, &mut source, &mut config_warnings);
-                follow_addresses(&mut supervisor, &inputs.links)?;
+                let entries = &supervisor.configuration().entries;
+                if let Some(configuration) = source.reload(entries) {
+                    supervisor.configure(configuration);
+                    follow_addresses(&mut supervisor, &inputs.links)?;
+                }
             }
             // The client may be gone.
-            Input::Query(query) => drop(query.send(supervisor.status(config_warnings.clone()))),
+            Input::Query(query) => drop(query.send(supervisor.status(source.warnings()))),
             Input::Signal(signal) => {
                 info!(signal; "shutting down");
                 return Ok(shut_down(supervisor, inputs.signals).await);
@@ -152,23 +152,6 @@ fn follow_addresses(supervisor: &mut Supervisor, watch: &LinkWatch) -> Result<()
         links_changed(supervisor, watch);
     }
     Ok(())
-}
-
-/// A wrong configuration leaves the former one in force.
-fn reload(supervisor: &mut Supervisor, source: &mut ConfigSource, warnings: &mut Vec<String>) {
-    match source.reload(&supervisor.configuration().entries) {
-        Ok(Some(loaded)) => {
-            *warnings = loaded.warnings;
-            supervisor.configure(loaded.configuration);
-        }
-        Ok(None) => {}
-        Err(error) => {
-            error!(error:% = format!("{error:#}"); "the former configuration stays in force");
-            *warnings = vec![format!(
-                "{error:#}; the former configuration stays in force"
-            )];
-        }
-    }
 }
 
 /// Shuts down cleanly, unless a second signal arrives.

@@ -68,6 +68,7 @@ pub struct Supervisor {
     resources: BTreeMap<String, Resource>,
     /// Resources that are not offered any more and still have to be stopped.
     stopping: Vec<Resource>,
+    /// The kubelet's socket; the last one while there is none.
     kubelet: Option<FileId>,
     sockets_changed: bool,
     /// Which entries choose no lower device, as was logged.
@@ -156,11 +157,11 @@ impl Supervisor {
     pub async fn run_due(&mut self) {
         self.learning.run_due(Instant::now());
         join_all(self.stopping.drain(..).map(Resource::stop)).await;
-        let kubelet_restarted = self.kubelet_restarted();
+        let new_kubelet = self.has_new_kubelet();
         let sockets_changed = mem::take(&mut self.sockets_changed);
         // Side by side: a kubelet that hangs must not make each of them wait in turn.
         let due = self.resources.values_mut().map(async |resource| {
-            if kubelet_restarted || (sockets_changed && resource.lost_socket()) {
+            if new_kubelet || (sockets_changed && resource.lost_socket()) {
                 resource.restart().await;
             }
             resource.run_due().await;
@@ -244,19 +245,24 @@ impl Supervisor {
         });
     }
 
-    fn kubelet_restarted(&mut self) -> bool {
+    /// Whether the kubelet has another socket than before, or its first.
+    fn has_new_kubelet(&mut self) -> bool {
         if !self.sockets_changed {
             return false;
         }
         let found = FileId::of(&self.shared.kubelet_dir.join(KUBELET_SOCKET));
-        let found = found.unwrap_or_default();
-        let restarted = found.is_some() && found != self.kubelet;
-        if restarted {
-            info!("kubelet restarted");
-            self.kubelet_restarts += 1;
+        let Ok(Some(found)) = found else {
+            return false;
+        };
+        match self.kubelet.replace(found) {
+            Some(before) if before == found => return false,
+            Some(_) => {
+                info!("kubelet restarted");
+                self.kubelet_restarts += 1;
+            }
+            None => info!("kubelet started"),
         }
-        self.kubelet = found;
-        restarted
+        true
     }
 
     /// Lists the links again.
@@ -297,10 +303,9 @@ impl Supervisor {
     /// lower device that is gone or in doubt.
     pub fn configure(&mut self, configuration: Configuration) {
         let former = mem::replace(&mut self.configuration, configuration);
-        self.configured.retain(|name, _| {
-            let entry = self.configuration.resource(name);
-            entry.is_some() && entry == former.resource(name)
-        });
+        let configuration = &self.configuration;
+        self.configured
+            .retain(|_, resource| configuration.keeps(resource, &former));
         self.read_facts();
         self.plan();
         self.reconcile();

@@ -22,11 +22,12 @@ impl Inode {
 }
 
 /// A file, also after it is gone: inode numbers are used again, so the time of the last change
-/// of the inode belongs to it.
+/// of the content belongs to it. Of a socket that is when it was made, whatever owner and mode it
+/// gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileId {
     inode: Inode,
-    changed: (i64, i64),
+    modified: (i64, i64),
 }
 
 impl FileId {
@@ -35,7 +36,7 @@ impl FileId {
         match fs::symlink_metadata(path) {
             Ok(metadata) => Ok(Some(Self {
                 inode: Inode::of(&metadata),
-                changed: (metadata.ctime(), metadata.ctime_nsec()),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
             })),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),

@@ -44,16 +44,12 @@ impl Discovery {
         if upper || !self.kinds.iter().any(|glob| glob.matches(kind)) {
             return Some(self.other_kind(kind));
         }
-        let named = |globs: &[Glob]| {
-            let names = || std::iter::once(&link.name).chain(&link.alt_names);
-            globs
-                .iter()
-                .any(|glob| names().any(|name| glob.matches(name)))
-        };
-        if named(&self.deny) {
+        let names = std::iter::once(&link.name).chain(&link.alt_names);
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        if has_one(&names, &self.deny) {
             return Some("has a name that the configuration denies".to_owned());
         }
-        if !self.allow.is_empty() && !named(&self.allow) {
+        if !self.allows(&names) {
             return Some("has no name that the configuration allows".to_owned());
         }
         if link.mac.is_none_or(|mac| mac.0 == [0; 6]) {
@@ -64,12 +60,24 @@ impl Discovery {
             .map(|error| format!("cannot give a resource its name: {error}"))
     }
 
+    /// Whether it offers an interface with these names, if nothing else is against it.
+    #[must_use]
+    pub fn allows(&self, names: &[&str]) -> bool {
+        let allowed = self.allow.is_empty() || has_one(names, &self.allow);
+        allowed && !has_one(names, &self.deny)
+    }
+
     fn other_kind(&self, kind: &str) -> String {
         if self.kinds == Self::default().kinds {
             return format!("is a {kind} interface, neither physical nor a bond");
         }
         format!("is a {kind} interface, none of the configured kinds")
     }
+}
+
+fn has_one(names: &[&str], globs: &[Glob]) -> bool {
+    let mut globs = globs.iter();
+    globs.any(|glob| names.iter().any(|name| glob.matches(name)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! `DP_MACVTAP_CONF`, `--config`, discovery.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::symlink, path::Path, process::Command, time::Duration,
+};
 
 use kit::{
     binary, kernel,
@@ -264,8 +266,52 @@ fn a_file_that_is_missing_at_the_start_is_an_empty_list_until_it_appears() {
     let file = config.path().join("DP_MACVTAP_CONF");
     let plugin = Plugin::with_file(&node.host, dir.path(), &file);
     plugin.wait_for_log("does not exist: offering every NIC and bond");
+    // Each signal is another look, as there is one every few seconds without.
+    for _ in 0..3 {
+        plugin.signal("HUP");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let warnings = || status::query(dir.path()).unwrap().config_warnings;
+    assert!(warnings().is_empty(), "{:?}", warnings());
+    assert!(!plugin.log().contains("level=error"), "{}", plugin.log());
     fs::write(&file, format!("[{}]", entry("one", 3))).unwrap();
     expect(&kubelet, "one", 3);
+    // Once it existed, its absence is an error, which is logged once.
+    fs::remove_file(&file).unwrap();
+    wait_until("its absence is reported", || warnings().len() == 1);
+    for _ in 0..3 {
+        plugin.signal("HUP");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    expect(&kubelet, "one", 3);
+    assert_eq!(plugin.log().matches("level=error").count(), 1);
+    // The same text again is no other configuration, and nothing is wrong any more.
+    fs::write(&file, format!("[{}]", entry("one", 3))).unwrap();
+    wait_until("nothing is wrong", || warnings().is_empty());
+}
+
+/// A NIC whose driver is loaded again, for example.
+#[test]
+fn an_edit_elsewhere_keeps_what_discovery_found_before() {
+    let (node, dir, config) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let file = config.path().join("DP_MACVTAP_CONF");
+    let write = |capacity: u32| {
+        let discover = r#"{"discover": {"kinds": ["veth"]}, "capacity": 4}"#;
+        let text = format!("[{discover}, {}]", entry("one", capacity));
+        fs::write(&file, text).unwrap();
+    };
+    write(3);
+    node.host.ip("link add nic type veth peer name other");
+    node.host.ip("link set nic up");
+    let _plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    expect(&kubelet, "nic", 4);
+    node.host.ip("link delete nic");
+    expect(&kubelet, "nic", 0);
+    write(5);
+    expect(&kubelet, "one", 5);
+    let nic = kubelet.resource(&resource("nic")).unwrap();
+    assert_eq!((nic.connected, nic.devices.len()), (true, 4));
 }
 
 #[test]

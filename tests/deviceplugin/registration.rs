@@ -12,7 +12,7 @@ use kit::{
     kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, command, configuration, connected},
     netns::{Node, wait_until},
 };
-use macvtap::selftest::kubelet::Kubelet;
+use macvtap::{deviceplugin::status, selftest::kubelet::Kubelet};
 use tempfile::tempdir;
 
 #[test]
@@ -99,6 +99,28 @@ fn the_kubelet_may_come_later() {
         "{}",
         plugin.log()
     );
+}
+
+#[test]
+fn only_another_socket_is_a_restart_of_the_kubelet() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("kubelet.sock");
+    let restarts = || status::query(dir.path()).unwrap().kubelet_restarts;
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    connected(&kubelet);
+    assert_eq!(restarts(), 0, "it is the first: {}", plugin.log());
+    let socket = dir.path().join("kubelet.sock");
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o640)).unwrap();
+    // A change of the directory has the device plugin look.
+    fs::write(dir.path().join("something"), "").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(restarts(), 0, "{}", plugin.log());
+    assert_eq!(kubelet.resource(RESOURCE).unwrap().registrations, 1);
+    drop(kubelet);
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    connected(&kubelet);
+    assert_eq!(restarts(), 1);
 }
 
 #[test]
