@@ -28,8 +28,8 @@ use crate::{
 };
 
 /// Fails with the first thing that is not as ADD left it. Later plugins of the chain, the tuning
-/// plugin for one, may have changed MAC, MTU, promiscuity and all-multicast: the MAC is compared
-/// with the chain's result, and of the rest only what is possible is insisted upon.
+/// plugin for one, may have changed MAC, MTU, queue length, promiscuity and all-multicast: the MAC
+/// is compared with the chain's result, and of the rest only what is possible is insisted upon.
 pub fn check(environment: &Environment, config: &Config, netns: &Netns) -> error::Result<()> {
     let missing = || CniError::new(code::CONFIG, "required prevResult missing");
     let prev = config.prev_result.as_ref().ok_or_else(missing)?;
@@ -167,9 +167,12 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
 }
 
 fn check_options(link: &Link, options: &PortOptions) -> Result<()> {
-    // One number for the lower device, which other pods set as well; kernels before 6.4 have none.
     let options = PortOptions {
+        // One number for the lower device, which other pods set as well; kernels before 6.4 have
+        // none.
         broadcast_cutoff: None,
+        // The tuning plugin's txQLen.
+        queue_length: None,
         ..options.clone()
     };
     if let Some(difference) = options.difference(&link.options) {

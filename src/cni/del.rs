@@ -21,6 +21,7 @@ use crate::{
     netlink::{Link, Socket},
     types::{
         device_id::{DeviceId, is_tap_number, original_link_name, standalone_taps},
+        json::Fields,
         link_name::LinkName,
         mac::MacAddr,
     },
@@ -58,10 +59,12 @@ struct Unclear {
 
 impl Unclear {
     fn of(json: &Value, environment: &Environment) -> Self {
-        let mistyped = |value: &Value| !value.is_string() && !value.is_null();
-        let runtime = json.pointer("/runtimeConfig/deviceID");
-        let keys = [runtime, json.get("deviceID"), json.get("lowerDevice")];
-        let given = json.get("prevResult").is_some_and(|prev| !prev.is_null());
+        let mistyped = |value: &Value| !value.is_string();
+        let value = |key| Fields::of(json).and_then(|fields| fields.value(key));
+        let runtime = value("runtimeConfig").and_then(Fields::of);
+        let runtime = runtime.and_then(|runtime| runtime.value("deviceID"));
+        let keys = [runtime, value("deviceID"), value("lowerDevice")];
+        let given = value("prevResult").is_some();
         Self {
             taps: standalone(environment),
             mac: reported_mac(json, environment),
@@ -125,7 +128,7 @@ fn standalone(environment: &Environment) -> Vec<u32> {
 
 /// The MAC that ADD, or a later plugin of the chain, reported for the interface.
 fn reported_mac(json: &Value, environment: &Environment) -> Option<MacAddr> {
-    let prev = json.get("prevResult")?;
+    let prev = Fields::of(json)?.value("prevResult")?;
     let interface = result::find(prev, &environment.ifname, &environment.netns)?;
     interface.get("mac")?.as_str()?.parse().ok()
 }

@@ -10,6 +10,7 @@ use super::{
     environment::{self, Environment},
     error::{CniError, Result, code},
 };
+use crate::types::json::Fields;
 
 /// The longest configuration that is read, in bytes. GC lists every attachment of a node.
 const MAX_INPUT_BYTES: u64 = 4 << 20;
@@ -33,7 +34,9 @@ impl Input {
         if u64::try_from(length).is_ok_and(|length| length > MAX_INPUT_BYTES) {
             return Err(unread(format!("more than {MAX_INPUT_BYTES} bytes")));
         }
-        let json = serde_json::from_slice(&text).map_err(|error| wrong(&error.to_string()))?;
+        // As Go, which takes what is not UTF-8 for U+FFFD.
+        let json = serde_json::from_str(&String::from_utf8_lossy(&text));
+        let json = json.map_err(|error| wrong(&error.to_string()))?;
         check_name(&json)?;
         Ok(Self { json, text })
     }
@@ -53,12 +56,12 @@ impl Input {
 }
 
 fn check_name(json: &Value) -> Result<()> {
-    if !json.is_object() {
+    let Some(fields) = Fields::of(json) else {
         return Err(wrong("it is not a JSON object"));
-    }
+    };
     let refuse = |text: &str, details: &str| Err(CniError::detailed(code::CONFIG, text, details));
-    match json.get("name") {
-        None | Some(Value::Null) => refuse("missing network name", ""),
+    match fields.value("name") {
+        None => refuse("missing network name", ""),
         Some(Value::String(name)) if name.is_empty() => refuse("missing network name", ""),
         Some(Value::String(name)) if !environment::is_name(name) => {
             refuse("invalid characters found in network name", name)

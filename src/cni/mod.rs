@@ -157,7 +157,9 @@ fn check_version(verb: &Verb, configured: &str) -> Result<Version> {
 fn check(environment: &Environment, input: &Input, version: Version) -> Result<()> {
     // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
     let config = Config::read(&input.json, "", version)?;
-    check::check(environment, &config, &open_netns(environment)?)?;
+    let netns = open_netns(environment)?;
+    let checked = check::check(environment, &config, &netns);
+    checked.map_err(|error| explain(error, environment, &netns))?;
     input.forward(environment)
 }
 
@@ -172,7 +174,8 @@ fn add(
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    let attachment = add::add(environment, &config, &netns, &input.text)?;
+    let attachment = add::add(environment, &config, &netns, &input.text);
+    let attachment = attachment.map_err(|error| explain(error, environment, &netns))?;
     match print(stdout, &attachment.result) {
         Ok(()) => {
             attachment.keep();
@@ -210,6 +213,18 @@ fn open_netns(environment: &Environment) -> Result<Netns> {
             environment.netns
         ))
     })
+}
+
+/// Why something failed in what should be the pod's network namespace. Only entering it shows that
+/// a mounted namespace is of another kind.
+fn explain(error: CniError, environment: &Environment, netns: &Netns) -> CniError {
+    match netns.is_network() {
+        Ok(false) => {
+            let text = NetnsError::Other(environment.netns.clone()).to_string();
+            CniError::new(code::NETNS, text)
+        }
+        _ => error,
+    }
 }
 
 /// The pod's network namespace, if there still is one. It must not be our own: the attachment

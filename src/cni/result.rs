@@ -8,7 +8,7 @@ use super::{
     output::to_text,
     version::{Family, Version},
 };
-use crate::types::mac::MacAddr;
+use crate::types::{json::Fields, mac::MacAddr};
 
 /// What ADD reports of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,9 +130,8 @@ fn list(value: Option<&Value>) -> Vec<Value> {
 
 /// The previous result in a configuration, if there is one, checked for its shape and version.
 pub fn previous(config: &Value, version: Version) -> Result<Option<Value>> {
-    let prev = match config.get("prevResult") {
-        None | Some(Value::Null) => return Ok(None),
-        Some(prev) => prev,
+    let Some(prev) = Fields::of(config).and_then(|fields| fields.value("prevResult")) else {
+        return Ok(None);
     };
     let wrong = |why: String| {
         let text = format!("could not parse prevResult: {why}");

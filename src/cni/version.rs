@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use super::error::{CniError, Result, code};
+use crate::types::json::Fields;
 
 /// The versions that this plugin speaks.
 pub const SUPPORTED: [&str; 7] = [
@@ -59,8 +60,8 @@ impl Version {
 
 /// The `cniVersion` of a configuration as it stands there; 0.1.0 if there is none.
 pub fn configured(config: &Value) -> Result<&str> {
-    match config.get("cniVersion") {
-        None | Some(Value::Null) => Ok("0.1.0"),
+    match Fields::of(config).and_then(|fields| fields.value("cniVersion")) {
+        None => Ok("0.1.0"),
         Some(Value::String(version)) if version.is_empty() => Ok("0.1.0"),
         Some(Value::String(version)) => Ok(version),
         Some(other) => Err(CniError::new(
@@ -136,6 +137,10 @@ mod tests {
         ] {
             assert_eq!(configured(&config).unwrap(), "0.1.0");
         }
+        assert_eq!(
+            configured(&json!({"CNIVersion": "1.0.0"})).unwrap(),
+            "1.0.0"
+        );
         let error = configured(&json!({"cniVersion": 1})).unwrap_err();
         assert_eq!(code_and_text(&error).0, 6);
     }

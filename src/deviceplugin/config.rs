@@ -215,12 +215,12 @@ impl Entry {
 /// Parses a configuration. Returns it with warnings about its entries.
 ///
 /// A wrong entry keeps its definition in the configuration before; it is left out if there is
-/// none. Of two entries with one name the last counts, as in the original.
+/// none. If it has no name, the former resources that are not mentioned stay. Of two entries with one name the last counts, as in the original.
 ///
 /// JSON, tolerant of a byte order mark, comments and trailing commas: the original's own guide
 /// has one. An error names line and column.
 pub fn parse(text: &str, context: Context<'_>) -> Result<(Configuration, Vec<String>)> {
-    let json = parse_json(text.strip_prefix('\u{feff}').unwrap_or(text))?;
+    let json = parse_json(text.trim_start_matches('\u{feff}'))?;
     let list = match &json {
         Value::Null => return Ok((Configuration::discover(), Vec::new())),
         Value::Array(list) if list.is_empty() => {
@@ -231,15 +231,32 @@ pub fn parse(text: &str, context: Context<'_>) -> Result<(Configuration, Vec<Str
     };
     let mut configuration = Configuration::default();
     let mut warnings = Vec::new();
+    let mut is_unclear = false;
     for (index, json) in list.iter().enumerate() {
         let mut warn = |text: String| warnings.push(format!("entry {}: {text}", index + 1));
         match entry(json, context, &mut warn) {
             Read::Entry(entry) => add(&mut configuration.entries, entry, &mut warn),
             Read::ForOthers => configuration.for_others += 1,
             Read::Wrong => {}
+            Read::Unnamed => is_unclear = true,
         }
     }
+    if is_unclear {
+        keep_former(&mut configuration.entries, list, context.former);
+    }
     Ok((configuration, warnings))
+}
+
+/// Adds the former entries that the list does not mention: one that became wrong may be any of
+/// them.
+fn keep_former(entries: &mut Vec<Entry>, list: &[Value], former: &[Entry]) {
+    let names: Vec<&str> = list.iter().filter_map(name_of).collect();
+    let discovers = entries.iter().any(|entry| entry.name().is_none());
+    let is_mentioned = |entry: &&Entry| match entry.name() {
+        Some(name) => names.contains(&name),
+        None => discovers,
+    };
+    entries.extend(former.iter().filter(|entry| !is_mentioned(entry)).cloned());
 }
 
 /// Adds an entry in place of one with the same name.
@@ -260,6 +277,8 @@ enum Read {
     Entry(Entry),
     ForOthers,
     Wrong,
+    /// It is wrong, and does not say which resource it is about.
+    Unnamed,
 }
 
 /// Reads an entry. A wrong one is what it was before.
@@ -275,22 +294,24 @@ fn entry(json: &Value, context: Context<'_>, warn: &mut impl FnMut(String)) -> R
         Ok(read) => return read,
         Err(error) => error,
     };
-    let former = former_definition(json, context.former);
-    let action = match former {
-        Some(_) => "keeps its former definition",
-        None => "is left out",
+    let name = name_of(json);
+    let mut former = context.former.iter();
+    let former = former.find(|entry| name.is_some() && entry.name() == name);
+    let (action, read) = match (former, name) {
+        (Some(entry), _) => ("keeps its former definition", Read::Entry(entry.clone())),
+        (None, None) if !context.former.is_empty() => (
+            "is left out, and former resources that no entry names stay",
+            Read::Unnamed,
+        ),
+        (None, _) => ("is left out", Read::Wrong),
     };
     warn(format!("{error:#}; it {action} (it is {json})"));
-    former.map_or(Read::Wrong, Read::Entry)
+    read
 }
 
-/// What a wrong entry was before.
-fn former_definition(json: &Value, former: &[Entry]) -> Option<Entry> {
-    let name = Fields::of(json)?.text("name").ok()??;
-    former
-        .iter()
-        .find(|entry| entry.name() == Some(name))
-        .cloned()
+/// The name of an entry, if it can be read.
+fn name_of(json: &Value) -> Option<&str> {
+    Fields::of(json)?.text("name").ok()?
 }
 
 fn parse_json(text: &str) -> Result<Value> {
@@ -337,7 +358,7 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
     Ok(Entry {
         target,
         mode,
-        capacity: capacity(fields.integer("capacity")?, mode, warn),
+        capacity: capacity(fields.amount("capacity")?, mode, warn),
         volume_hotplug: fields.flag("volumeHotplug")?.unwrap_or(false),
         vlan: vlan::read(fields)?,
     })
@@ -518,8 +539,10 @@ mod tests {
         let (resource, warning) = one(entry(r#", "capacity": 20000"#));
         assert_eq!(resource.capacity, MAX_CAPACITY);
         assert!(warning.contains("20000"), "{warning}");
-        let (resource, _) = one(entry(r#", "capacity": 9223372036854775807"#));
-        assert_eq!(resource.capacity, MAX_CAPACITY);
+        for capacity in ["9223372036854775807", "99999999999999999999", "1e30"] {
+            let (resource, _) = one(entry(&format!(r#", "capacity": {capacity}"#)));
+            assert_eq!(resource.capacity, MAX_CAPACITY, "{capacity}");
+        }
         let (resource, warning) = one(entry(r#", "capasity": 7"#));
         assert_eq!(resource.capacity, DEFAULT_CAPACITY);
         assert!(warning.contains(r#"unknown key "capasity""#), "{warning}");
@@ -547,6 +570,52 @@ mod tests {
             assert_eq!(configuration.entries[1..], former, "{wrong}");
             assert!(warnings[0].contains("former definition"), "{warnings:?}");
         }
+    }
+
+    #[test]
+    fn numbers_are_those_of_any_notation() {
+        for (capacity, expected) in [("1e1", 10), ("1e+01", 10), ("12.0", 12), ("-1e30", 100)] {
+            let text =
+                format!(r#"[{{"name": "a", "lowerDevice": "eth0", "capacity": {capacity}}}]"#);
+            assert_eq!(one(&text).capacity, expected, "{capacity}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_lost_its_name_costs_no_resource() {
+        let text = r#"[{"name": "a", "lowerDevice": "eth0"}, {"name": "b", "lowerDevice": "eth0"},
+            {"discover": {"kinds": "vlan"}}, {"name": "c", "lowerDevice": "eth0"}]"#;
+        let former = parse(text, Context::default()).unwrap().0.entries;
+        let context = Context {
+            former: &former,
+            ..Context::default()
+        };
+        let parsed = |list: &str| {
+            let (configuration, warnings) = parse(list, context).unwrap();
+            let entries = configuration.entries.iter();
+            let names: Vec<&str> = entries.map(|entry| entry.name().unwrap_or("?")).collect();
+            (names.join(" "), warnings.len())
+        };
+        let b = r#"{"name": "b", "lowerDevice": "eth1"}"#;
+        for (wrong, expected) in [
+            (r#"{"nmae": "a", "lowerDevice": "eth0"}"#, "b a ? c"),
+            (r#""a""#, "b a ? c"),
+            (r#"{"discover": {"kinds": 7}}"#, "b a ? c"),
+            (r#"{"discover": {}}, {"name": 7}"#, "b ? a c"),
+            (
+                r#"{"name": "c", "lowerDevice": "x", "nodes": "y"}, 7"#,
+                "b a ?",
+            ),
+        ] {
+            assert_eq!(
+                parsed(&format!("[{b}, {wrong}]")),
+                (expected.to_owned(), 1),
+                "{wrong}"
+            );
+        }
+        // A new one takes nothing along.
+        let new = r#"{"name": "d", "mode": "hub"}"#;
+        assert_eq!(parsed(&format!("[{b}, {new}]")), ("b".to_owned(), 1));
     }
 
     #[test]

@@ -154,9 +154,7 @@ impl Place {
         }
         let text = env::var_os(VARIABLE)
             .with_context(|| format!("{VARIABLE} environment variable must be set"))?;
-        let text = text.into_string().ok();
-        let text = text.with_context(|| format!("{VARIABLE} is not UTF-8"))?;
-        Ok(Self::Environment(text))
+        Ok(Self::Environment(text.to_string_lossy().into_owned()))
     }
 
     fn name(&self) -> String {
@@ -208,5 +206,7 @@ fn read(path: &Path) -> Result<String> {
         length <= MAX_BYTES,
         "the configuration in {shown} has {length} bytes, more than {MAX_BYTES}"
     );
-    fs::read_to_string(path).with_context(|| format!("reading {shown}"))
+    let text = fs::read(path).with_context(|| format!("reading {shown}"))?;
+    // What is not UTF-8 may be in a comment.
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }

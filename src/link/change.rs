@@ -30,10 +30,7 @@ pub fn add(options: &cli::Add) -> Result<()> {
     let wanted = &options.change;
     let mut host = Socket::open()?;
     let netns = netns(wanted.netns.as_deref())?;
-    let lower = LowerDevice::find(&mut host, &options.lower_device)?;
-    if let Some(reason @ Reason::NotEthernet) = lower.ineligible() {
-        bail!("lower device {:?} {reason}", options.lower_device);
-    }
+    let lower = lower(&mut host, options)?;
     if let Some(number) = options.tap {
         let free = tap::devices(number)?.is_empty();
         ensure!(free, "tap {number} exists already on this machine");
@@ -61,6 +58,20 @@ pub fn add(options: &cli::Add) -> Result<()> {
         }
     })?;
     report(macvtap)
+}
+
+/// The lower device, if the kernel could create the macvtap on it. It may be down.
+fn lower(host: &mut Socket, options: &cli::Add) -> Result<LowerDevice> {
+    let name = &options.lower_device;
+    let lower = LowerDevice::find(host, name)?;
+    if let Some(reason @ Reason::NotEthernet) = lower.ineligible() {
+        bail!("lower device {name:?} {reason}");
+    }
+    let highest = lower.link.mtu;
+    if let Some(mtu) = options.change.mtu.filter(|mtu| *mtu > highest) {
+        bail!("MTU {mtu} is larger than that of lower device {name:?}, {highest}");
+    }
+    Ok(lower)
 }
 
 fn report(macvtap: NewMacvtap<'_>) -> Result<()> {

@@ -84,7 +84,7 @@ fn created(there: &mut Socket, spec: &Spec<'_>) -> Option<u32> {
         .then_some(index)
 }
 
-/// Fails if the pod has an interface of this name; `there` is a socket in it.
+/// Fails if an interface has this name; `there` is a socket in its network namespace.
 pub fn check_name_free(there: &mut Socket, name: &str) -> Result<(), AttachError> {
     match there.link_by_name(name)? {
         None => Ok(()),
@@ -141,8 +141,8 @@ fn index_taken(spec: &Spec<'_>, there: &mut Socket) -> String {
     let index = spec.index.unwrap_or_default();
     match there.link(index) {
         Ok(Some(Link { name, .. })) => {
-            format!("interface index {index} is taken in the pod by {name:?}")
+            format!("interface index {index} is taken by {name:?}")
         }
-        _ => "the pod had such an interface a moment ago".to_owned(),
+        _ => "such an interface existed a moment ago".to_owned(),
     }
 }

@@ -50,7 +50,7 @@ struct PodDevicesEntry {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum DeviceIds {
-    ByNode(BTreeMap<String, Vec<String>>),
+    ByNode(BTreeMap<String, Option<Vec<String>>>),
     List(Vec<String>),
 }
 
@@ -88,7 +88,7 @@ impl Allocation {
         let taps = taps(&entry.alloc_resp.unwrap_or_default());
         let taps = taps.with_context(|| format!("decoding an allocation of {resource}"))?;
         let devices = match entry.device_ids {
-            Some(DeviceIds::ByNode(nodes)) => nodes.into_values().flatten().collect(),
+            Some(DeviceIds::ByNode(nodes)) => nodes.into_values().flatten().flatten().collect(),
             Some(DeviceIds::List(list)) => list.into_iter().collect(),
             None => BTreeSet::new(),
         };
@@ -139,7 +139,7 @@ mod tests {
     fn reads_our_allocations() {
         let bytes = checkpoint(&json!([
             {"PodUID": "1", "ContainerName": "compute", "ResourceName": format!("{NAMESPACE}/a"),
-             "DeviceIDs": {"-1": ["aMvp0"]}, "AllocResp": response("/dev/tap42")},
+             "DeviceIDs": {"-1": ["aMvp0"], "0": null}, "AllocResp": response("/dev/tap42")},
             {"PodUID": "1", "ContainerName": "compute", "ResourceName": "example.com/b",
              "DeviceIDs": {"-1": ["b"]}, "AllocResp": response("/dev/tap43")},
             {"PodUID": "2", "ContainerName": "compute", "ResourceName": format!("{NAMESPACE}/c"),

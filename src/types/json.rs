@@ -87,12 +87,13 @@ impl<'a> Fields<'a> {
         Ok(text.filter(|text| !text.is_empty()))
     }
 
-    /// A list of texts, or one.
+    /// A list of texts, or one; none if that is empty.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, Invalid> {
-        self.read(key, "a text or a list of texts", |value| match value {
+        let texts = self.read(key, "a text or a list of texts", |value| match value {
             Value::Array(list) => list.iter().map(Value::as_str).collect(),
             text => text.as_str().map(|text| vec![text]),
-        })
+        })?;
+        Ok(texts.filter(|texts| *texts != [""]))
     }
 
     /// True or false.
@@ -111,6 +112,22 @@ impl<'a> Fields<'a> {
     pub fn integer(&self, key: &str) -> Result<Option<i64>, Invalid> {
         self.read(key, "a whole number", Value::as_i64)
     }
+
+    /// A whole number in any notation, as in `1e+06`, which templates write; those that an `i64`
+    /// cannot have become the highest or lowest that it can.
+    pub fn amount(&self, key: &str) -> Result<Option<i64>, Invalid> {
+        self.read(key, "a whole number", |value| {
+            value.as_i64().or_else(|| saturated(value.as_f64()?))
+        })
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a cast of a float saturates"
+)]
+fn saturated(number: f64) -> Option<i64> {
+    (number.fract() == 0.0).then_some(number as i64)
 }
 
 #[cfg(test)]
@@ -133,7 +150,7 @@ mod tests {
 
     #[test]
     fn names_key_and_value_of_what_is_wrong() {
-        let json = json!({"a": -1, "b": "x", "c": 1.5, "d": ["y", "z"], "e": ["y", 1]});
+        let json = json!({"a": -1, "b": "x", "c": 1.5, "d": ["y", "z"], "e": ["y", 1], "f": ""});
         let fields = Fields::of(&json).unwrap();
         let error = fields.number("a", 7).unwrap_err().to_string();
         assert_eq!(error, "invalid a -1: it must be a whole number from 0 to 7");
@@ -145,5 +162,25 @@ mod tests {
         assert_eq!(fields.texts("b").unwrap().unwrap(), ["x"]);
         assert_eq!(fields.texts("d").unwrap().unwrap(), ["y", "z"]);
         assert!(fields.texts("a").is_err() && fields.texts("e").is_err());
+        assert_eq!(fields.texts("f").unwrap(), None);
+    }
+
+    #[test]
+    fn an_amount_is_a_whole_number_in_any_notation() {
+        let json = json!({
+            "a": 10, "b": 1e1, "c": -7.0, "d": 1e30, "e": -1e30, "f": u64::MAX, "g": 1.5, "h": "1",
+        });
+        let fields = Fields::of(&json).unwrap();
+        for (key, expected) in [
+            ("a", 10),
+            ("b", 10),
+            ("c", -7),
+            ("d", i64::MAX),
+            ("e", i64::MIN),
+            ("f", i64::MAX),
+        ] {
+            assert_eq!(fields.amount(key).unwrap(), Some(expected), "{key}");
+        }
+        assert!(fields.amount("g").is_err() && fields.amount("h").is_err());
     }
 }

@@ -50,14 +50,30 @@ fn another_mac_than_the_chain_reported() {
 fn later_plugins_may_have_changed_mtu_promiscuity_and_all_multicast() {
     let (node, pod) = (Node::new(), Host::new());
     let call = node.allocated(&pod, tap_number()).with("mtu", 1400);
-    let call = call.with("promiscMode", true).added();
+    let call = call.with("promiscMode", true).with("txQueueLen", 500);
+    let call = call.added();
     for change in [
         "mtu 1300",
         "promisc off",
         "allmulticast off",
         "txqueuelen 5",
+        "arp on",
+        "multicast off",
+        "group 5",
+        "alias x",
     ] {
         pod.ip(&format!("link set {IFNAME} {change}"));
+        call.succeed("CHECK");
+    }
+    for (sysctl, value) in [
+        ("ipv6/conf/net1/disable_ipv6", "0"),
+        ("ipv6/conf/net1/accept_ra", "0"),
+        ("ipv4/conf/net1/arp_notify", "1"),
+        ("ipv4/conf/net1/rp_filter", "0"),
+    ] {
+        let path = format!("/proc/sys/net/{sysctl}");
+        let write = || Ok(std::fs::write(&path, value)?);
+        pod.0.run(write).unwrap();
         call.succeed("CHECK");
     }
 }

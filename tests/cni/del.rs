@@ -1,6 +1,6 @@
 //! DEL: repeatable, content with whatever is gone, and careful with what is not ours.
 
-use std::time::Duration;
+use std::{os::unix::fs::symlink, time::Duration};
 
 use kit::netns::{
     Host, IFNAME, LOWER, Node, device_id, tap_exists, tap_number,
@@ -130,16 +130,22 @@ fn of_a_path_that_is_no_netns_succeeds_with_a_warning() {
     let (node, pod) = (Node::new(), Host::new());
     let own = format!("/proc/{}/ns/net", std::process::id());
     let long = format!("/run/{}", "x".repeat(5000));
-    // Mounted, as runtimes do it, but of another kind.
-    let mounted = tempfile::NamedTempFile::new().unwrap();
-    let mounted = mounted.path().to_str().unwrap();
-    let script = format!("mount --bind /proc/self/ns/uts {mounted} && exec \"$@\"");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    symlink("loop", path("loop")).unwrap();
     for path in [
         "/etc/passwd",
         "/dev/null",
+        "/dev/full",
         "/run",
+        ".",
+        "/proc/self/exe",
         "/proc/self/ns/mnt",
+        "/proc/self/ns/uts",
         "/proc/self/ns/net",
+        &path("fifo"),
+        &path("loop"),
         &own,
         &long,
     ] {
@@ -148,12 +154,33 @@ fn of_a_path_that_is_no_netns_succeeds_with_a_warning() {
         assert_eq!((answer.status, answer.stdout.as_str()), (0, ""), "{path}");
         let warned = answer.stderr.contains("level=warn") || path == own;
         assert!(warned, "{path}: {}", answer.stderr);
+        let own = path == own || path == "/proc/self/ns/net";
+        assert!(own || call.fail("ADD").0 == 8, "{path}");
     }
-    let call = node.allocated(&pod, tap_number()).env("CNI_NETNS", mounted);
-    let private = ["unshare", "-m", "sh", "-c", &script, "sh"];
-    let answer = call.by(&private).call("DEL");
-    assert_eq!((answer.status, answer.stdout.as_str()), (0, ""));
-    assert!(answer.stderr.contains("another kind"), "{answer:?}");
+}
+
+/// As runtimes mount them, where the path does not say of which kind they are.
+#[test]
+fn of_a_mounted_namespace_of_another_kind_succeeds_with_a_warning_and_add_refuses() {
+    let (node, pod) = (Node::new(), Host::new());
+    let mounted = tempfile::NamedTempFile::new().unwrap();
+    let mounted = mounted.path().to_str().unwrap();
+    for kind in ["uts", "user", "cgroup", "pid", "time", "ipc"] {
+        let script = format!("mount --bind /proc/self/ns/{kind} {mounted} && exec \"$@\"");
+        let private = ["unshare", "-m", "sh", "-c", &script, "sh"];
+        let call = node.allocated(&pod, tap_number());
+        let call = call.env("CNI_NETNS", mounted).by(&private);
+        let answer = call.call("DEL");
+        assert_eq!((answer.status, answer.stdout.as_str()), (0, ""), "{kind}");
+        assert!(answer.stderr.contains("another kind"), "{kind}: {answer:?}");
+        let prev = json!({"interfaces": [{"name": IFNAME, "sandbox": mounted}]});
+        let call = call.with("prevResult", prev);
+        for verb in ["ADD", "CHECK"] {
+            let (code, msg) = call.fail(verb);
+            assert_eq!(code, 8, "{verb} {kind}: {msg}");
+            assert!(msg.contains("is not a network namespace"), "{kind}: {msg}");
+        }
+    }
 }
 
 #[test]

@@ -88,10 +88,11 @@ fn broken_stdin_gets_the_references_answer() {
         (b"", 6, "error unmarshall network config: "),
         (b"{", 6, "error unmarshall network config: "),
         (b"{\"name\":\"x\",}", 6, "error unmarshall network config: "),
+        // Go reads U+FFFD for it.
         (
             b"{\"name\":\"\xff\xfe\"}",
-            6,
-            "error unmarshall network config: ",
+            7,
+            "invalid characters found in network name",
         ),
         (b"[]", 6, "error unmarshall network config: "),
         (b"null", 6, "error unmarshall network config: "),

@@ -214,6 +214,37 @@ fn a_file_is_read_again_when_it_changes() {
     assert!(stays.connected && plugin.is_alive());
 }
 
+/// A mistake costs nothing that was offered before, and keeps nothing new out.
+#[test]
+fn an_entry_that_became_wrong_stays_as_it_was() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let config = tempdir().unwrap();
+    let file = config.path().join("DP_MACVTAP_CONF");
+    fs::write(&file, format!("[{}]", entry("stays", 5))).unwrap();
+    let mut plugin = Plugin::with_file(&node.host, dir.path(), &file);
+    expect(&kubelet, "stays", 5);
+    for (count, wrong) in (6..).zip([
+        &br#"{"name": "stays", "lowerDevice": "eth0", "capacity": "100"}"#[..],
+        br#"{"name": "stays", "lowerDevice": "eth0", "mode": "hub"}"#,
+        br#"{"name": "stays"}"#,
+        br#"{"nmae": "stays", "lowerDevice": "eth0"}"#,
+        br#""stays""#,
+        b"{\"name\": 7 /* \xe9 in Latin-1 */}",
+    ]) {
+        let new = entry(&format!("new{count}"), count);
+        fs::write(&file, [b"[", wrong, b",", new.as_bytes(), b"]"].concat()).unwrap();
+        expect(
+            &kubelet,
+            &format!("new{count}"),
+            usize::try_from(count).unwrap(),
+        );
+        let stays = kubelet.resource(&resource("stays")).unwrap();
+        assert_eq!((stays.registrations, stays.healthy().len()), (1, 5));
+        assert!(stays.connected && plugin.is_alive());
+    }
+}
+
 #[test]
 fn a_mounted_config_map_swaps_a_symbolic_link() {
     let (node, dir) = (Node::new(), tempdir().unwrap());

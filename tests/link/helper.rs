@@ -88,6 +88,9 @@ fn says_in_words_what_cannot_be() {
         assert!(add("m0", &["--mac", mac]).contains("group address or zero"));
     }
     assert!(usage(&["link", "set", "m0"]).contains("required"));
+    host.ip("link add br0 type bridge");
+    host.ip("link add port0 type veth peer name port1");
+    host.ip("link set port0 master br0");
     let mac = "02:00:00:00:00:07";
     for (name, more) in [
         ("m0", &["--mac", mac, "--up", "on"][..]),
@@ -104,6 +107,38 @@ fn says_in_words_what_cannot_be() {
         (
             &["link", "add", "m2", "--lower-device", "lo"],
             "is not an Ethernet device",
+        ),
+        (
+            &[
+                "link",
+                "add",
+                "m2",
+                "--lower-device",
+                LOWER,
+                "--mtu",
+                "9000",
+            ],
+            "MTU 9000 is larger than that of lower device",
+        ),
+        (
+            &["link", "add", "m2", "--lower-device", LOWER, "--tap", "1"],
+            "index 1 is taken by \"lo\"",
+        ),
+        (
+            &["link", "add", "m2", "--lower-device", "port0"],
+            "is a port of \"br0\"",
+        ),
+        (
+            &[
+                "link",
+                "add",
+                "m2",
+                "--lower-device",
+                LOWER,
+                "--mode",
+                "passthru",
+            ],
+            "must be the only macvtap or macvlan",
         ),
         (
             &["link", "set", "m1", "--mtu", "9000"],
@@ -123,7 +158,7 @@ fn says_in_words_what_cannot_be() {
     }
     let mut names = host.links();
     names.sort();
-    assert_eq!(names, [LOWER, "m0", "m1"]);
+    assert_eq!(names, ["br0", LOWER, "m0", "m1", "port0", "port1"]);
 }
 
 /// A network namespace with a name, as of `ip netns add`.
