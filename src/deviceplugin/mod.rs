@@ -58,7 +58,10 @@ use self::{
     status::StatusServer,
     supervisor::Supervisor,
 };
-use crate::{host::logging, netlink::LinkWatch};
+use crate::{
+    host::{descriptors, logging},
+    netlink::LinkWatch,
+};
 
 /// How long shutting down may take.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(900);
@@ -66,6 +69,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_millis(900);
 /// Runs the device plugin until a signal ends it.
 pub fn main(settings: &Settings) -> Result<ExitCode> {
     logging::start(settings.level);
+    descriptors::raise_limit();
     let source = ConfigSource::new(settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -3,6 +3,7 @@
 pub(crate) mod char_device;
 pub mod container;
 pub mod control_socket;
+pub(crate) mod descriptors;
 pub mod devnode;
 pub(crate) mod file_id;
 pub(crate) mod files;

@@ -8,11 +8,32 @@ use std::{
 };
 
 use kit::{
-    kubelet::{Fault, Faulty, Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, connected},
-    netns::{Node, wait_until},
+    kubelet::{Fault, Faulty, Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, command, connected},
+    netns::{LOWER, Node, wait_until},
 };
 use macvtap::selftest::kubelet::Kubelet;
+use serde_json::{Value, json};
 use tempfile::tempdir;
+
+/// systemd gives services 1024 descriptors of the many that they may have.
+#[test]
+fn it_uses_as_many_descriptors_as_it_may() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let names: Vec<String> = (0..40).map(|number| format!("r{number}")).collect();
+    let entries = names
+        .iter()
+        .map(|name| json!({"name": name, "lowerDevice": LOWER, "capacity": 1}));
+    let configuration = Value::from_iter(entries).to_string();
+    let mut command = command(&["prlimit", "--nofile=50:1000"], dir.path());
+    command.env("DP_MACVTAP_CONF", configuration);
+    let plugin = Plugin::spawn(&node.host, command);
+    for name in names {
+        let name = format!("macvtap.network.kubevirt.io/{name}");
+        let connected = kubelet.wait_for(&name, WAIT_TIMEOUT, |resource| resource.connected);
+        assert!(connected.is_ok(), "{name}: {}", plugin.log());
+    }
+}
 
 #[test]
 fn a_kubelet_that_refuses_or_hangs_is_outlived() {
