@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::config::ResourceConfig;
 use crate::types::{
     checkpoint::Allocation,
     device_id::{DeviceId, NAMESPACE, is_original},
+    link_name::LinkName,
+    mode::Mode,
 };
 
 /// What shows that a pod holds a device.
@@ -27,6 +30,8 @@ pub struct Held {
     by_tap: BTreeMap<u32, DeviceId>,
     /// The IDs that kubevirt/macvtap-cni allocated, by resource.
     originals: BTreeMap<String, Originals>,
+    /// What ports there are: by lower device, the modes and the resources of the macvtaps on it.
+    ports: BTreeSet<(LinkName, u32, String)>,
 }
 
 /// The devices of a resource that kubevirt/macvtap-cni allocated.
@@ -62,6 +67,33 @@ impl Held {
             self.by_tap.entry(device.tap).or_insert(device);
         }
         self.originals = originals(evidence.checkpoint);
+        let attached = self.by_tap.iter();
+        let attached = attached.filter(|(tap, _)| evidence.taps.contains(tap));
+        let port = |device: &DeviceId| {
+            let mode = device.mode.raw();
+            (device.lower.clone(), mode, device.resource.clone())
+        };
+        self.ports = attached.map(|(_, device)| port(device)).collect();
+    }
+
+    /// Why no device of a resource can be used now; none if they can: a macvtap in passthru mode
+    /// has its lower device to itself. It is in the network namespace of its pod, where the node's
+    /// links do not show it.
+    #[must_use]
+    pub fn conflict(&self, resource: &ResourceConfig) -> Option<String> {
+        let ResourceConfig {
+            name, lower, mode, ..
+        } = resource;
+        let mut others = self.ports.iter().filter(|(on, as_mode, of)| {
+            let is_alone = mode.is_alone() || *as_mode == Mode::Passthru.raw();
+            on == lower && is_alone && (of, *as_mode) != (name, mode.raw())
+        });
+        let (_, _, other) = others.next()?;
+        Some(format!(
+            "lower device {:?} is in use by a pod with resource {other:?}: passthru mode needs it \
+             alone",
+            lower.to_string()
+        ))
     }
 
     /// The device that holds this tap.
@@ -156,6 +188,35 @@ mod tests {
         assert_eq!(held.of_resource("a").count(), 1);
         update(&mut held, NEW, &[], &[]);
         assert_eq!(held, Held::default());
+    }
+
+    #[test]
+    fn passthru_needs_a_lower_device_without_ports() {
+        let resource = |name: &str, mode| ResourceConfig {
+            name: name.to_owned(),
+            lower: "eth0".parse().unwrap(),
+            selector: None,
+            mode,
+            capacity: 1,
+            volume_hotplug: false,
+            vlan: None,
+        };
+        for (port, name, mode, conflicts) in [
+            ("aMvp0@eth0:bridge:16777300", "b", Mode::Bridge, false),
+            ("aMvp0@eth0:bridge:16777300", "b", Mode::Passthru, true),
+            ("aMvp0@eth0:bridge:16777300", "a", Mode::Passthru, true),
+            ("aMvp0@eth0:passthru:16777300", "a", Mode::Passthru, false),
+            ("aMvp0@eth0:passthru:16777300", "b", Mode::Passthru, true),
+            ("aMvp0@eth0:passthru:16777300", "b", Mode::Bridge, true),
+            ("aMvp0@eth1:passthru:16777300", "b", Mode::Bridge, false),
+        ] {
+            let mut held = Held::default();
+            update(&mut held, port, &[allocation(port)], &[]);
+            let conflict = |held: &Held| held.conflict(&resource(name, mode)).is_some();
+            assert!(!conflict(&held), "the macvtap does not exist yet: {port}");
+            update(&mut held, port, &[], &[16_777_300]);
+            assert_eq!(conflict(&held), conflicts, "{port} {name} {mode}");
+        }
     }
 
     #[test]

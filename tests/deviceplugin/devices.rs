@@ -288,6 +288,40 @@ fn passthru_offers_one() {
     assert_eq!(resource.unwrap().healthy().len(), 1);
 }
 
+/// A macvtap in passthru mode has its lower device to itself, so that what is healthy is what ADD
+/// can make: its pod's network namespace is not the node's.
+#[test]
+fn a_lower_device_is_one_passthru_macvtaps_or_others() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let text = serde_json::json!([
+        {"name": "alone", "lowerDevice": LOWER, "mode": "passthru"},
+        {"name": "shared", "lowerDevice": LOWER, "capacity": 3},
+    ]);
+    let plugin = Plugin::configured(&node.host, dir.path(), &text.to_string());
+    let wait = |name: &str, healthy: usize| {
+        let name = format!("macvtap.network.kubevirt.io/{name}");
+        let found = kubelet.wait_for(&name, WAIT_TIMEOUT, |resource| {
+            resource.lists > 0 && resource.healthy().len() == healthy
+        });
+        let found = found.unwrap_or_else(|error| panic!("{name}: {error:#} {}", plugin.log()));
+        found.devices[0].id.clone()
+    };
+    let ids = [wait("alone", 1), wait("shared", 3)];
+    for (used, other, count) in [(0, "shared", 3), (1, "alone", 1)] {
+        let pod = Host::new();
+        let call = node.cni(&pod, serde_json::json!({"deviceID": ids[used]}));
+        let call = call.added();
+        wait(other, 0);
+        wait(["alone", "shared"][used], [1, 3][used]);
+        let second = Host::new();
+        let second = node.cni(&second, serde_json::json!({"deviceID": ids[1 - used]}));
+        assert!(second.fail("ADD").1.contains(LOWER));
+        call.succeed("DEL");
+        wait(other, count);
+    }
+}
+
 /// `KubeVirt` keeps what is in `/dev/vfio` of the container when it attaches a volume.
 #[test]
 fn with_volume_hotplug_a_container_has_each_tap_twice() {

@@ -24,7 +24,7 @@ fn it_uses_as_many_descriptors_as_it_may() {
     let entries = names
         .iter()
         .map(|name| json!({"name": name, "lowerDevice": LOWER, "capacity": 1}));
-    let configuration = Value::from_iter(entries).to_string();
+    let configuration = entries.collect::<Value>().to_string();
     let mut command = command(&["prlimit", "--nofile=50:1000"], dir.path());
     command.env("DP_MACVTAP_CONF", configuration);
     let plugin = Plugin::spawn(&node.host, command);
