@@ -20,7 +20,7 @@ pub const DEFAULT_CAPACITY: usize = 100;
 pub const MAX_CAPACITY: usize = MAX_SLOTS as usize;
 
 /// The keys of an entry.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "name",
     "lowerDevice",
     "master",
@@ -30,6 +30,7 @@ const KEYS: [&str; 9] = [
     "nodes",
     "volumeHotplug",
     "vlan",
+    "hostAccess",
 ];
 
 /// A configuration, as far as it is for this node.
@@ -52,6 +53,8 @@ pub struct Entry {
     pub capacity: usize,
     /// Give containers each tap under `/dev/vfio` as well.
     pub volume_hotplug: bool,
+    /// Let the node and the VMs reach each other.
+    pub host_access: bool,
     /// The VLAN of the lower device that the macvtaps are in; none if in no VLAN of ours.
     pub vlan: Option<u16>,
 }
@@ -85,6 +88,8 @@ pub struct ResourceConfig {
     pub capacity: usize,
     /// Give containers each tap under `/dev/vfio` as well.
     pub volume_hotplug: bool,
+    /// Let the node and the VMs reach each other.
+    pub host_access: bool,
     /// The VLAN interface that `lower` is, if it is made where there is none.
     pub vlan: Option<SubInterface>,
 }
@@ -108,6 +113,7 @@ impl Configuration {
                 mode: Mode::default(),
                 capacity: DEFAULT_CAPACITY,
                 volume_hotplug: false,
+                host_access: false,
                 vlan: None,
             }],
             for_others: 0,
@@ -160,6 +166,12 @@ impl Configuration {
         self.resources().any(|(_, lower, _)| lower.needs_facts())
     }
 
+    /// Whether changes of addresses and routes concern any resource.
+    #[must_use]
+    pub fn follows_addresses(&self) -> bool {
+        self.needs_addresses() || self.entries.iter().any(|entry| entry.host_access)
+    }
+
     /// Whether lower devices are chosen by addresses or the default route.
     #[must_use]
     pub fn needs_addresses(&self) -> bool {
@@ -200,6 +212,7 @@ impl Entry {
             mode: self.mode,
             capacity: self.capacity,
             volume_hotplug: self.volume_hotplug,
+            host_access: self.host_access,
             vlan: None,
         }
     }
@@ -355,9 +368,16 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
     for key in unknown_keys(fields) {
         warn(format!("unknown key {key:?} is ignored"));
     }
+    let host_access = fields.flag("hostAccess")?.unwrap_or(false);
+    ensure!(
+        !host_access || mode == Mode::Bridge,
+        "hostAccess needs mode bridge: in mode {mode} the kernel lets no interface of the node \
+         reach a macvtap"
+    );
     Ok(Entry {
         target,
         mode,
+        host_access,
         capacity: capacity(fields.amount("capacity")?, mode, warn),
         volume_hotplug: fields.flag("volumeHotplug")?.unwrap_or(false),
         vlan: vlan::read(fields)?,
@@ -449,6 +469,7 @@ mod tests {
             mode: Mode::Bridge,
             capacity: 50,
             volume_hotplug: false,
+            host_access: false,
             vlan: None,
         };
         assert_eq!(one(text), expected);
@@ -519,6 +540,24 @@ mod tests {
             assert_eq!(resources.len(), 1, "{entry}");
             assert_eq!(warnings.len(), 1, "{entry}");
             assert!(warnings[0].starts_with("entry 2: "), "{warnings:?}");
+            assert!(warnings[0].contains(part), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn host_access_is_for_bridge_mode() {
+        let entry = |more: &str| format!(r#"[{{"name": "a", "lowerDevice": "eth0"{more}}}]"#);
+        assert!(!one(&entry("")).host_access);
+        assert!(one(&entry(r#", "hostAccess": true"#)).host_access);
+        for (more, part) in [
+            (r#", "hostAccess": 1"#, "hostAccess 1"),
+            (
+                r#", "hostAccess": true, "mode": "private""#,
+                "hostAccess needs mode bridge",
+            ),
+        ] {
+            let (resources, warnings) = listed(&entry(more));
+            assert!(resources.is_empty(), "{more}");
             assert!(warnings[0].contains(part), "{warnings:?}");
         }
     }

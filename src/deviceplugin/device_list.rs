@@ -161,6 +161,7 @@ pub fn former_resource(name: &str, held: &Held) -> Option<ResourceConfig> {
         mode: device.map(|device| device.mode).unwrap_or_default(),
         capacity: 0,
         volume_hotplug: false,
+        host_access: false,
         vlan: None,
     })
 }
@@ -264,6 +265,7 @@ mod tests {
             mode: Mode::Bridge,
             capacity: 100,
             volume_hotplug: false,
+            host_access: false,
             vlan: None,
         }
     }

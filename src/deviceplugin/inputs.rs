@@ -1,11 +1,11 @@
 //! What the event loop waits for.
 
-use std::future::pending;
+use std::{future::pending, sync::Arc};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook_tokio::Signals;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::StreamExt;
 
 use super::{
@@ -21,6 +21,8 @@ pub enum Input {
     Resource(String, ResourceEvent),
     /// Links of the host changed.
     Links,
+    /// Ports of learning changed.
+    Ports,
     /// Files in the kubelet's directory changed.
     KubeletDirectory,
     /// The configuration may have changed.
@@ -35,6 +37,8 @@ pub enum Input {
 pub struct Inputs {
     /// The links of the host.
     pub links: LinkWatch,
+    /// That ports of learning changed.
+    pub ports: Arc<Notify>,
     /// The directory of the kubelet's socket.
     pub kubelet_dir: DirectoryWatch,
     /// The directory of the configuration, if that is in a file.
@@ -58,6 +62,7 @@ impl Inputs {
                 changed?;
                 Input::Links
             }
+            () = self.ports.notified() => Input::Ports,
             () = self.kubelet_dir.changed() => Input::KubeletDirectory,
             () = changed(&mut self.config_dir) => Input::Configuration,
             query = self.status.next_query() => Input::Query(query),

@@ -3,13 +3,19 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Error, Result};
 use log::{error, warn};
 
-use crate::{host::control_socket::BindError, learning::Learning, types::status::LearningStatus};
+use super::host_access::{Port, Ports};
+use crate::{
+    host::control_socket::BindError,
+    learning::{Learning, OnChange},
+    types::status::LearningStatus,
+};
 
 /// The time between attempts to start.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -19,18 +25,21 @@ pub struct LearningTask {
     /// The directory of the pods' network namespaces; none if learning is turned off.
     netns_dir: Option<PathBuf>,
     kubelet_dir: PathBuf,
+    on_change: OnChange,
     learning: Option<Learning>,
     has_started: bool,
     retry_at: Option<Instant>,
 }
 
 impl LearningTask {
-    /// Starts learning, unless there is no directory.
+    /// Starts learning, unless there is no directory. `on_change` is called when ports come, go or
+    /// change.
     #[must_use]
-    pub fn start(netns_dir: Option<PathBuf>, kubelet_dir: PathBuf) -> Self {
+    pub fn start(netns_dir: Option<PathBuf>, kubelet_dir: PathBuf, on_change: OnChange) -> Self {
         let mut task = Self {
             netns_dir,
             kubelet_dir,
+            on_change,
             learning: None,
             has_started: false,
             retry_at: None,
@@ -67,13 +76,33 @@ impl LearningTask {
         self.learning.as_ref().map(Learning::status)
     }
 
+    /// The macvtaps of guests, as far as it knows them.
+    pub fn ports(&self) -> Ports {
+        let Some(learning) = &self.learning else {
+            return Ports::Unknown;
+        };
+        let Some(ports) = learning.ports() else {
+            return Ports::Awaited;
+        };
+        let ports = ports.into_iter().filter_map(|(tap, port)| {
+            Some(Port {
+                tap,
+                mac: port.mac.parse().ok()?,
+                lower: port.lower,
+                parked: port.parked,
+                addresses: Vec::new(),
+            })
+        });
+        Ports::Known(ports.collect())
+    }
+
     /// Starts it. False if it is turned off.
     fn try_start(&mut self) -> Result<bool> {
         self.retry_at = None;
         let Some(netns_dir) = &self.netns_dir else {
             return Ok(false);
         };
-        match Learning::start(netns_dir, &self.kubelet_dir) {
+        match Learning::start(netns_dir, &self.kubelet_dir, Arc::clone(&self.on_change)) {
             Ok(learning) => {
                 self.learning = Some(learning);
                 self.has_started = true;

@@ -2,7 +2,9 @@
 
 use std::{borrow::Cow, fmt::Write};
 
-use crate::types::status::{LearningStatus, NriStatus, RateStatus, ResourceStatus, Status};
+use crate::types::status::{
+    HostAccessStatus, LearningStatus, NriStatus, RateStatus, ResourceStatus, Status,
+};
 
 /// A metric: its name, its type, what it is, and where its samples are in the status.
 pub struct Metric {
@@ -19,7 +21,7 @@ pub struct Metric {
 type Sample = (Vec<(&'static str, String)>, u64);
 
 /// All of them.
-pub const METRICS: [Metric; 29] = [
+pub const METRICS: [Metric; 31] = [
     metric(
         "macvtap_build_info",
         "gauge",
@@ -217,6 +219,18 @@ pub const METRICS: [Metric; 29] = [
         |status| vec![(vec![], nri(status).without.len() as u64)],
     ),
     metric(
+        "macvtap_host_access_addresses",
+        "gauge",
+        "Addresses of VMs that the node has routes to, by lower device",
+        |status| host_access(status, |access| access.addresses),
+    ),
+    metric(
+        "macvtap_host_access_errors",
+        "gauge",
+        "What does not work of host access, by lower device",
+        |status| host_access(status, |access| access.errors.len() as u64),
+    ),
+    metric(
         "macvtap_frames_dropped_total",
         "counter",
         "Frames of guests that port security dropped, by tap and reason",
@@ -303,6 +317,15 @@ fn labels(resource: &ResourceStatus) -> Vec<(&'static str, String)> {
         ("resource", resource.name.clone()),
         ("lower_device", resource.lower_device.clone()),
     ]
+}
+
+fn host_access(status: &Status, value: fn(&HostAccessStatus) -> u64) -> Vec<Sample> {
+    let accesses = status.host_access.iter();
+    let sample = |access: &HostAccessStatus| {
+        let label = ("lower_device", access.lower_device.clone());
+        (vec![label], value(access))
+    };
+    accesses.map(sample).collect()
 }
 
 fn resources(status: &Status, value: impl Fn(&ResourceStatus) -> u64) -> Vec<Sample> {

@@ -13,6 +13,7 @@ mod directory;
 pub mod event;
 pub mod grpc;
 pub mod held;
+pub(crate) mod host_access;
 mod http;
 mod inputs;
 mod learning_task;
@@ -37,6 +38,7 @@ mod vlans;
 use std::{
     path::Path,
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -44,7 +46,10 @@ use anyhow::{Context, Result, ensure};
 use log::{info, warn};
 use signal_hook::consts::SIGHUP;
 use signal_hook_tokio::Signals;
-use tokio::{sync::mpsc, time::timeout_at};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::timeout_at,
+};
 use tokio_stream::StreamExt;
 
 use self::{
@@ -84,8 +89,8 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
     let configuration = source.load()?;
     inputs
         .links
-        .follow_addresses(configuration.needs_addresses())?;
-    let learning = LearningTask::start(settings.learning.clone(), settings.kubelet_dir.clone());
+        .follow_addresses(configuration.follows_addresses())?;
+    let learning = learning(settings, &inputs);
     let mut supervisor = Supervisor::new(settings, configuration, learning, sender)?;
     supervisor.serve_nri(&settings.nri)?;
     loop {
@@ -95,6 +100,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
             Input::Nothing => {}
             Input::Resource(resource, event) => supervisor.handle(&resource, event),
             Input::Links => links_changed(&mut supervisor, &inputs.links),
+            Input::Ports => supervisor.ports_changed(),
             Input::KubeletDirectory => {
                 check_mount(&inputs.kubelet_dir, &settings.kubelet_dir)?;
                 supervisor.directory_changed();
@@ -116,6 +122,15 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
     }
 }
 
+fn learning(settings: &Settings, inputs: &Inputs) -> LearningTask {
+    let ports = Arc::clone(&inputs.ports);
+    LearningTask::start(
+        settings.learning.clone(),
+        settings.kubelet_dir.clone(),
+        Arc::new(move || ports.notify_one()),
+    )
+}
+
 fn inputs(
     settings: &Settings,
     source: &ConfigSource,
@@ -124,6 +139,7 @@ fn inputs(
     let kubelet_dir = &settings.kubelet_dir;
     Ok(Inputs {
         links: LinkWatch::open()?,
+        ports: Arc::new(Notify::new()),
         kubelet_dir: DirectoryWatch::start(kubelet_dir),
         config_dir: source.directory().map(|path| DirectoryWatch::start(&path)),
         events,
@@ -150,7 +166,7 @@ fn links_changed(supervisor: &mut Supervisor, watch: &LinkWatch) {
 
 /// Follows addresses if the configuration needs them, which may have changed since it was loaded.
 fn follow_addresses(supervisor: &mut Supervisor, watch: &LinkWatch) -> Result<()> {
-    let wanted = supervisor.configuration().needs_addresses();
+    let wanted = supervisor.configuration().follows_addresses();
     watch.follow_addresses(wanted)?;
     if wanted {
         links_changed(supervisor, watch);

@@ -17,6 +17,7 @@ use super::{
     device_list::{self, DeviceList, ListedDevice, Plan},
     event::{EventSender, ResourceEvent},
     grpc::pod_resources,
+    host_access::{HostAccess, Plan as AccessPlan, Port, Ports},
     learning_task::LearningTask,
     names::{KUBELET_SOCKET, is_resource_socket, socket_name},
     node_facts,
@@ -39,7 +40,7 @@ use crate::{
         tap_only::{self, Resources},
     },
     netlink::{Link, Socket},
-    types::{device_id::DeviceId, status::Status},
+    types::{device_id::DeviceId, link_name::LinkName, mode::Mode, status::Status},
 };
 
 /// The longest time between two calls of [`Supervisor::run_due`].
@@ -76,6 +77,7 @@ pub struct Supervisor {
     vlans: Vlans,
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
+    host_access: HostAccess,
     learning: LearningTask,
     nri: Option<Nri>,
     features: Option<NodeFeatures>,
@@ -118,6 +120,7 @@ impl Supervisor {
             unselected: Vec::new(),
             vlans: Vlans::default(),
             skipped: BTreeMap::new(),
+            host_access: HostAccess::default(),
             learning,
             nri: None,
             features: settings.feature_dir.clone().map(NodeFeatures::new),
@@ -375,6 +378,7 @@ impl Supervisor {
     fn reconcile(&mut self) {
         self.log_skipped();
         self.reconcile_vlans();
+        self.update_host_access();
         let plans = &self.plans;
         let removed = self
             .resources
@@ -405,6 +409,36 @@ impl Supervisor {
         self.vlans.update(resources, &used);
         self.vlans
             .reconcile(&mut self.netlink, &mut self.links, &used);
+    }
+
+    /// Handles a change of the ports of learning.
+    pub fn ports_changed(&mut self) {
+        self.update_host_access();
+    }
+
+    /// Reports the lower devices of resources with host access, and what is on them. Pods that hold
+    /// devices of before keep theirs.
+    fn update_host_access(&mut self) {
+        let mut lowers: BTreeMap<LinkName, BTreeSet<u32>> = BTreeMap::new();
+        let plans = self.plans.values();
+        for (resource, plan) in plans.filter(|(resource, _)| resource.host_access) {
+            let taps = lowers.entry(resource.lower.clone()).or_default();
+            taps.extend(plan.devices.iter().map(|device| device.tap));
+            let former = plan.former.devices.iter();
+            for device in former.filter(|device| device.mode == Mode::Bridge) {
+                let taps = lowers.entry(device.lower.clone()).or_default();
+                taps.insert(device.tap);
+            }
+        }
+        let ports = match self.learning.ports() {
+            Ports::Known(mut ports) => {
+                ports.extend(self.links.iter().filter_map(port_of_host));
+                Ports::Known(ports)
+            }
+            other => other,
+        };
+        let plan = AccessPlan { lowers, ports };
+        self.host_access.update(plan, &self.links, self.node.text());
     }
 
     /// Offers a resource, unless nothing changed: there are many link events, and lists are
@@ -474,6 +508,7 @@ impl Supervisor {
             link_resyncs: self.link_resyncs,
             learning: self.learning.status(),
             nri: self.nri.as_ref().map(Nri::status),
+            host_access: self.host_access.status(),
             limits: BTreeMap::new(),
         }
     }
@@ -507,6 +542,18 @@ fn log_list(list: &DeviceList) {
             "offering"
         ),
     }
+}
+
+/// A macvtap in the host's own network namespace, of a pod without the CNI plugin.
+fn port_of_host(link: &Link) -> Option<Port> {
+    let is_port = link.is_macvtap() && link.mode == Some(Mode::Bridge);
+    Some(Port {
+        tap: link.index,
+        mac: link.mac.filter(|_| is_port)?,
+        lower: link.lower?,
+        parked: false,
+        addresses: Vec::new(),
+    })
 }
 
 /// The NUMA node of a NIC, if the machine has more than one.

@@ -48,7 +48,8 @@ impl Vlans {
                 Err(error) => errors.push(error),
             }
         }
-        let ours = links.iter().filter(|link| Maker::DevicePlugin.made(link));
+        let made = |link: &&Link| Maker::DevicePlugin.made(link) && link.vlan.is_some();
+        let ours = links.iter().filter(made);
         for link in ours.filter(|link| !used.contains(link.name.as_str())) {
             errors.extend(delete_unused(host, link, Maker::DevicePlugin).err());
         }
@@ -112,6 +113,7 @@ mod tests {
             mode: Mode::Bridge,
             capacity: 1,
             volume_hotplug: false,
+            host_access: false,
             vlan: Some(SubInterface::vlan("eth0".parse().unwrap(), id)),
         }
     }

@@ -26,4 +26,4 @@ mod thread;
 
 pub use group::{GROUP, group, is_parked};
 pub use recovery::path_in_container;
-pub use thread::Learning;
+pub use thread::{Learning, OnChange};

@@ -1,7 +1,7 @@
 //! The thread that learns: it receives frames, asks the ports what follows, and does it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -51,18 +51,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Learning, as long as this lives. At its end ports that are parked become active, for nothing
 /// would unpark them later.
 pub struct Learning {
-    status: Arc<Mutex<LearningStatus>>,
+    /// None until it has looked for ports.
+    status: Arc<Mutex<Option<LearningStatus>>>,
     worker: Worker,
 }
+
+/// Is called when ports come, go or change.
+pub type OnChange = Arc<dyn Fn() + Send + Sync>;
 
 impl Learning {
     /// Starts to learn about the ports in the network namespaces that `netns_dir` lists, and
     /// about those that ADD queries about. Fails if a capability is missing, or with
     /// [`BindError::InUse`] while another device plugin learns.
-    pub fn start(netns_dir: &Path, kubelet_dir: &Path) -> Result<Self, BindError> {
+    pub fn start(
+        netns_dir: &Path,
+        kubelet_dir: &Path,
+        on_change: OnChange,
+    ) -> Result<Self, BindError> {
         let listener = Listener::bind(control_socket::server_dirs(kubelet_dir))?;
         let sockets = sockets_if_allowed()?;
-        let status = Arc::new(Mutex::new(LearningStatus::default()));
+        let status = Arc::new(Mutex::new(None));
         let mut learner = Learner {
             table: Table::default(),
             sockets,
@@ -78,6 +86,7 @@ impl Learning {
             sockets_at: Instant::now() + SOCKETS_INTERVAL,
             status: LearningStatus::default(),
             published: Arc::clone(&status),
+            on_change,
             last_warning: String::new(),
         };
         let worker = Worker::start("learning", move |waiter| learner.run(waiter))?;
@@ -87,11 +96,21 @@ impl Learning {
     /// How it is, and what it did so far.
     #[must_use]
     pub fn status(&self) -> LearningStatus {
-        let published = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         LearningStatus {
             running: self.is_running(),
-            ..published.clone()
+            ..self.published().unwrap_or_default()
         }
+    }
+
+    /// The ports, by the number of their tap; none until they were looked for.
+    #[must_use]
+    pub fn ports(&self) -> Option<BTreeMap<u32, PortStatus>> {
+        self.published().map(|status| status.ports)
+    }
+
+    fn published(&self) -> Option<LearningStatus> {
+        let published = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        published.clone()
     }
 
     /// Whether its thread runs.
@@ -121,7 +140,8 @@ struct Learner {
     /// When sockets that are missing are made again.
     sockets_at: Instant,
     status: LearningStatus,
-    published: Arc<Mutex<LearningStatus>>,
+    published: Arc<Mutex<Option<LearningStatus>>>,
+    on_change: OnChange,
     last_warning: String,
 }
 
@@ -570,17 +590,22 @@ impl Learner {
             .published
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let mut ports = std::mem::take(&mut published.ports);
+        let is_new = published.is_none() || !changed.is_empty();
+        let mut ports = published.take().unwrap_or_default().ports;
         for (tap, status) in changed {
             match status {
                 Some(status) => ports.insert(tap, status),
                 None => ports.remove(&tap),
             };
         }
-        *published = LearningStatus {
+        *published = Some(LearningStatus {
             ports,
             ..self.status.clone()
-        };
+        });
+        drop(published);
+        if is_new {
+            (self.on_change)();
+        }
     }
 
     fn unpark_all(&mut self) {

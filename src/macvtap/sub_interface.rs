@@ -1,4 +1,5 @@
-//! Interfaces that this program makes on a lower device, for macvtaps to stand on: VLANs.
+//! Interfaces that this program makes on a lower device: VLANs, for macvtaps to stand on, and
+//! macvlans, by which the node reaches macvtaps.
 //!
 //! Which of them are ours, and whose, their link group says from their first moment on. One that
 //! exists already is used, and never removed.
@@ -58,6 +59,15 @@ impl Maker {
 }
 
 impl SubInterface {
+    /// The macvlan by which the node reaches macvtaps.
+    #[must_use]
+    pub fn macvlan(lower: LinkName) -> Self {
+        Self {
+            lower,
+            kind: UpperKind::Macvlan,
+        }
+    }
+
     /// The VLAN of this number.
     #[must_use]
     pub fn vlan(lower: LinkName, id: u16) -> Self {
@@ -75,7 +85,9 @@ impl SubInterface {
         links.iter().find(|link| {
             let is_kind = match self.kind {
                 UpperKind::Vlan(id) => link.vlan == Some(id),
-                UpperKind::Macvlan | UpperKind::Passthru => Maker::DevicePlugin.made(link),
+                UpperKind::Macvlan | UpperKind::Passthru => {
+                    Maker::DevicePlugin.made(link) && link.kind.as_deref() == Some("macvlan")
+                }
             };
             is_kind && link.lower == Some(lower.index) && link.lower_nsid.is_none()
         })
@@ -96,17 +108,17 @@ impl SubInterface {
         name.parse()
     }
 
-    /// `eth0.100`, or a hash where that is too long for a name.
+    /// `eth0.100` and `mvh-eth0`, or a hash where that is too long for a name. What configures a
+    /// node's interfaces by patterns such as `eth*` does not mean the macvlan.
     fn new_name(&self, lower: &str) -> String {
-        let ending = match self.kind {
-            UpperKind::Vlan(id) => id.to_string(),
-            UpperKind::Macvlan | UpperKind::Passthru => "host".to_owned(),
+        let hash = &short_hash(lower)[..8];
+        let (name, hashed) = match self.kind {
+            UpperKind::Vlan(id) => (format!("{lower}.{id}"), format!("mv{hash}.{id}")),
+            UpperKind::Macvlan | UpperKind::Passthru => {
+                (format!("mvh-{lower}"), format!("mvh-{hash}"))
+            }
         };
-        let name = format!("{lower}.{ending}");
-        if name.len() <= MAX_NAME {
-            return name;
-        }
-        format!("mv{}.{ending}", &short_hash(lower)[..8])
+        if name.len() <= MAX_NAME { name } else { hashed }
     }
 
     /// Makes it if it does not exist, and sets it up if it is ours; its name.
@@ -127,8 +139,20 @@ impl SubInterface {
             let is_ready = link.up || !maker.made(link);
             return Ok((is_ready || set_up(host, link.index)?).then_some(name));
         }
-        let lower = LowerDevice::among(&links, &self.lower)?;
-        match lower.ineligible_among(&links) {
+        if !self.create(host, &links, maker)? {
+            return Ok(None);
+        }
+        match host.link_by_name(&name)? {
+            Some(made) => Ok(set_up(host, made.index)?.then_some(name)),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes it, down. False if another call made it a moment ago.
+    pub fn create(&self, host: &mut Socket, links: &[Link], maker: Maker) -> Result<bool> {
+        let name = self.name_among(links)?;
+        let lower = LowerDevice::among(links, &self.lower)?;
+        match lower.ineligible_among(links) {
             Some(ineligible) if !matches!(ineligible.reason, Reason::Held(_)) => {
                 return Err(ineligible.into());
             }
@@ -142,17 +166,14 @@ impl SubInterface {
         });
         match created {
             Ok(()) => info!(interface = &*name; "created {self}"),
-            // Another call made it a moment ago, or something else has its name.
             Err(error) if error.errno() == Some(Errno::EEXIST) => {
+                // Or something else has its name.
                 self.name_among(&host.links().context("listing links")?)?;
-                return Ok(None);
+                return Ok(false);
             }
             Err(error) => return Err(self.explain(&name, &error)),
         }
-        match host.link_by_name(&name)? {
-            Some(made) => Ok(set_up(host, made.index)?.then_some(name)),
-            None => Ok(None),
-        }
+        Ok(true)
     }
 
     /// Whether it is still the interface with this index, and no other call is about to remove it.
@@ -365,6 +386,30 @@ mod tests {
         let long = name(&links, "enp175s0f0np0", 4094);
         assert!(long.len() <= MAX_NAME && long.ends_with(".4094"), "{long}");
         assert_ne!(long, name(&links, "enp175s0f1np1", 4094));
+    }
+
+    #[test]
+    fn a_macvlan_of_ours_is_known_by_its_group() {
+        let wanted = SubInterface::macvlan("eth0".parse().unwrap());
+        let name = |links: &[Link]| wanted.name_among(links).unwrap().to_string();
+        let macvlan = |index, name: &str, group| Link {
+            kind: Some("macvlan".to_owned()),
+            lower: Some(2),
+            group,
+            ..link(index, name)
+        };
+        let ours = Maker::DevicePlugin.group();
+        let vlan = Link {
+            group: ours,
+            ..vlan(3, "eth0.5", 5, 2)
+        };
+        let mut links = vec![link(2, "eth0"), vlan, macvlan(4, "podman0", 0)];
+        assert_eq!(name(&links), "mvh-eth0");
+        links.push(macvlan(5, "renamed", ours));
+        assert_eq!(name(&links), "renamed");
+        let long = SubInterface::macvlan("enp175s0f0np0".parse().unwrap());
+        let long = long.name_among(&links).unwrap();
+        assert!(long.starts_with("mvh-") && long.len() == 12, "{long:?}");
     }
 
     #[test]

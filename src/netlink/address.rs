@@ -15,28 +15,29 @@ use crate::types::{
 };
 
 /// Messages of `linux/rtnetlink.h`.
-const NEW_ADDRESS: u16 = 20;
+pub(super) const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
 pub(super) const NEW_ROUTE: u16 = 24;
 pub(super) const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
 /// Bytes of `struct ifaddrmsg` and of `struct rtmsg`.
-const ADDRESS_HEADER: usize = 8;
-const ROUTE_HEADER: usize = 12;
+pub(super) const ADDRESS_HEADER: usize = 8;
+pub(super) const ROUTE_HEADER: usize = 12;
 
 /// `AF_INET` and `AF_INET6`.
 const INET: u8 = 2;
 const INET6: u8 = 10;
 
 /// Attributes. What each belongs to stands in its name.
-const ADDRESS_ADDRESS: u16 = 1;
-const ADDRESS_LOCAL: u16 = 2;
+pub(super) const ADDRESS_ADDRESS: u16 = 1;
+pub(super) const ADDRESS_LOCAL: u16 = 2;
 const ADDRESS_BROADCAST: u16 = 4;
-const ADDRESS_FLAGS: u16 = 8;
-const ROUTE_DESTINATION: u16 = 1;
-const ROUTE_INTERFACE: u16 = 4;
+pub(super) const ADDRESS_FLAGS: u16 = 8;
+pub(super) const ROUTE_DESTINATION: u16 = 1;
+pub(super) const ROUTE_INTERFACE: u16 = 4;
 const ROUTE_GATEWAY: u16 = 5;
 const ROUTE_PRIORITY: u16 = 6;
+pub(super) const ROUTE_SOURCE: u16 = 7;
 const ROUTE_METRICS: u16 = 8;
 const ROUTE_MULTIPATH: u16 = 9;
 const ROUTE_TABLE: u16 = 15;
@@ -47,11 +48,11 @@ const METRIC_ADVMSS: u16 = 8;
 const DUPLICATE: u32 = 0x08;
 const TENTATIVE: u32 = 0x40;
 /// `RT_TABLE_MAIN`, `RTPROT_BOOT`, `RTN_UNICAST`, `RTNH_F_ONLINK`, `RT_SCOPE_LINK`.
-const MAIN_TABLE: u8 = 254;
+pub(super) const MAIN_TABLE: u8 = 254;
 const BOOT: u8 = 3;
-const UNICAST: u8 = 1;
+pub(super) const UNICAST: u8 = 1;
 const ONLINK: u32 = 4;
-const LINK_SCOPE: u8 = 253;
+pub(super) const LINK_SCOPE: u8 = 253;
 
 /// An address that an interface has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +78,23 @@ pub struct InstalledRoute {
     pub table: u32,
     /// The priority; 0 is the highest.
     pub priority: u32,
+    /// The address that packets by it have as their source; the kernel's choice if none.
+    pub source: Option<IpAddr>,
+    /// Who made it, as `rtm_protocol` of `linux/rtnetlink.h`.
+    pub protocol: u8,
 }
 
 impl InstalledRoute {
     /// Whether it leads everywhere, for all packets that no rule sends by another table.
     #[must_use]
     pub fn is_default(&self) -> bool {
-        self.destination.length() == 0 && self.table == u32::from(MAIN_TABLE)
+        self.destination.length() == 0 && self.is_main()
+    }
+
+    /// Whether it is in the main table.
+    #[must_use]
+    pub fn is_main(&self) -> bool {
+        self.table == u32::from(MAIN_TABLE)
     }
 }
 
@@ -263,6 +274,8 @@ impl InstalledRoute {
             priority: nested(parts, ROUTE_PRIORITY)
                 .and_then(number)
                 .unwrap_or_default(),
+            source: nested(parts, ROUTE_SOURCE).and_then(address),
+            protocol: payload[5],
         };
         if let Some(hops) = nested(parts, ROUTE_MULTIPATH) {
             return Some(next_hops(hops).map(route).collect());
@@ -284,15 +297,15 @@ fn next_hops(hops: &[u8]) -> impl Iterator<Item = Hop<'_>> {
     })
 }
 
-fn family(ip: IpAddr) -> u8 {
+pub(super) fn family(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { INET } else { INET6 }
 }
 
-fn bytes(ip: IpAddr) -> Vec<u8> {
+pub(super) fn bytes(ip: IpAddr) -> Vec<u8> {
     Prefix::host(ip).bytes()
 }
 
-fn address(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
         .ok()

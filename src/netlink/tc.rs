@@ -67,6 +67,24 @@ pub struct Tbf {
     pub limit: u32,
 }
 
+/// Which frames of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Those that it receives.
+    Ingress,
+    /// Those that it sends.
+    Egress,
+}
+
+impl Direction {
+    fn parent(self) -> u32 {
+        match self {
+            Self::Ingress => CLSACT_INGRESS,
+            Self::Egress => CLSACT_EGRESS,
+        }
+    }
+}
+
 /// A queueing discipline, and what went through it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Qdisc {
@@ -97,8 +115,29 @@ impl Socket {
     /// Lets a classic BPF program judge what a device sends: it returns the verdict.
     pub fn add_egress_program(&mut self, index: u32, program: &[u8]) -> Result<(), NetlinkError> {
         let header = header(index, 0, CLSACT_EGRESS, EVERY_PROTOCOL);
+        self.install_program((NEW_FILTER, CREATE | EXCLUSIVE), &header, program)
+    }
+
+    /// Lets a classic BPF program judge the frames of one direction, in place of the one that
+    /// was set so before. The kernel replaces it at once, without a gap.
+    pub fn set_program(
+        &mut self,
+        index: u32,
+        direction: Direction,
+        program: &[u8],
+    ) -> Result<(), NetlinkError> {
+        let header = header(index, 1, direction.parent(), EVERY_PROTOCOL);
+        self.install_program((NEW_FILTER, CREATE), &header, program)
+    }
+
+    fn install_program(
+        &mut self,
+        request: (u16, u16),
+        header: &[u8],
+        program: &[u8],
+    ) -> Result<(), NetlinkError> {
         let length = u16::try_from(program.len() / 8).context("a BPF program is too long")?;
-        self.change_tc((NEW_FILTER, CREATE | EXCLUSIVE), &header, |to| {
+        self.change_tc(request, header, |to| {
             to.text(KIND, "bpf");
             to.nest(OPTIONS, |to| {
                 to.put(BPF_LENGTH, &length.to_ne_bytes());
@@ -111,7 +150,16 @@ impl Socket {
 
     /// The classic BPF programs that judge what a device sends.
     pub fn egress_programs(&mut self, index: u32) -> Result<Vec<Vec<u8>>, NetlinkError> {
-        let header = header(index, 0, CLSACT_EGRESS, 0);
+        self.programs(index, Direction::Egress)
+    }
+
+    /// The classic BPF programs that judge the frames of one direction.
+    pub fn programs(
+        &mut self,
+        index: u32,
+        direction: Direction,
+    ) -> Result<Vec<Vec<u8>>, NetlinkError> {
+        let header = header(index, 0, direction.parent(), 0);
         self.read_list(
             |batch| batch.add((GET_FILTER, DUMP), &header, |_| ()),
             |message| {

@@ -49,6 +49,12 @@ impl Prefix {
         self.length
     }
 
+    /// The address, if it is the only one.
+    #[must_use]
+    pub fn single(&self) -> Option<IpAddr> {
+        (*self == Self::host(self.address)).then_some(self.address)
+    }
+
     /// Whether they are IPv4 addresses.
     #[must_use]
     pub fn is_ipv4(&self) -> bool {

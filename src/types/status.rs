@@ -34,9 +34,26 @@ pub struct Status {
     /// NRI; none if it is off.
     #[serde(default)]
     pub nri: Option<NriStatus>,
+    /// Host access, by lower device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_access: Vec<HostAccessStatus>,
     /// The limits of attachments, by the number of their tap. They are read for `/metrics` only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<u32, LimitsStatus>,
+}
+
+/// How the node reaches the VMs on a lower device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostAccessStatus {
+    /// The name of the lower device.
+    pub lower_device: String,
+    /// The node's interface for it; empty if there is none.
+    pub interface: String,
+    /// The number of VMs' addresses that the node has routes to.
+    pub addresses: u64,
+    /// What does not work.
+    pub errors: Vec<String>,
 }
 
 /// What the limits of an attachment did.
@@ -225,6 +242,9 @@ impl Status {
         for resource in &self.resources {
             resource.add_to(&mut summary);
         }
+        for access in &self.host_access {
+            access.summarize(&mut summary);
+        }
         if self.resources.is_empty() && self.entries_for_others > 0 {
             let text = "no resource is offered: the entries of the configuration are for other \
                         nodes";
@@ -255,6 +275,27 @@ impl Status {
                 .notes
                 .push(format!("learning is off: {UNREACHABLE}")),
         }
+    }
+}
+
+impl HostAccessStatus {
+    /// What does not work, in sentences.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let errors = self.errors.iter();
+        errors.map(|error| format!("host access on {}: {error}", self.lower_device))
+    }
+
+    fn summarize(&self, summary: &mut Summary) {
+        if !self.interface.is_empty() {
+            let addresses = match self.addresses {
+                1 => "1 address of VMs".to_owned(),
+                number => format!("{number} addresses of VMs"),
+            };
+            let (lower, interface) = (&self.lower_device, &self.interface);
+            let text = format!("host access on {lower} by {interface}: {addresses}");
+            summary.ok.push(text);
+        }
+        summary.warnings.extend(self.warnings());
     }
 }
 

@@ -4,6 +4,7 @@ mod configuration;
 mod devices;
 mod failures;
 mod held;
+mod host_access;
 mod kind;
 mod metrics;
 mod nri;

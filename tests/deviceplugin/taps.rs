@@ -71,6 +71,7 @@ impl World {
             mode: self.dice.pick(&[Mode::Bridge, Mode::Vepa, Mode::Private]),
             capacity: 1 + self.dice.below(40),
             volume_hotplug: false,
+            host_access: false,
             vlan: None,
         });
         let resources = resources.map(|resource| (resource.name.clone(), resource));
