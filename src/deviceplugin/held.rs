@@ -199,6 +199,7 @@ mod tests {
             mode,
             capacity: 1,
             volume_hotplug: false,
+            host_access: false,
             vlan: None,
         };
         for (port, name, mode, conflicts) in [
