@@ -27,8 +27,9 @@ const CLSACT_INGRESS: u32 = 0xffff_fff2;
 const CLSACT_EGRESS: u32 = 0xffff_fff3;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const ROOT_HANDLE: u32 = 0x0001_0000;
-/// `TCM_INFO` of a filter: the priority 1, and `ETH_P_ALL` in network order.
-const EVERY_PROTOCOL: u32 = 1 << 16 | 0x0300;
+/// `TCM_INFO` of a filter: the priority 1, and `ETH_P_ALL` in network byte order.
+const EVERY_PROTOCOL: u32 = 1 << 16 | ETH_P_ALL.to_be() as u32;
+const ETH_P_ALL: u16 = 3;
 
 /// Attributes. What each belongs to stands in its name.
 const KIND: u16 = 1;
@@ -332,4 +333,17 @@ impl Qdisc {
 
 fn long(payload: &[u8]) -> Option<u64> {
     Some(u64::from_ne_bytes(payload.get(..8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `tcm_info` holds the protocol in network byte order, whatever the machine's order.
+    #[test]
+    fn filters_are_for_every_protocol_on_every_machine() {
+        let protocol = u16::try_from(EVERY_PROTOCOL & 0xffff).unwrap();
+        assert_eq!(protocol.to_ne_bytes(), [0, 3]);
+        assert_eq!(EVERY_PROTOCOL >> 16, 1);
+    }
 }
