@@ -158,9 +158,8 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
         None => lower,
         Some(vlan) => &vlan.name_among(&place.links()?)?,
     };
-    let found = LowerDevice::find(&mut place, lower)?.link;
     ensure!(
-        link.lower == Some(found.index),
+        LowerDevice::find(&mut place, lower)?.carries(link, !in_pod),
         "interface {name:?} is not on lower device \"{lower}\""
     );
     check_index(link, &config.source)

@@ -96,8 +96,11 @@ fn find(host: &mut Socket, existing: &Existing) -> Result<Link> {
 
 fn check_mtu(host: &mut Socket, link: &Link, config: &Config) -> Result<()> {
     // An index that counts in another netns means nothing here.
-    let index = link.lower.filter(|_| link.lower_nsid.is_none());
-    let below = index.map(|index| host.link(index)).transpose()?.flatten();
+    let below = link
+        .lower_here()
+        .map(|index| host.link(index))
+        .transpose()?
+        .flatten();
     below.map_or(Ok(()), |below| config.check_mtu(&below))
 }
 

@@ -39,7 +39,9 @@ impl Orphans {
             if held.at(link.index).is_some() || self.unknown.contains(&link.index) {
                 continue;
             }
-            let lower = links.iter().find(|lower| Some(lower.index) == link.lower);
+            let lower = links
+                .iter()
+                .find(|lower| Some(lower.index) == link.lower_here());
             match lower.and_then(|lower| resources.device_of(link, lower)) {
                 Some(device) => {
                     info!(device:%, interface = link.name; "found the macvtap of a former list");

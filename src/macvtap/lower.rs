@@ -57,9 +57,7 @@ impl LowerDevice {
         let Some(link) = found else {
             return Err(Ineligible::new(name, Reason::Missing).into());
         };
-        // The kernel makes a macvtap that is to stand on a macvlan beside it, on the same device
-        // (`macvlan_common_newlink`).
-        let below = link.lower.filter(|_| is_macvlan(&link));
+        let below = below_macvlan(&link);
         let below = below.map(|index| host.link(index)).transpose()?.flatten();
         Ok(Self::of(below.unwrap_or(link)))
     }
@@ -68,9 +66,8 @@ impl LowerDevice {
     pub fn among(links: &[Link], name: &str) -> Result<Self, Ineligible> {
         let found = links.iter().find(|link| link.is_called(name));
         let link = found.ok_or_else(|| Ineligible::new(name, Reason::Missing))?;
-        let below = links
-            .iter()
-            .find(|other| is_macvlan(link) && Some(other.index) == link.lower);
+        let below = below_macvlan(link);
+        let below = links.iter().find(|other| Some(other.index) == below);
         Ok(Self::of(below.unwrap_or(link).clone()))
     }
 
@@ -104,7 +101,7 @@ impl LowerDevice {
     pub fn ineligible(&self) -> Option<Reason> {
         match &self.link {
             link if !is_ethernet(link) => Some(Reason::NotEthernet),
-            link if link.master.is_some() => Some(Reason::Port(String::new())),
+            link if link.is_port() => Some(Reason::Port(String::new())),
             link if !link.up => Some(Reason::Down),
             _ => None,
         }
@@ -132,8 +129,23 @@ impl LowerDevice {
         links.iter().find(|link| {
             let handler = matches!(link.kind.as_deref(), Some("ipvlan" | "ipvtap"));
             let alone = is_macvlan(link) && link.mode.is_some_and(Mode::is_alone);
-            link.lower == Some(self.link.index) && link.lower_nsid.is_none() && (handler || alone)
+            link.lower_here() == Some(self.link.index) && (handler || alone)
         })
+    }
+
+    /// Whether `macvtap` stands on it, where both are seen from the same network namespace; if
+    /// `elsewhere`, the macvtap is seen from another one, of which only the index can be compared.
+    #[must_use]
+    pub fn carries(&self, macvtap: &Link, elsewhere: bool) -> bool {
+        let own = Some(self.link.index);
+        if elsewhere {
+            return macvtap.lower == own;
+        }
+        let device = match below_macvlan(&self.link) {
+            None if is_macvlan(&self.link) => (self.link.lower, self.link.lower_nsid),
+            _ => (own, None),
+        };
+        (macvtap.lower, macvtap.lower_nsid) == device
     }
 
     fn because(&self, reason: Reason) -> Ineligible {
@@ -149,6 +161,12 @@ impl LowerDevice {
             length => length,
         }
     }
+}
+
+/// The index of the device under a macvlan in the same network namespace: the kernel makes a
+/// macvtap that is to stand on a macvlan beside it, on the same device (`macvlan_common_newlink`).
+fn below_macvlan(link: &Link) -> Option<u32> {
+    link.lower_here().filter(|_| is_macvlan(link))
 }
 
 fn is_macvlan(link: &Link) -> bool {
@@ -278,6 +296,27 @@ mod tests {
             reason(&[port, nic(3, "br0")]),
             Some(Reason::Port("br0".into()))
         );
+    }
+
+    #[test]
+    fn a_macvlan_stands_for_the_device_under_it_only_in_its_own_netns() {
+        let (eth0, other) = (nic(2, "eth0"), nic(42, "other"));
+        let here = on(2, "macvlan", Mode::Bridge);
+        let found = LowerDevice::among(&[eth0.clone(), here], "upper").unwrap();
+        assert_eq!(found.link, eth0);
+        let moved = Link {
+            lower_nsid: Some(0),
+            ..on(42, "macvlan", Mode::Bridge)
+        };
+        let found = LowerDevice::among(&[other, moved.clone()], "upper").unwrap();
+        assert_eq!(found.link, moved, "index 42 counts in another netns");
+        let macvtap = |lower_nsid| Link {
+            lower_nsid,
+            ..on(42, "macvtap", Mode::Bridge)
+        };
+        assert!(found.carries(&macvtap(Some(0)), false));
+        assert!(!found.carries(&macvtap(None), false));
+        assert!(LowerDevice::of(nic(42, "eth0")).carries(&macvtap(Some(0)), true));
     }
 
     #[test]

@@ -144,8 +144,7 @@ impl Criteria {
     fn matching<'a>(&self, links: &'a [Link], facts: &Facts) -> (Vec<&'a Link>, Vec<String>) {
         let all = links.iter().filter(|link| self.matches(link, facts));
         let all: Vec<&Link> = all.filter(|link| can_be_lower(link)).collect();
-        let (ports, free): (Vec<&Link>, Vec<&Link>) =
-            all.iter().partition(|link| link.master.is_some());
+        let (ports, free): (Vec<&Link>, Vec<&Link>) = all.iter().partition(|link| link.is_port());
         let chosen = free.iter().filter(|link| !stands_on(link, &all));
         let why = |link: &&Link| {
             let ineligible = LowerDevice::of((*link).clone()).ineligible_among(links);
@@ -199,8 +198,9 @@ fn can_be_lower(link: &Link) -> bool {
 
 /// Whether a link stands on one of these. A veth names its other end as if it stood on that.
 fn stands_on(link: &Link, others: &[&Link]) -> bool {
-    let below = link.lower.filter(|_| link.lower_nsid.is_none());
-    let below = below.filter(|_| link.kind.as_deref() != Some("veth"));
+    let below = link
+        .lower_here()
+        .filter(|_| link.kind.as_deref() != Some("veth"));
     below.is_some_and(|index| others.iter().any(|other| other.index == index))
 }
 

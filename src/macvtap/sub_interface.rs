@@ -89,7 +89,7 @@ impl SubInterface {
                     Maker::DevicePlugin.made(link) && link.kind.as_deref() == Some("macvlan")
                 }
             };
-            is_kind && link.lower == Some(lower.index) && link.lower_nsid.is_none()
+            is_kind && link.lower_here() == Some(lower.index)
         })
     }
 
@@ -284,9 +284,7 @@ fn is_own(address: IpAddr) -> bool {
 
 /// Whether another interface than `holder` stands on it, or it is the port of one.
 fn is_used(links: &[Link], index: u32, holder: u32) -> bool {
-    let stands = |link: &Link| {
-        link.lower == Some(index) && link.lower_nsid.is_none() && link.index != holder
-    };
+    let stands = |link: &Link| link.lower_here() == Some(index) && link.index != holder;
     let is_port = |link: &Link| link.index == index && link.master.is_some();
     links.iter().any(|link| stands(link) || is_port(link))
 }
@@ -325,8 +323,7 @@ fn is_hold(link: &Link, index: u32) -> bool {
     link.name == hold_name(index)
         && link.kind.as_deref() == Some("macvlan")
         && link.mode == Some(Mode::Passthru)
-        && link.lower == Some(index)
-        && link.lower_nsid.is_none()
+        && link.lower_here() == Some(index)
 }
 
 #[cfg(test)]

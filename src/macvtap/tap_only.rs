@@ -188,7 +188,10 @@ fn is_of(host: &mut Socket, device: &DeviceId, link: &Link) -> Result<bool> {
     if !link.is_macvtap() || link.name != name || link.mode != Some(device.mode) {
         return Ok(false);
     }
-    let lower = link.lower.filter(|_| link.lower_nsid.is_none());
-    let lower = lower.map(|index| host.link(index)).transpose()?.flatten();
+    let lower = link
+        .lower_here()
+        .map(|index| host.link(index))
+        .transpose()?
+        .flatten();
     Ok(lower.is_some_and(|lower| lower.is_called(&device.lower)))
 }

@@ -27,6 +27,8 @@ const MACADDR: u16 = 4;
 const MACADDR_DATA: u16 = 5;
 const BC_QUEUE_LEN: u16 = 7;
 const BC_CUTOFF: u16 = 9;
+/// `IFLA_INFO_SLAVE_KIND`.
+const MASTER_KIND: u16 = 4;
 /// `IFLA_VLAN_ID`.
 const VLAN_ID: u16 = 1;
 /// `IFLA_VLAN_PROTOCOL`, in network byte order.
@@ -54,8 +56,10 @@ pub struct Link {
     pub lower: Option<u32>,
     /// Where `lower` is, if in another network namespace than this link.
     pub lower_nsid: Option<i32>,
-    /// The index of the bridge, bond or the like that this link is a port of.
+    /// The index of the bridge, bond, VRF or the like that this link belongs to.
     pub master: Option<u32>,
+    /// The kind of `master`.
+    pub master_kind: Option<String>,
     /// Bytes of payload in a frame.
     pub mtu: u32,
     /// Frames in the transmit queue; also the length of a tap's ring.
@@ -126,6 +130,20 @@ impl Link {
         self.name == name || self.alt_names.iter().any(|alt| alt == name)
     }
 
+    /// Whether it is a port of a bridge, bond or the like, which takes its frames before a macvtap
+    /// could. A VRF only decides by which routes packets go (`drivers/net/vrf.c`).
+    #[must_use]
+    pub fn is_port(&self) -> bool {
+        self.master.is_some() && self.master_kind.as_deref() != Some("vrf")
+    }
+
+    /// The index of the interface below, if that is in the same network namespace. Otherwise the
+    /// number says nothing here: another interface may have it.
+    #[must_use]
+    pub fn lower_here(&self) -> Option<u32> {
+        self.lower.filter(|_| self.lower_nsid.is_none())
+    }
+
     /// Whether it is a macvtap, the only kind that this program deletes or moves.
     #[must_use]
     pub fn is_macvtap(&self) -> bool {
@@ -181,9 +199,10 @@ impl Link {
         }
     }
 
-    /// `IFLA_LINKINFO`: the kind, and the data of that kind.
+    /// `IFLA_LINKINFO`: the kind, the data of that kind, and the kind of the master.
     pub(super) fn read_info(&mut self, payload: &[u8]) {
         self.kind = nested(payload, 1).map(text);
+        self.master_kind = nested(payload, MASTER_KIND).map(text);
         if self.kind.as_deref() == Some("vlan") {
             let data = nested(payload, 2).unwrap_or_default();
             let protocol = nested(data, VLAN_PROTOCOL).and_then(|value| value.try_into().ok());
@@ -245,6 +264,12 @@ mod tests {
         for length in 0..info.len() {
             Link::default().read_info(&info[..length]);
         }
+        let info = [info, attribute(4, b"vrf\0")].concat();
+        link.read_info(&info);
+        link.master = Some(7);
+        assert!(!link.is_port(), "a VRF takes no frames");
+        link.master_kind = Some("bridge".to_owned());
+        assert!(link.is_port());
         let names = [attribute(53, b"eth0\0"), attribute(53, b"lan\0")].concat();
         link.set(Ifla::PropList, &names);
         assert!(link.is_called("lan") && link.is_called("eth0") && !link.is_called("la"));

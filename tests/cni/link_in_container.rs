@@ -101,3 +101,44 @@ fn check_looks_for_the_lower_device_in_the_pod() {
     let (_, msg) = call.fail("CHECK");
     assert!(msg.contains(FIRST), "{msg}");
 }
+
+/// The interface below a macvlan of the pod is on the node: its index there says nothing in the
+/// pod, where another interface may have it.
+#[test]
+fn an_index_that_counts_on_the_node_is_not_looked_up_in_the_pod() {
+    let (node, pod) = (Node::new(), Host::new());
+    let index = node.host.link(LOWER).unwrap()["ifindex"].as_u64().unwrap();
+    let (host, pod_netns) = (&node.host, pod.0.as_fd());
+    pod.ip(&format!("link add wrong index {index} type bridge"));
+    pod.ip("link set wrong up");
+    host.ip(&format!(
+        "link add link {LOWER} name macvlan7 type macvlan mode bridge"
+    ));
+    let mut socket = host.0.socket().unwrap();
+    let moved = socket.link_by_name("macvlan7").unwrap().unwrap();
+    let to_pod = macvtap::netlink::Change {
+        netns: Some(pod_netns),
+        name: Some(FIRST),
+        ..Default::default()
+    };
+    socket.change(moved.index, &to_pod).unwrap();
+    pod.ip(&format!("link set {FIRST} up"));
+    let call = call(&node, &pod, &json!({})).added();
+    let link = pod.link(IFNAME).unwrap();
+    assert_eq!(link["link_index"], index, "{link}");
+    assert_eq!(
+        link["link_netnsid"],
+        pod.link(FIRST).unwrap()["link_netnsid"]
+    );
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    let mac = link["address"].as_str().unwrap();
+    // On the interface of the pod that has that index it is another macvtap.
+    let number = tap_number();
+    pod.ip(&format!(
+        "link add {IFNAME} index {number} address {mac} link wrong type macvtap mode bridge"
+    ));
+    pod.ip(&format!("link set {IFNAME} up"));
+    let (_, msg) = call.fail("CHECK");
+    assert!(msg.contains("is not on lower device"), "{msg}");
+}
