@@ -9,6 +9,11 @@ pub const MAX_BURST: u64 = 8 * u32::MAX as u64;
 
 /// Bytes of headers that a frame has beside the MTU: Ethernet, and two tags.
 const HEADERS: u32 = 14 + 8;
+/// The longest burst, in seconds at the rate. The kernel says how long it is in 32 bits of 64 ns,
+/// which end after 274.9 s (`tbf_dump`); a longer one could not be compared, nor shown.
+const MAX_BURST_SECONDS: u64 = 274;
+/// The highest MTU that the kernel knows.
+const MAX_MTU: u32 = 65535;
 /// A burst for which there is no number lasts this long: as long as a busy node may let a timer
 /// wait, or the rate would not be reached.
 const BURST_MILLISECONDS: u64 = 10;
@@ -57,11 +62,24 @@ impl Limit {
     pub fn from_guest(self, mtu: u32) -> Tbf {
         let burst = self.burst.map(|bits| bits / 8);
         let burst = burst.unwrap_or_else(|| self.bytes_in(BURST_MILLISECONDS));
+        let rate = self.rate / 8;
+        let burst = burst.min(rate * MAX_BURST_SECONDS).max(frames(mtu));
         Tbf {
-            rate: self.rate / 8,
-            burst: saturated(burst).max(2 * (mtu + HEADERS)),
+            rate,
+            burst: saturated(burst),
             limit: SEND_QUEUE,
         }
+    }
+
+    /// Whether this bucket has the rate and the burst, rounded by the kernel, and lets frames of
+    /// `mtu` pass. It may have been made for frames of another MTU.
+    #[must_use]
+    pub fn is(self, found: &Tbf, mtu: u32) -> bool {
+        let rounded = |burst: u32| burst / 100 + 1;
+        let (least, most) = (self.from_guest(mtu), self.from_guest(mtu.max(MAX_MTU)));
+        found.rate == least.rate
+            && found.burst.saturating_add(rounded(least.burst)) >= least.burst
+            && found.burst <= most.burst.saturating_add(rounded(most.burst))
     }
 
     fn bytes_in(self, milliseconds: u64) -> u64 {
@@ -88,6 +106,11 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
             let (low, high) = (RATES.start(), RATES.end());
             format!("must be 0, or from {low} to {high} bits per second, as in 100M")
         })
+}
+
+/// Bytes of the fewest frames that a bucket takes.
+fn frames(mtu: u32) -> u64 {
+    2 * u64::from(mtu + HEADERS)
 }
 
 fn saturated(bytes: u64) -> u32 {
@@ -144,10 +167,40 @@ mod tests {
             assert_eq!(found, expected);
             assert_eq!(limit.from_guest(mtu).limit, 16 << 20);
         }
-        let longest = Limit {
-            rate: 1_000,
-            burst: Some(MAX_BURST),
+        for (rate, burst) in [
+            (1_000, 34_250),
+            (10_000_000, 342_500_000),
+            (200_000_000, u32::MAX),
+        ] {
+            let longest = Limit {
+                rate,
+                burst: Some(MAX_BURST),
+            };
+            assert_eq!(longest.to_guest(1500).burst, burst);
+        }
+    }
+
+    #[test]
+    fn a_bucket_is_the_limits_if_frames_pass() {
+        let limit = |burst| Limit {
+            rate: 1_000_000,
+            burst,
         };
-        assert_eq!(longest.to_guest(1500).burst, u32::MAX);
+        let made = limit(None).from_guest(1500);
+        assert!(limit(None).is(&made, 1500));
+        assert!(limit(None).is(&made, 1400), "made for longer frames");
+        assert!(!limit(None).is(&made, 9000), "would drop them");
+        let other_rate = Tbf { rate: 1, ..made };
+        assert!(!limit(None).is(&other_rate, 1500));
+        let burst = Some(8_000_000);
+        let rounded = Tbf {
+            burst: 999_000,
+            ..made
+        };
+        assert!(limit(burst).is(&rounded, 1500));
+        for burst in [900_000, 1_100_000] {
+            let other = Tbf { burst, ..made };
+            assert!(!limit(Some(8_000_000)).is(&other, 1500));
+        }
     }
 }

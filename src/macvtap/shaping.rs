@@ -58,20 +58,11 @@ pub fn is_shaped(pod: &mut Socket, link: &Link, bandwidth: &Bandwidth) -> Result
     let qdiscs = pod.qdiscs()?;
     let [received, sent] = shapes(&qdiscs, link.index).map(|qdisc| qdisc.and_then(|one| one.tbf));
     let redirected = bandwidth.ingress.is_none() || pod.redirects_ingress(link.index)?;
-    let ingress = bandwidth.ingress.map(|limit| limit.to_guest(link.mtu));
-    let egress = bandwidth.egress.map(|limit| limit.from_guest(link.mtu));
-    Ok(redirected && same(received, ingress) && same(sent, egress))
-}
-
-/// The kernel has the burst as a time, rounded.
-fn same(found: Option<Tbf>, wanted: Option<Tbf>) -> bool {
-    match (found, wanted) {
-        (Some(found), Some(wanted)) => {
-            let close = found.burst.abs_diff(wanted.burst) <= wanted.burst / 100 + 1;
-            found.rate == wanted.rate && close
-        }
+    let is = |found: Option<Tbf>, wanted: Option<Limit>| match (found, wanted) {
+        (Some(found), Some(wanted)) => wanted.is(&found, link.mtu),
         (found, wanted) => found.is_none() && wanted.is_none(),
-    }
+    };
+    Ok(redirected && is(received, bandwidth.ingress) && is(sent, bandwidth.egress))
 }
 
 /// Removes the `ifb` device of the interface with this index, if there is one. What it gave back

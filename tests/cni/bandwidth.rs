@@ -268,6 +268,45 @@ fn del_leaves_nothing_of_rates_and_rules() {
     call.succeed("DEL");
 }
 
+/// Runtimes say no burst by the highest one: containerd 2^32 - 1 bits, CRI-O 2^35 - 9. The kernel
+/// shows only 274 seconds of it.
+#[test]
+fn check_accepts_the_bursts_of_runtimes() {
+    for (rate, burst) in [
+        (1_000_u64, 4_294_967_295_u64),
+        (1_000_000, 4_294_967_295),
+        (10_000_000, 4_294_967_295),
+        (100_000_000, 34_359_738_359),
+        (10_000_000_000, 34_359_738_359),
+    ] {
+        let case = Case::new();
+        let rates = json!({
+            "ingressRate": rate, "ingressBurst": burst, "egressRate": rate, "egressBurst": burst
+        });
+        let call = case
+            .call()
+            .with("runtimeConfig", json!({"bandwidth": rates}));
+        call.added().succeed("CHECK");
+    }
+}
+
+/// As the tuning plugin lowers it. A bucket that a whole frame does not fit into drops it.
+#[test]
+fn check_accepts_a_lower_mtu_but_no_bucket_that_is_too_small() {
+    let case = Case::new();
+    let rates = json!({"ingressRate": 1_000_000, "egressRate": 1_000_000});
+    let call = case
+        .call()
+        .with("bandwidth", rates)
+        .with("mtu", 1400)
+        .added();
+    case.pod.ip(&format!("link set {IFNAME} mtu 1280"));
+    call.succeed("CHECK");
+    case.pod.ip(&format!("link set {IFNAME} mtu 1500"));
+    let (_, msg) = call.fail("CHECK");
+    assert!(msg.contains("does not have the rates"), "{msg}");
+}
+
 #[test]
 fn check_finds_a_rate_or_a_rule_that_is_gone() {
     let limited = |key: &str, value: Value| {
