@@ -4,7 +4,7 @@
 //! Nothing of it is ever left out because it cannot be understood: an attachment without the
 //! limits that were configured is worse than none.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use super::error::{CniError, Result, code};
 use crate::{
     macvtap::{
         bandwidth::{Bandwidth, Limit, MAX_BURST, RATES},
-        security::{MAX_ADDRESSES, MAX_MACS, Security},
+        security::{MAX_MACS, MAX_VLAN_RANGES, Security},
     },
     types::{
         json::{Fields, Invalid},
@@ -35,23 +35,26 @@ pub fn security(
     prev_result: Option<&Value>,
     has_ipam: bool,
 ) -> Result<Option<Security>> {
-    read_security(fields, || given_addresses(fields, prev_result), has_ipam)
+    read_security(
+        fields,
+        || Given::read(fields, prev_result, has_ipam),
+        has_ipam,
+    )
 }
 
-/// Fails if no ADD could have these limits: with whatever addresses, which only ADD is given.
-pub fn check(json: &Value) -> Result<()> {
+/// The security of whatever guest; none if it may send anything. Its addresses are not all known:
+/// only ADD is given them. Fails if no ADD could have these limits.
+pub fn check(json: &Value) -> Result<Option<Security>> {
     let Some(fields) = Fields::of(json) else {
-        return Ok(());
+        return Ok(None);
     };
-    let given = || Ok(vec![Prefix::host(Ipv4Addr::UNSPECIFIED.into())]);
-    read_security(&fields, given, false)?;
     bandwidth(&fields)?;
-    Ok(())
+    read_security(&fields, || Ok(Given::default()), true)
 }
 
 fn read_security(
     fields: &Fields<'_>,
-    given: impl Fn() -> Result<Vec<Prefix>>,
+    given: impl Fn() -> Result<Given>,
     has_ipam: bool,
 ) -> Result<Option<Security>> {
     let only_mac = fields.flag("macspoofchk")?.unwrap_or(false);
@@ -60,7 +63,7 @@ fn read_security(
         Some(Value::String(name)) => match name.as_str() {
             "off" => None,
             "mac" => Some(Security::mac()),
-            "strict" => Some(Security::strict(known(given()?, has_ipam)?)),
+            "strict" => Some(Security::strict(known(given()?.all(), has_ipam)?)),
             _ => return Err(not_security(&Value::from(name.as_str()))),
         },
         Some(value) => {
@@ -77,7 +80,7 @@ fn read_security(
                     leave one of them out";
         return Err(CniError::new(code::CONFIG, text));
     }
-    Ok(security)
+    security.map(bounded).transpose()
 }
 
 /// The same security for a guest that has these addresses too.
@@ -86,7 +89,7 @@ pub fn with_addresses(security: &Security, more: impl Iterator<Item = Prefix>) -
     if let Some(addresses) = security.addresses.take() {
         security.addresses = Some(known(addresses.into_iter().chain(more).collect(), false)?);
     }
-    Ok(security)
+    bounded(security)
 }
 
 /// Whether a configuration has a key about security, without judging it.
@@ -103,7 +106,7 @@ fn not_security(value: &Value) -> CniError {
 }
 
 /// As strict, but for what these keys say.
-fn custom(keys: &Fields<'_>, given: Vec<Prefix>, has_ipam: bool) -> Result<Security> {
+fn custom(keys: &Fields<'_>, given: Given, has_ipam: bool) -> Result<Security> {
     let names = [
         "mac",
         "addresses",
@@ -124,8 +127,8 @@ fn custom(keys: &Fields<'_>, given: Vec<Prefix>, has_ipam: bool) -> Result<Secur
         router_advertisements: keys.flag("routerAdvertisements")?.unwrap_or(false),
         addresses: match list(keys, "addresses", "addresses or prefixes", prefix)? {
             List::Any => None,
-            List::Missing => Some(known(given, has_ipam)?),
-            List::Of(listed) => Some(known([given, listed].concat(), has_ipam)?),
+            List::Missing => Some(known(given.all(), has_ipam)?),
+            List::Of(listed) => Some(known(given.within(listed)?, has_ipam)?),
         },
     })
 }
@@ -208,54 +211,110 @@ fn ranges(mut numbers: Vec<u16>) -> Vec<(u16, u16)> {
 fn known(mut addresses: Vec<Prefix>, may_come: bool) -> Result<Vec<Prefix>> {
     addresses.sort_unstable();
     addresses.dedup();
-    let text = match addresses.len() {
-        0 if !may_come => "security binds the guest to its addresses, and none are known: \
+    if !addresses.is_empty() || may_come {
+        return Ok(addresses);
+    }
+    let text = "security binds the guest to its addresses, and none are known: \
               not by ipam, runtimeConfig.ips, args.cni.ips or the previous result; list them or their \
               network, as in \"security\": {\"addresses\": [\"192.0.2.0/24\"]}, or set \
-              security.addresses to \"any\""
-            .to_owned(),
-        count if count > MAX_ADDRESSES => {
-            format!("security has {count} addresses; at most {MAX_ADDRESSES} are possible")
-        }
-        _ => return Ok(addresses),
+              security.addresses to \"any\"";
+    Err(CniError::new(code::CONFIG, text))
+}
+
+/// Fails if the guest has too many addresses or VLANs.
+fn bounded(security: Security) -> Result<Security> {
+    let addresses = security.addresses.as_ref().map_or(0, Vec::len);
+    let (ranges, most) = (
+        security.vlans.as_ref().map_or(0, Vec::len),
+        security.max_addresses(),
+    );
+    let text = if ranges > MAX_VLAN_RANGES {
+        format!(
+            "security.vlans has {ranges} ranges; at most {MAX_VLAN_RANGES} are possible, or \"any\""
+        )
+    } else if addresses > most {
+        format!(
+            "security has {addresses} addresses; at most {most} are possible with security.vlans \
+             as it is; list prefixes in place of addresses"
+        )
+    } else {
+        return Ok(security);
     };
     Err(CniError::new(code::CONFIG, text))
 }
 
-/// The addresses that the runtime, the user, or the plugin before gave the interface.
-fn given_addresses(fields: &Fields<'_>, prev_result: Option<&Value>) -> Result<Vec<Prefix>> {
-    let runtime = fields.object("runtimeConfig")?;
-    let cni = fields.object("args")?.map(|args| args.object("cni"));
-    let cni = cni.transpose()?.flatten();
-    let mut addresses = Vec::new();
-    for (name, given) in [("runtimeConfig.ips", runtime), ("args.cni.ips", cni)] {
-        let ips = given.as_ref().and_then(|given| given.value("ips"));
-        addresses.extend(interface_addresses(name, ips)?);
+/// The addresses that the interface was given.
+#[derive(Default)]
+struct Given {
+    /// By the plugin before.
+    chain: Vec<Prefix>,
+    /// By the pod, which wishes to have them: by which key, and which.
+    pod: Vec<(&'static str, IpAddr)>,
+}
+
+impl Given {
+    /// An IPAM plugin decides which of the pod's wishes are granted.
+    fn read(fields: &Fields<'_>, prev_result: Option<&Value>, has_ipam: bool) -> Result<Self> {
+        let runtime = fields.object("runtimeConfig")?;
+        let cni = fields.object("args")?.map(|args| args.object("cni"));
+        let cni = cni.transpose()?.flatten();
+        let mut pod = Vec::new();
+        for (name, given) in [("runtimeConfig.ips", runtime), ("args.cni.ips", cni)] {
+            let ips = given.as_ref().and_then(|given| given.value("ips"));
+            let addresses = interface_addresses(name, ips)?.into_iter();
+            pod.extend(addresses.map(|address| (name, address)));
+        }
+        pod.retain(|_| !has_ipam);
+        let ips = prev_result.and_then(|result| result["ips"].as_array());
+        // With an index they are another interface's.
+        let ours = ips
+            .into_iter()
+            .flatten()
+            .filter(|ip| ip["interface"].is_null());
+        let ours: Value = ours.map(|ip| ip["address"].clone()).collect();
+        let chain = interface_addresses("prevResult.ips", Some(&ours))?.into_iter();
+        Ok(Self {
+            chain: chain.map(Prefix::host).collect(),
+            pod,
+        })
     }
-    let ips = prev_result.and_then(|result| result["ips"].as_array());
-    // With an index they are another interface's.
-    let ours = ips
-        .into_iter()
-        .flatten()
-        .filter(|ip| ip["interface"].is_null());
-    let ours: Value = ours.map(|ip| ip["address"].clone()).collect();
-    addresses.extend(interface_addresses("prevResult.ips", Some(&ours))?);
-    Ok(addresses)
+
+    fn all(self) -> Vec<Prefix> {
+        let pod = self
+            .pod
+            .into_iter()
+            .map(|(_, address)| Prefix::host(address));
+        self.chain.into_iter().chain(pod).collect()
+    }
+
+    /// What the network lists, beside what the plugin before gave. What the network allows is not
+    /// for the pod to extend.
+    fn within(self, listed: Vec<Prefix>) -> Result<Vec<Prefix>> {
+        let outside = |address: IpAddr| !listed.iter().any(|prefix| prefix.contains(address));
+        if let Some((key, address)) = self.pod.iter().find(|(_, address)| outside(*address)) {
+            let text = format!(
+                "{key} has {address}, which is not among security.addresses of the network; \
+                 give the pod one of those, or list {address} there"
+            );
+            return Err(CniError::new(code::CONFIG, text));
+        }
+        Ok([self.chain, listed].concat())
+    }
 }
 
 /// Addresses as of an interface: with or without the length of their network's prefix.
-fn interface_addresses(name: &str, list: Option<&Value>) -> Result<Vec<Prefix>> {
+fn interface_addresses(name: &str, list: Option<&Value>) -> Result<Vec<IpAddr>> {
     let Some(list) = list.filter(|list| !list.is_null()) else {
         return Ok(Vec::new());
     };
     let read = |value: &Value| {
         let text = value.as_str()?;
         let address = text.split_once('/').map_or(text, |(address, _)| address);
-        address.parse::<IpAddr>().ok().map(Prefix::host)
+        address.parse().ok()
     };
     let addresses = list.as_array().map(|list| list.iter().map(read).collect());
     let wanted = "a list of addresses, such as 192.0.2.5/24";
-    let addresses: Option<Vec<Prefix>> = addresses.flatten();
+    let addresses: Option<Vec<IpAddr>> = addresses.flatten();
     Ok(addresses.ok_or_else(|| Invalid::new(name, list, wanted))?)
 }
 
@@ -388,6 +447,42 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_gets_no_address_that_the_network_does_not_allow() {
+        let of = |keys: Value, has_ipam| {
+            let mut json = json!({
+                "args": {"cni": {"ips": ["192.0.2.6/24"]}},
+                "runtimeConfig": {"ips": ["2001:db8::6"]},
+                "prevResult": {"ips": [{"address": "203.0.113.7/24"}]},
+            });
+            json["security"] = keys;
+            let fields = Fields::of(&json).unwrap();
+            let security = security(&fields, json.get("prevResult"), has_ipam);
+            security.map(|security| security.unwrap().addresses.unwrap())
+        };
+        let listed = |list: &[&str]| of(json!({"addresses": list}), false);
+        let both = ["192.0.2.0/24", "2001:db8::/64"];
+        let allowed = ["192.0.2.0/24", "203.0.113.7", "2001:db8::/64"];
+        assert_eq!(listed(&both).unwrap(), prefixes(&allowed));
+        for (list, outside) in [
+            (
+                ["192.0.2.0/30", "2001:db8::/64"],
+                "args.cni.ips has 192.0.2.6,",
+            ),
+            (
+                ["192.0.2.0/24", "fe80::/10"],
+                "runtimeConfig.ips has 2001:db8::6,",
+            ),
+        ] {
+            let error = listed(&list).unwrap_err();
+            assert_eq!(error.code, code::CONFIG);
+            assert!(error.msg.contains(outside), "{error}");
+        }
+        // The IPAM plugin says which ones the pod has.
+        let chain = of(json!("strict"), true).unwrap();
+        assert_eq!(chain, prefixes(&["203.0.113.7"]));
+    }
+
+    #[test]
     fn bandwidth_of_the_network_comes_before_that_of_the_pod() {
         let of = |json: Value| bandwidth(&Fields::of(&json).unwrap()).unwrap();
         let limit = |rate, burst| Some(Limit { rate, burst });
@@ -481,6 +576,11 @@ mod tests {
             (
                 security_of(json!({"addresses": "any", "dhcpServer": "no"})),
                 ["dhcpServer", "true or"],
+            ),
+            (
+                security_of(json!({"addresses": "any",
+                    "vlans": (1..40).map(|n| 2 * n).collect::<Vec<_>>()})),
+                ["39 ranges", "at most 32"],
             ),
             (
                 json!({"macspoofchk": "yes"}),

@@ -12,7 +12,9 @@ use super::{
 use crate::{
     macvtap::{
         lower::{LowerDevice, LowerError, Reason},
-        port_security, shaping,
+        port_security,
+        security::Security,
+        shaping,
     },
     netlink::Socket,
 };
@@ -40,8 +42,9 @@ fn check_node(json: &Value) -> Result<()> {
         );
         CniError::new(code::NOT_AVAILABLE, text)
     })?;
-    policy::check(json)?;
-    check_limits(json).map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
+    let security = policy::check(json)?;
+    check_limits(security.as_ref(), json)
+        .map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
     // With a device plugin the configuration does not say which lower device a pod gets.
     let lower = config::lower_device(json).filter(|_| !config::is_in_pod(json));
     let Some(name) = lower else {
@@ -64,9 +67,9 @@ fn check_node(json: &Value) -> Result<()> {
 }
 
 /// Fails if the configuration has limits that this kernel cannot enforce.
-fn check_limits(json: &Value) -> anyhow::Result<()> {
-    if policy::has_security(json) {
-        port_security::probe()?;
+fn check_limits(security: Option<&Security>, json: &Value) -> anyhow::Result<()> {
+    if let Some(security) = security {
+        port_security::probe(security)?;
     }
     if policy::has_bandwidth(json) {
         shaping::probe()?;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
@@ -18,10 +19,14 @@ use crate::{
     learning::query,
     macvtap::{
         port_security::{self, Mechanism},
+        security::Security,
         shaping,
     },
     netlink::Socket,
-    types::status::{Status, Summary},
+    types::{
+        prefix::Prefix,
+        status::{Status, Summary},
+    },
 };
 
 pub fn kernel() -> Finding {
@@ -40,7 +45,9 @@ pub fn kernel() -> Finding {
 
 pub fn security() -> Finding {
     let check = "security";
-    match port_security::probe() {
+    let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let strict = Security::strict(any.map(Prefix::host).to_vec());
+    match port_security::probe(&strict) {
         Ok(Mechanism::Nftables) => Finding::ok(check, "nf_tables can enforce it"),
         Ok(Mechanism::ClassicBpf) => Finding::note(
             check,

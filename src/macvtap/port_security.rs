@@ -4,10 +4,7 @@
 //! or, in kernels whose nf_tables cannot see what a device sends (before 5.16), as a classic BPF
 //! program in traffic control, which does not count by reason.
 
-use std::{
-    fmt, io,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::{fmt, io};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -16,7 +13,7 @@ use super::security::{Description, Security};
 use crate::{
     host::netns::Netns,
     netlink::{Counter, Link, NetlinkError, Nft, Socket, Table, compile},
-    types::{errors::io_error, mac::MacAddr, prefix::Prefix},
+    types::{errors::io_error, link_name::MAX_NAME, mac::MacAddr},
 };
 
 /// The interface whose frames are filtered.
@@ -29,6 +26,9 @@ pub struct Interface<'a> {
     /// Its index there.
     pub index: u32,
 }
+
+/// What to do about a filter that is too long.
+const FEWER_RULES: &str = "list fewer MACs, VLANs and addresses, or prefixes in place of addresses";
 
 /// By what a filter is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +62,14 @@ impl<'a> Interface<'a> {
     /// Puts `security` in force for what a guest with this MAC sends. The interface has to be
     /// down, for what it sent before has passed.
     pub fn secure(&self, security: &Security, mac: MacAddr) -> Result<Mechanism> {
+        self.install(&table_name(self.name), security, mac)
+    }
+
+    fn install(&self, table: &str, security: &Security, mac: MacAddr) -> Result<Mechanism> {
         let filter = security.filter(mac);
-        let table = table_name(self.name);
         let comment = Description::of(security, mac).to_string();
         let table = Table {
-            name: &table,
+            name: table,
             device: self.name,
             comment: &comment,
             filter: &filter,
@@ -74,9 +77,13 @@ impl<'a> Interface<'a> {
         let lacking = match self.nft()?.and_then(|mut nft| nft.install(&table)) {
             Ok(()) => return Ok(Mechanism::Nftables),
             Err(error) if is_lacking(&error) => error,
+            Err(error) if errno_of(&error) == Some(Errno::EMSGSIZE) => bail!(
+                "the rules for the guest's frames do not fit into one request ({error}); \
+                 {FEWER_RULES}"
+            ),
             Err(error) => return Err(error).context("installing the rules for the guest's frames"),
         };
-        let program = compile(&filter)?;
+        let program = compile(&filter).context(FEWER_RULES)?;
         let mut socket = self.inside(Socket::open)??;
         let attached = socket.add_clsact(self.index);
         match attached.and_then(|()| socket.add_egress_program(self.index, &program)) {
@@ -153,34 +160,38 @@ impl<'a> Interface<'a> {
     }
 }
 
-/// By what this kernel can enforce port security. Tried out in a network namespace that is made
-/// for it.
-pub fn probe() -> Result<Mechanism> {
+/// By what this kernel can enforce `security`. Tried out in a network namespace that is made for
+/// it.
+pub fn probe(security: &Security) -> Result<Mechanism> {
     let netns = Netns::create()?;
     let interface = Interface {
         netns: Some(&netns),
         name: "lo",
         index: 1,
     };
-    let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    let security = Security::strict(any.map(Prefix::host).to_vec());
-    interface.secure(&security, MacAddr::random()?)
+    // Each rule names its table: with the longest name the request is as long as it can be.
+    let table = table_name(&"x".repeat(MAX_NAME));
+    interface.install(&table, security, MacAddr::random()?)
 }
 
 fn table_name(interface: &str) -> String {
     format!("macvtap-{interface}")
 }
 
-/// Whether the kernel has no nf_tables, no family netdev, no egress hook in it, or not all that
-/// the rules are made of.
-fn is_lacking(error: &NetlinkError) -> bool {
+/// The kernel's errno, or that of the socket.
+fn errno_of(error: &NetlinkError) -> Option<Errno> {
     let of_socket = match error {
         NetlinkError::Unanswered(error) => io_error(error).and_then(io::Error::raw_os_error),
         NetlinkError::Refused { .. } => None,
     };
-    let errno = error.errno().or(of_socket.map(Errno::from_raw));
+    error.errno().or(of_socket.map(Errno::from_raw))
+}
+
+/// Whether the kernel has no nf_tables, no family netdev, no egress hook in it, or not all that
+/// the rules are made of.
+fn is_lacking(error: &NetlinkError) -> bool {
     matches!(
-        errno,
+        errno_of(error),
         Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::ENOENT)
     )
 }

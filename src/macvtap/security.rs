@@ -47,8 +47,11 @@ const ICMPV6: u8 = 58;
 /// fragment; destination options. From the first number to the second.
 const EXTENSIONS: [(u8, u8); 3] = [(HOP_BY_HOP, HOP_BY_HOP), (43, FRAGMENT), (60, 60)];
 
-/// Addresses that a guest may have at most: each makes rules, which each frame may have to pass.
-pub const MAX_ADDRESSES: usize = 64;
+/// Addresses that a guest may have at most, behind all numbers of tags together: each makes rules,
+/// which each frame may have to pass, and which have to fit into one request of nf_tables.
+const MAX_ADDRESSES: usize = 64;
+/// Ranges of VLANs that a guest may have at most.
+pub const MAX_VLAN_RANGES: usize = 32;
 /// MACs that a guest may have at most besides its own.
 pub const MAX_MACS: usize = 8;
 /// Units of 8 bytes, which options begin at, that are looked at in a router advertisement, behind
@@ -99,6 +102,12 @@ impl Security {
             router_advertisements: false,
             vlans: Some(Vec::new()),
         }
+    }
+
+    /// Addresses that a guest with such VLANs may have at most.
+    #[must_use]
+    pub fn max_addresses(&self) -> usize {
+        MAX_ADDRESSES / usize::from(1 + self.max_tags())
     }
 
     fn max_tags(&self) -> u16 {
@@ -800,6 +809,7 @@ fn verdicts(chain: &mut Chain) -> impl Iterator<Item = &mut Verdict> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::compile;
 
     #[test]
     fn descriptions_are_read_as_they_are_written() {
@@ -824,6 +834,25 @@ mod tests {
                 "{written}"
             );
             assert_eq!(Description::parse(&written), description);
+        }
+    }
+
+    /// Further MACs take more room, which may be too much.
+    #[test]
+    fn as_many_addresses_as_possible_fit_into_a_program() {
+        let ranges = (1..=16).map(|number| (2 * number, 2 * number)).collect();
+        for vlans in [Some(Vec::new()), Some(ranges), None] {
+            let address = |n: usize| {
+                let mut address = [0x20; 16];
+                address[..8].copy_from_slice(&n.to_be_bytes());
+                Prefix::host(Ipv6Addr::from(address).into())
+            };
+            let mut security = Security {
+                vlans,
+                ..Security::strict(Vec::new())
+            };
+            security.addresses = Some((1..=security.max_addresses()).map(address).collect());
+            compile(&security.filter(MacAddr([2, 0, 0, 0, 0, 0]))).unwrap();
         }
     }
 }

@@ -109,7 +109,8 @@ impl Program {
         let length = self.instructions.len();
         ensure!(
             length <= MAX_INSTRUCTIONS,
-            "the filter has {length} instructions, the kernel takes {MAX_INSTRUCTIONS}"
+            "the filter has {length} instructions of classic BPF, of which the kernel takes \
+             {MAX_INSTRUCTIONS}"
         );
         Ok(self.instructions.into_iter().flat_map(encode).collect())
     }

@@ -349,6 +349,64 @@ fn without_nftables_the_same_is_enforced_by_classic_bpf() {
     network.check(&forged::honest(), |_, _| true);
 }
 
+/// So many addresses, and these further MACs and VLANs.
+fn many(count: u32, macs: &[String], vlans: &Value) -> Value {
+    let of = |n: u32| match n % 2 {
+        0 => format!("2001:db8::{n:x}"),
+        _ => format!("192.0.2.{n}"),
+    };
+    let addresses: Vec<String> = (1..=count).map(of).collect();
+    json!({"mac": macs, "addresses": addresses, "vlans": vlans})
+}
+
+/// As many addresses as a guest may have, by both mechanisms; STATUS knows how many that are.
+#[test]
+fn a_guest_may_have_many_addresses_and_no_more() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.allocated(&pod, tap_number());
+    let fault = without_nftables(&call.clone().with("security", "mac"));
+    for (most, vlans) in [(64, json!([])), (32, json!([100, 200])), (21, json!("any"))] {
+        let with_most = call.clone().with("security", many(most, &[], &vlans));
+        with_most.succeed("STATUS");
+        with_most.clone().added().succeed("CHECK");
+        with_most.succeed("DEL");
+        let answer = with_faults(&with_most, std::slice::from_ref(&fault)).call("ADD");
+        assert_eq!(answer.status, 0, "{answer:?}");
+        call.succeed("DEL");
+        let more = call.clone().with("security", many(most + 1, &[], &vlans));
+        for command in ["ADD", "STATUS"] {
+            let (_, msg) = more.fail(command);
+            let part = format!("at most {most} are possible");
+            assert!(msg.contains(&part), "{msg}");
+        }
+    }
+}
+
+/// Further MACs make further rules, which may be too many for either mechanism.
+#[test]
+fn too_many_rules_are_refused_with_what_to_leave_out() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.allocated(&pod, tap_number());
+    let fault = without_nftables(&call.clone().with("security", "mac"));
+    let macs: Vec<String> = (1..=8).map(|n| format!("02:00:00:00:01:{n:02x}")).collect();
+    let full = call.with("security", many(21, &macs, &json!("any")));
+    for command in ["ADD", "STATUS"] {
+        let (_, msg) = full.fail(command);
+        assert!(
+            msg.contains("list fewer MACs, VLANs and addresses"),
+            "{msg}"
+        );
+    }
+    let added = with_faults(&full, &[fault]).call("ADD");
+    assert!(
+        added
+            .stdout
+            .contains("list fewer MACs, VLANs and addresses"),
+        "{added:?}"
+    );
+    assert_eq!(pod.links(), [""; 0]);
+}
+
 #[test]
 fn mac_lets_pass_what_has_the_guests_mac() {
     let mut network = Network::new(&json!("mac"));
