@@ -48,6 +48,15 @@ impl Cluster {
             self.add(map);
         }
         self.add(manifest("original/macvtap.yaml"));
+        for (name, plugin) in [("direct", "macvtap"), ("bridged", "bridge")] {
+            let mut network = manifest("examples/network-attachment-definition-nri.yaml");
+            network["metadata"] = json!({"name": name, "namespace": "vms"});
+            let config = network["spec"]["config"].as_str().unwrap();
+            network["spec"]["config"] = config
+                .replace("\"macvtap\"", &format!("\"{plugin}\""))
+                .into();
+            self.add(network);
+        }
         self.add(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}));
         // A user's own objects with our label, or our name.
         let label = json!({"app.kubernetes.io/name": "macvtap"});
@@ -175,11 +184,37 @@ fn uninstalling_cleans_the_nodes_and_leaves_other_objects_alone() {
         "install"
     );
     cluster.add(vm("Succeeded"));
+    cluster.add(by_nri("blue", "Running"));
+    cluster.add(by_nri("green", "Succeeded"));
+    let text = failed(&cluster.uninstall(&["-n", "default"]));
+    assert!(
+        text.starts_with("vms/blue\n") && text.contains("stop them first"),
+        "{text}"
+    );
+    cluster.add(by_nri("blue", "Failed"));
     let text = succeeded(&cluster.uninstall(&["--namespace=default", "--timeout", "10s"]));
     assert!(text.contains("The nodes are clean."), "{text}");
     let mut after = cluster.objects();
-    after.retain(|path, _| !path.ends_with("/pods/vm"));
+    after.retain(|path, _| !path.contains("/namespaces/vms/pods/"));
     assert_eq!(after, before);
+}
+
+/// A pod that Multus has attached to a network without a resource, and to one of another plugin.
+fn by_nri(name: &str, phase: &str) -> Value {
+    let status = json!([
+        {"name": "cbr0", "interface": "eth0"},
+        {"name": "vms/bridged", "interface": "net1"},
+        {"name": "vms/direct", "interface": "net2"},
+    ]);
+    let status = serde_json::to_string_pretty(&status).unwrap();
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": name, "namespace": "vms",
+            "annotations": {"a": "b", "k8s.v1.cni.cncf.io/network-status": status},
+        },
+        "spec": {"containers": [{"name": "a"}]}, "status": {"phase": phase},
+    })
 }
 
 /// The pods that clean the nodes run what the image has, in the directories of the installation.
