@@ -36,17 +36,21 @@ FUNCTIONS = [
         lambda text, pattern: [match.group() for match in re2.finditer(pattern, text)],
     ),
     function(
+        "listIndexOf",
+        [T.LIST, T.STRING],
+        T.INT,
+        lambda items, item: items.index(item) if item in items else -1,
+    ),
+]
+# Those that only mutations may use, like the message JSONPatch: the API server refuses a policy whose
+# conditions or variables use them.
+OF_MUTATIONS = [
+    function(
         "jsonpatch.escapeKey",
         [T.STRING],
         T.STRING,
         lambda key: key.replace("~", "~0").replace("/", "~1"),
         is_member=False,
-    ),
-    function(
-        "listIndexOf",
-        [T.LIST, T.STRING],
-        T.INT,
-        lambda items, item: items.index(item) if item in items else -1,
     ),
 ]
 STRINGS = ext_strings.ExtStrings(2)
@@ -90,15 +94,16 @@ class Policy:
             kind = expression.return_type()
             self.variables.append((name, expression))
             self.types[name] = kind if kind.name().upper() in KEPT else T.DYN
-        self.mutations = [self.compile(m["jsonPatch"]["expression"]) for m in spec["mutations"]]
+        mutations = [m["jsonPatch"]["expression"] for m in spec["mutations"]]
+        self.mutations = [self.compile(text, is_mutation=True) for text in mutations]
 
-    def compile(self, text, kind=None):
+    def compile(self, text, kind=None, is_mutation=False):
         """Checks the types, too."""
         env = cel.NewEnv(
-            descriptor_pool=descriptors(),
+            descriptor_pool=descriptors() if is_mutation else None,
             variables=self.types,
             extensions=[STRINGS, ext_optional.ExtOptional()],
-            functions=FUNCTIONS,
+            functions=FUNCTIONS + (OF_MUTATIONS if is_mutation else []),
         )
         # cel-expr-python cannot add an overload to a function of the strings library.
         expression = env.compile(text.replace(".indexOf(", ".listIndexOf("))
