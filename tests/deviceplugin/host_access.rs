@@ -3,13 +3,15 @@
 use std::{
     cell::RefCell,
     fs,
-    os::unix::fs::symlink,
+    os::{fd::AsFd, unix::fs::symlink},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use kit::{
     kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, tap_number, tap_of, taps, wait_until},
+    switch::rarp,
 };
 use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
 use serde_json::{Value, json};
@@ -316,4 +318,211 @@ fn a_guest_that_lies_gets_no_route_but_for_its_own_address() {
         after.lines().filter(ours).collect::<Vec<_>>(),
         before.lines().collect::<Vec<_>>()
     );
+}
+
+fn sysctl(host: &Host, key: &str, value: u8) {
+    let script = format!("echo {value} >/proc/sys/net/ipv4/conf/all/{key}");
+    let set = host.output(Command::new("sh").args(["-c", &script]));
+    assert!(set.status.success(), "{set:?}");
+}
+
+/// As kube-proxy sets them for IPVS, and distributions for hosts with several interfaces.
+#[test]
+fn strict_settings_of_the_node_do_not_keep_it_from_guests() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let strict = "cd /proc/sys/net/ipv4/conf/all && echo 1 >rp_filter && echo 1 >arp_ignore && \
+                  echo 2 >arp_announce && echo 1 >arp_notify";
+    let set = lab
+        .node
+        .host
+        .output(Command::new("sh").args(["-c", strict]));
+    assert!(set.status.success(), "{set:?}");
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    assert_eq!(
+        answers(&lab.node.wire, FAR_END, NODE[0]),
+        [mac(&lab.node.host, LOWER)]
+    );
+}
+
+#[test]
+fn resources_share_it_and_guests_of_others_are_kept_out() {
+    let lab = Lab::new(&json!([
+        resource("a", true),
+        resource("b", true),
+        resource("c", false)
+    ]));
+    let addresses = [
+        GUEST,
+        ["10.71.0.51", "fd00:71::51"],
+        ["10.71.0.52", "fd00:71::52"],
+    ];
+    let devices = ["a", "b", "c"].map(|name| lab.device(name, 0));
+    let guests: Vec<Guest<'_>> = std::iter::zip(&devices, addresses)
+        .map(|(device, addresses)| lab.guest(device, addresses))
+        .collect();
+    lab.connects(&guests[0], addresses[0]);
+    lab.connects(&guests[1], addresses[1]);
+    for address in NODE {
+        assert!(!ping(&guests[2].pod, address), "{address}");
+    }
+    assert!(!lab.routes().contains("52 dev"));
+    // Guests reach each other as before.
+    reaches(&guests[2].pod, GUEST[0]);
+    lab.configure(&json!([
+        resource("a", false),
+        resource("b", true),
+        resource("c", true)
+    ]));
+    lab.connects(&guests[2], addresses[2]);
+    wait_until("the first one is kept out", || {
+        !lab.routes().contains("50 dev")
+    });
+    lab.connects(&guests[1], addresses[1]);
+    assert!(!ping(&guests[0].pod, NODE[0]));
+    let macvlans = lab.node.host.ip("link show type macvlan");
+    assert_eq!(macvlans.matches("mvh-").count(), 1, "{macvlans}");
+    lab.configure(&json!([resource("c", true)]));
+    wait_until("the second one is kept out", || {
+        !lab.routes().contains("51 dev")
+    });
+    lab.configure(&json!([]));
+    lab.gone();
+}
+
+#[test]
+fn a_guest_that_migrates_is_reached_by_the_wire_until_it_comes_back() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    let both = lab.routes();
+    // It is on another node now, which the wire says.
+    let address: MacAddr = mac(&guest.pod, IFNAME).parse().unwrap();
+    let far = taps::far_tap(&lab.node);
+    wait_until("learning sees it, and the routes are gone", || {
+        taps::send(&far, &rarp(address));
+        std::thread::sleep(Duration::from_millis(50));
+        lab.routes().is_empty()
+    });
+    let route = lab.node.host.ip(&format!("route get {}", GUEST[0]));
+    assert!(route.contains(&format!("dev {LOWER} ")), "{route}");
+    // The pod sends, for the guest is back.
+    wait_until("the routes are back", || {
+        ping(&guest.pod, MACHINE[0]);
+        lab.routes() == both
+    });
+    lab.connects(&guest, GUEST);
+}
+
+/// The wire's end of a new lower device with the addresses of the old one.
+fn plug(lab: &Lab) {
+    let mut socket = lab.node.host.0.socket().unwrap();
+    let wire = lab.node.wire.0.as_fd();
+    socket.create_veth(LOWER, FAR_END, wire).unwrap();
+    lab.node.host.ip(&format!("link set {LOWER} mtu 1400 up"));
+    lab.node.wire.ip(&format!("link set {FAR_END} mtu 1400 up"));
+    assign(&lab.node.host, LOWER, NODE);
+    assign(&lab.node.wire, FAR_END, MACHINE);
+}
+
+#[test]
+fn a_lower_device_that_is_renamed_or_gone_and_back_has_it_again() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    let device = lab.device("a", 0);
+    let guest = lab.guest(&device, GUEST);
+    lab.connects(&guest, GUEST);
+    let address = mac(host, ACCESS);
+    host.ip(&format!("link set {LOWER} name lan7"));
+    lab.gone();
+    host.ip(&format!("link set lan7 name {LOWER}"));
+    lab.connects(&guest, GUEST);
+    assert_eq!(mac(host, ACCESS), address);
+    host.ip(&format!("link delete {LOWER}"));
+    lab.gone();
+    assert!(guest.pod.link(IFNAME).is_none());
+    plug(&lab);
+    wait_until("the device is healthy", || {
+        lab.device("a", 0) == device && host.link(ACCESS).is_some()
+    });
+    let guest = lab.guest(&device, GUEST);
+    lab.connects(&guest, GUEST);
+    assert_eq!(
+        (mac(host, ACCESS), host.link(ACCESS).unwrap()["mtu"].clone()),
+        (address, 1400.into())
+    );
+    host.ip(&format!("link set {LOWER} mtu 1500"));
+    wait_until("the MTU follows", || {
+        host.link(ACCESS).unwrap()["mtu"] == 1500
+    });
+}
+
+#[test]
+fn the_nodes_addresses_are_followed() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    sysctl(host, "promote_secondaries", 1);
+    assign(host, LOWER, ["10.71.0.2", "fd00:71::2"]);
+    reaches(&guest.pod, "10.71.0.2");
+    reaches(&guest.pod, "fd00:71::2");
+    for (address, length) in [(NODE[0], 24), (NODE[1], 64)] {
+        host.ip(&format!("addr del {address}/{length} dev {LOWER}"));
+    }
+    wait_until("it has the addresses no more", || {
+        let shown = host.ip(&format!("addr show dev {ACCESS}"));
+        !shown.contains("10.71.0.1/") && !shown.contains("fd00:71::1/")
+    });
+    assert!(!ping(&guest.pod, NODE[0]));
+    reaches(&guest.pod, "10.71.0.2");
+    reaches(&guest.pod, "fd00:71::2");
+    reaches(host, GUEST[0]);
+}
+
+/// What a guest may not do to any host of its network: change its routes, or its idea of others.
+#[test]
+fn a_guest_does_not_change_the_nodes_routes_by_ipv6() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    let before = lab.own();
+    let _router = kit::wire::Router::start_on(&guest.pod, IFNAME);
+    let mut command = Command::new("timeout");
+    command.args(["30", "tcpdump", "-c", "2", "-i", FAR_END, "icmp6[0] = 134"]);
+    let heard = lab.node.wire.output(&mut command);
+    assert!(heard.status.success(), "the wire receives them: {heard:?}");
+    assert_eq!(lab.own(), before);
+    let shown = host.ip(&format!("addr show dev {ACCESS}"));
+    assert!(!shown.contains("fd00:11:"), "{shown}");
+}
+
+#[test]
+fn what_does_not_work_is_reported_and_devices_are_offered_all_the_same() {
+    let lab = Lab::new(&json!([]));
+    let host = &lab.node.host;
+    host.ip(&format!("link add {ACCESS} type bridge"));
+    lab.configure(
+        &json!([resource("a", true), {"name": "b", "lowerDevice": "none0", "hostAccess": true}]),
+    );
+    lab.device("a", 0);
+    let taken = format!("host access on {LOWER}: interface \\\"{ACCESS}\\\" exists");
+    lab.wait_for_log(&taken);
+    lab.wait_for_log("host access on none0: lower device \\\"none0\\\" does not exist");
+    let mut command = Command::new(kit::binary());
+    command
+        .arg("probe")
+        .arg("--kubelet-dir")
+        .arg(lab.dir.path().join("kubelet"));
+    let probe = host.output(&mut command);
+    let text = String::from_utf8_lossy(&probe.stdout).into_owned();
+    assert!(
+        text.contains(&format!("host access on {LOWER}: interface")),
+        "{text}"
+    );
+    host.ip(&format!("link delete {ACCESS}"));
+    wait_until("it is made", || host.link(ACCESS).is_some());
+    host.ip(&format!("addr flush dev {LOWER}"));
+    lab.wait_for_log("the lower device has no address of the node");
 }
