@@ -300,6 +300,8 @@ fn the_tables_of_keys_are_those_of_the_code() {
         "src/cni/policy.rs",
         "src/deviceplugin/config.rs",
         "src/deviceplugin/config_selector.rs",
+        "src/types/port_options.rs",
+        "src/types/resource_options.rs",
         "src/types/vlan.rs",
     ]);
     assert!(read.len() > 12, "{read:?}");

@@ -24,14 +24,13 @@ use crate::{
         mode::Mode,
         owner::{Access, Owner, QEMU},
         port_options::PortOptions,
+        resource_options::{MIN_MTU, NO_RESOURCE_OPTIONS, ResourceOptions},
         vlan,
     },
 };
 
 /// The key in `CNI_ARGS` in which Kubernetes' runtimes pass a pod's UID.
 const POD_UID: &str = "K8S_POD_UID";
-/// The smallest MTU of a macvtap (`ETH_MIN_MTU` of the kernel).
-const MIN_MTU: u64 = 68;
 
 /// What an ADD or CHECK is to do, beside the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +94,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// What its resource sets it to.
+    fn resource_options(&self) -> &ResourceOptions {
+        match self {
+            Self::Allocated(device) => &device.options,
+            Self::Configured { .. } | Self::Existing(_) => &NO_RESOURCE_OPTIONS,
+        }
+    }
+
     /// The mode of the macvtap; none if it exists already.
     fn mode(&self) -> Option<Mode> {
         match self {
@@ -139,11 +146,12 @@ impl Config {
         let ipam = ipam_config::read(&fields, keys.lenient, &mut keys.warnings)?;
         let assign = ipam.as_ref().is_some_and(|ipam| ipam.assign);
         let source = source(&fields, &mut keys)?;
+        let resource = source.resource_options();
         Ok(Self {
             version,
-            options: options::read(&fields, source.mode(), &mut keys)?,
+            options: options::read(&fields, source.mode(), &resource.port, &mut keys)?,
+            mtu: mtu(&fields, resource.mtu)?,
             source,
-            mtu: mtu(&fields)?,
             mac: mac(&fields, &args, &mut keys)?,
             mac_policy: keys.take(mac_policy::read(&fields))?.unwrap_or_default(),
             pod: pod(&args),
@@ -403,9 +411,11 @@ fn no_device_id(fields: &Fields<'_>) -> CniError {
     CniError::new(code::CONFIG, text)
 }
 
-fn mtu(fields: &Fields<'_>) -> Result<Option<u32>> {
+/// The MTU, where the resource has that of `resource`. 0 is that of the lower device.
+fn mtu(fields: &Fields<'_>, resource: Option<u32>) -> Result<Option<u32>> {
     match fields.number("mtu", u64::from(u32::MAX >> 1))? {
-        None | Some(0) => Ok(None),
+        None => Ok(resource),
+        Some(0) => Ok(None),
         Some(mtu) if mtu < MIN_MTU => {
             let text = format!("invalid mtu {mtu}: the smallest is {MIN_MTU}");
             Err(CniError::new(code::CONFIG, text))

@@ -1,36 +1,40 @@
 //! The keys that set up a macvtap beside its mode. Pure.
 
-use serde_json::Value;
-
 use super::{
     error::{CniError, Result, code},
     keys::Keys,
 };
 use crate::types::{
-    json::{Fields, Invalid},
+    json::Fields,
     mac::MacAddr,
     mode::Mode,
-    port_options::PortOptions,
+    port_options::{self, PortOptions},
 };
 
-/// Frames in a tap's ring, which is allocated at once.
-const MAX_QUEUE_LENGTH: u64 = 65_536;
-/// `MAX_TAP_QUEUES` of the kernel.
-const MAX_QUEUES: u64 = 256;
 /// Addresses that a port in source mode receives from.
 const MAX_SOURCES: usize = 256;
 
-/// Reads them for a macvtap in this mode; none if it exists already.
-pub fn read(fields: &Fields<'_>, mode: Option<Mode>, keys: &mut Keys) -> Result<PortOptions> {
+/// Reads them for a macvtap in this mode; none if it exists already. What is not given is as the
+/// resource has it.
+pub fn read(
+    fields: &Fields<'_>,
+    mode: Option<Mode>,
+    resource: &PortOptions,
+    keys: &mut Keys,
+) -> Result<PortOptions> {
     let Some(mode) = mode else {
         return Ok(ignored(fields, keys));
     };
+    let queue_length = keys.take(port_options::queue_length(fields))?;
+    let queues = keys.take(port_options::queues(fields))?;
+    let broadcast_queue_length = keys.take(port_options::broadcast_queue_length(fields))?;
+    let broadcast_cutoff = keys.take(port_options::broadcast_cutoff(fields))?;
     Ok(PortOptions {
-        queue_length: number(fields, "txQueueLen", (1, MAX_QUEUE_LENGTH), keys)?,
-        queues: number(fields, "queues", (1, MAX_QUEUES), keys)?,
-        broadcast_queue_length: number(fields, "bcQueueLen", (0, u32::MAX.into()), keys)?,
-        broadcast_cutoff: keys.take(cutoff(fields))?,
-        allowed_sources: sources(fields, mode, keys)?,
+        queue_length: queue_length.or(resource.queue_length),
+        queues: queues.or(resource.queues),
+        broadcast_queue_length: broadcast_queue_length.or(resource.broadcast_queue_length),
+        broadcast_cutoff: broadcast_cutoff.or(resource.broadcast_cutoff),
+        allowed_sources: sources(fields, mode, &resource.allowed_sources, keys)?,
     })
 }
 
@@ -50,49 +54,21 @@ fn ignored(fields: &Fields<'_>, keys: &mut Keys) -> PortOptions {
     PortOptions::NONE
 }
 
-fn number(
-    fields: &Fields<'_>,
-    key: &str,
-    (lowest, highest): (u64, u64),
-    keys: &mut Keys,
-) -> Result<Option<u32>> {
-    let number = fields
-        .integer(key)
-        .map_err(CniError::from)
-        .and_then(|number| {
-            let Some(number) = number else {
-                return Ok(None);
-            };
-            let within = u64::try_from(number).ok();
-            let within = within.filter(|number| (lowest..=highest).contains(number));
-            let within = within.and_then(|number| u32::try_from(number).ok());
-            let wanted = format!("a whole number from {lowest} to {highest}");
-            let refused = || Invalid::new(key, &number.into(), &wanted).into();
-            within.ok_or_else(refused).map(Some)
-        });
-    keys.take(number)
-}
-
-fn cutoff(fields: &Fields<'_>) -> Result<Option<i32>> {
-    let Some(number) = fields.integer("broadcastCutoff")? else {
-        return Ok(None);
-    };
-    let within = i32::try_from(number).ok().filter(|number| *number >= -1);
-    let wanted = format!("a whole number from -1 to {}", i32::MAX);
-    let refused = || Invalid::new("broadcastCutoff", &number.into(), &wanted);
-    Ok(Some(within.ok_or_else(refused)?))
-}
-
 /// A macvtap in source mode without a list of sources receives nothing.
-fn sources(fields: &Fields<'_>, mode: Mode, keys: &mut Keys) -> Result<Vec<MacAddr>> {
-    let refuse = |text: &str| Err(CniError::new(code::CONFIG, text));
-    let sources = keys.take(read_sources(fields))?;
+fn sources(
+    fields: &Fields<'_>,
+    mode: Mode,
+    resource: &[MacAddr],
+    keys: &mut Keys,
+) -> Result<Vec<MacAddr>> {
+    let sources = keys.take(port_options::sources(fields, MAX_SOURCES))?;
     match (mode, sources) {
-        (Mode::Source, None) => refuse(
-            "mode source needs allowedSources, a list of MAC addresses: without it the macvtap \
-             receives nothing",
-        ),
-        (Mode::Source, Some(sources)) => Ok(sources),
+        (Mode::Source, None) if resource.is_empty() => {
+            let text = "mode source needs allowedSources, a list of MAC addresses: without it the \
+                        macvtap receives nothing";
+            Err(CniError::new(code::CONFIG, text))
+        }
+        (Mode::Source, sources) => Ok(sources.unwrap_or_else(|| resource.to_vec())),
         (_, None) => Ok(Vec::new()),
         (mode, Some(_)) => {
             let text = format!("allowedSources needs mode source, not {mode}");
@@ -102,40 +78,65 @@ fn sources(fields: &Fields<'_>, mode: Mode, keys: &mut Keys) -> Result<Vec<MacAd
     }
 }
 
-fn read_sources(fields: &Fields<'_>) -> Result<Option<Vec<MacAddr>>> {
-    let Some(value) = fields.value("allowedSources") else {
-        return Ok(None);
-    };
-    let wanted =
-        format!("a list of up to {MAX_SOURCES} MAC addresses, none of them a multicast one");
-    let refused = || Invalid::new("allowedSources", value, &wanted);
-    let mac = |value: &Value| {
-        let mac: MacAddr = value.as_str()?.parse().ok()?;
-        mac.is_assignable().then_some(mac)
-    };
-    let list = value
-        .as_array()
-        .filter(|list| (1..=MAX_SOURCES).contains(&list.len()));
-    let macs: Option<Vec<MacAddr>> = list.and_then(|list| list.iter().map(mac).collect());
-    let mut macs = macs.ok_or_else(refused)?;
-    macs.sort_unstable();
-    macs.dedup();
-    Ok(Some(macs))
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn read(json: &Value, mode: Option<Mode>, lenient: bool) -> (Result<PortOptions>, Vec<String>) {
+    fn read_on(
+        resource: &PortOptions,
+        json: &Value,
+        mode: Option<Mode>,
+        lenient: bool,
+    ) -> (Result<PortOptions>, Vec<String>) {
         let mut keys = Keys {
             lenient,
             warnings: Vec::new(),
         };
         let fields = Fields::of(json).unwrap();
-        (super::read(&fields, mode, &mut keys), keys.warnings)
+        (
+            super::read(&fields, mode, resource, &mut keys),
+            keys.warnings,
+        )
+    }
+
+    fn read(json: &Value, mode: Option<Mode>, lenient: bool) -> (Result<PortOptions>, Vec<String>) {
+        read_on(&PortOptions::NONE, json, mode, lenient)
+    }
+
+    #[test]
+    fn a_key_of_the_network_wins_over_the_resource() {
+        let mac = |last| MacAddr([2, 0, 0, 0, 0, last]);
+        let resource = PortOptions {
+            queue_length: Some(500),
+            queues: Some(2),
+            broadcast_queue_length: Some(7),
+            broadcast_cutoff: Some(-1),
+            allowed_sources: vec![mac(1)],
+        };
+        let of = |json: &Value| {
+            read_on(&resource, json, Some(Mode::Source), true)
+                .0
+                .unwrap()
+        };
+        assert_eq!(of(&json!({})), resource);
+        // A wrong one is left out.
+        assert_eq!(of(&json!({"queues": "8"})), resource);
+        let own = json!({
+            "txQueueLen": 1, "queues": 8, "bcQueueLen": 0, "broadcastCutoff": 3,
+            "allowedSources": ["02:00:00:00:00:02"],
+        });
+        let expected = PortOptions {
+            queue_length: Some(1),
+            queues: Some(8),
+            broadcast_queue_length: Some(0),
+            broadcast_cutoff: Some(3),
+            allowed_sources: vec![mac(2)],
+        };
+        assert_eq!(of(&own), expected);
+        let (existing, _) = read_on(&resource, &json!({}), None, true);
+        assert_eq!(existing.unwrap(), PortOptions::NONE);
     }
 
     #[test]

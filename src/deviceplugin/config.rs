@@ -9,14 +9,20 @@ use crate::{
     macvtap::{discovery::Discovery, selector::Selector, sub_interface::SubInterface},
     netlink::Link,
     types::{
-        device_id::MAX_SLOTS, json::Fields, link_name::LinkName, mode::Mode, resource_name, vlan,
+        device_id::MAX_SLOTS,
+        json::Fields,
+        link_name::LinkName,
+        mode::Mode,
+        resource_name,
+        resource_options::{self, ResourceOptions},
+        vlan,
     },
 };
 
 /// The number of devices of a resource without a capacity, as in the original.
 pub const DEFAULT_CAPACITY: usize = 100;
 /// The maximum number of devices of a resource. The kubelet accepts lists of up to 4 MiB, where
-/// a device takes about 100 bytes, and writes each list into its checkpoint.
+/// a device takes about 100 bytes, or 250 with all options, and writes each list into its checkpoint.
 pub const MAX_CAPACITY: usize = MAX_SLOTS as usize;
 
 /// The keys of an entry.
@@ -49,6 +55,8 @@ pub struct Entry {
     pub target: Target,
     /// The mode of the macvtaps.
     pub mode: Mode,
+    /// What else they are set to, unless a network says otherwise.
+    pub options: ResourceOptions,
     /// The number of devices.
     pub capacity: usize,
     /// Give containers each tap under `/dev/vfio` as well.
@@ -84,6 +92,8 @@ pub struct ResourceConfig {
     pub selector: Option<String>,
     /// The mode of the macvtaps.
     pub mode: Mode,
+    /// What else they are set to, unless a network says otherwise.
+    pub options: ResourceOptions,
     /// The number of devices.
     pub capacity: usize,
     /// Give containers each tap under `/dev/vfio` as well.
@@ -111,6 +121,7 @@ impl Configuration {
             entries: vec![Entry {
                 target: Target::Discovered(Discovery::default()),
                 mode: Mode::default(),
+                options: ResourceOptions::NONE,
                 capacity: DEFAULT_CAPACITY,
                 volume_hotplug: false,
                 host_access: false,
@@ -210,6 +221,7 @@ impl Entry {
             lower,
             selector,
             mode: self.mode,
+            options: self.options.clone(),
             capacity: self.capacity,
             volume_hotplug: self.volume_hotplug,
             host_access: self.host_access,
@@ -377,6 +389,7 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
     Ok(Entry {
         target,
         mode,
+        options: ResourceOptions::read(fields, mode)?,
         host_access,
         capacity: capacity(fields.amount("capacity")?, mode, warn),
         volume_hotplug: fields.flag("volumeHotplug")?.unwrap_or(false),
@@ -418,7 +431,10 @@ fn capacity(asked: Option<i64>, mode: Mode, warn: &mut impl FnMut(String)) -> us
 
 /// The keys of an entry that mean nothing, such as misspelt ones.
 fn unknown_keys<'a>(fields: &Fields<'a>) -> impl Iterator<Item = &'a str> {
-    let known = |key: &&str| KEYS.iter().any(|known| key.eq_ignore_ascii_case(known));
+    let known = |key: &&str| {
+        let mut keys = KEYS.iter().chain(&resource_options::KEYS);
+        keys.any(|known| key.eq_ignore_ascii_case(known))
+    };
     fields.keys().filter(move |key| !known(key))
 }
 
@@ -467,6 +483,7 @@ mod tests {
             lower: "eth0".parse().unwrap(),
             selector: None,
             mode: Mode::Bridge,
+            options: ResourceOptions::NONE,
             capacity: 50,
             volume_hotplug: false,
             host_access: false,

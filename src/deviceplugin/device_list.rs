@@ -15,7 +15,10 @@ use super::{
 use crate::{
     macvtap::lower::LowerDevice,
     netlink::Link,
-    types::device_id::{DeviceId, Devices},
+    types::{
+        device_id::{DeviceId, Devices},
+        resource_options::ResourceOptions,
+    },
 };
 
 /// A device on a list.
@@ -159,6 +162,7 @@ pub fn former_resource(name: &str, held: &Held) -> Option<ResourceConfig> {
         lower,
         selector: None,
         mode: device.map(|device| device.mode).unwrap_or_default(),
+        options: ResourceOptions::NONE,
         capacity: 0,
         volume_hotplug: false,
         host_access: false,
@@ -190,6 +194,7 @@ pub fn devices(
             resource: &resource.name,
             lower: &resource.lower,
             mode: resource.mode,
+            options: &resource.options,
         };
         let devices = devices.iter(&mut taken).take(resource.capacity);
         let devices = devices.map(|device| ListedDevice {
@@ -240,10 +245,15 @@ pub fn prefer(
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
     use crate::{
-        deviceplugin::held::Evidence,
-        types::{checkpoint::Allocation, device_id::NAMESPACE, mac::MacAddr, mode::Mode},
+        deviceplugin::{config::MAX_CAPACITY, held::Evidence},
+        types::{
+            checkpoint::Allocation, device_id::NAMESPACE, mac::MacAddr, mode::Mode,
+            resource_options::MAX_SOURCES,
+        },
     };
 
     fn nic(name: &str) -> Link {
@@ -263,6 +273,7 @@ mod tests {
             lower: lower.parse().unwrap(),
             selector: None,
             mode: Mode::Bridge,
+            options: ResourceOptions::NONE,
             capacity: 100,
             volume_hotplug: false,
             host_access: false,
@@ -350,6 +361,31 @@ mod tests {
         assert_eq!(first(Some("down"), None).health, "Unhealthy");
         assert_eq!(first(None, None).topology, None);
         assert_eq!(first(None, Some(1)).topology.unwrap().nodes[0].id, 1);
+    }
+
+    /// A kubelet accepts messages of 4 MiB.
+    #[test]
+    fn the_longest_list_is_accepted() {
+        let options = format!("+m65535+t65536+q256+b{}+c{}", u32::MAX, i32::MAX);
+        let options = options + &"+s020000000001".repeat(MAX_SOURCES);
+        let longest = ResourceConfig {
+            lower: "enp175s0f0np0.4".parse().unwrap(),
+            mode: Mode::Passthru,
+            options: options.parse().unwrap(),
+            capacity: MAX_CAPACITY,
+            ..resource(&"r".repeat(63), "eth0")
+        };
+        let name = longest.name.clone();
+        let devices = devices("node1", &by_name([longest.clone()]));
+        let list = DeviceList {
+            resource: longest,
+            plan: Plan::new(&name, &devices[&name], &Held::default()),
+            unhealthy_reason: Some("down".into()),
+            numa_node: Some(7),
+            ..list(&[], &Held::default())
+        };
+        let length = list.to_message().encoded_len();
+        assert!(length < 4 << 20, "{length}");
     }
 
     #[test]

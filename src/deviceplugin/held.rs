@@ -150,6 +150,7 @@ fn originals(checkpoint: &[Allocation]) -> BTreeMap<String, Originals> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::resource_options::ResourceOptions;
 
     const OLD: &str = "aMvp0@eth0:bridge:16777300";
     const NEW: &str = "aMvp0@eth1:vepa:16777300";
@@ -197,6 +198,7 @@ mod tests {
             lower: "eth0".parse().unwrap(),
             selector: None,
             mode,
+            options: ResourceOptions::NONE,
             capacity: 1,
             volume_hotplug: false,
             host_access: false,

@@ -91,7 +91,7 @@ impl Vlans {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::mode::Mode;
+    use crate::types::{mode::Mode, resource_options::ResourceOptions};
 
     fn link(index: u32, name: &str, vlan: Option<(u16, u32)>) -> Link {
         Link {
@@ -111,6 +111,7 @@ mod tests {
             lower: lower.parse().unwrap(),
             selector: None,
             mode: Mode::Bridge,
+            options: ResourceOptions::NONE,
             capacity: 1,
             volume_hotplug: false,
             host_access: false,

@@ -19,6 +19,7 @@ use crate::{
         link_name::LinkName,
         mode::Mode,
         port_options::NO_OPTIONS,
+        resource_options::NO_RESOURCE_OPTIONS,
     },
 };
 
@@ -26,9 +27,18 @@ use crate::{
 pub fn create_for(device: &DeviceId) -> Result<()> {
     let mut host = Socket::open()?;
     let lower = LowerDevice::eligible(&mut host, &device.lower)?;
-    let name = original_link_name(&device.to_string());
-    let spec = spec(&name, &lower, device.mode, device.tap);
+    let name = name_for(device);
+    let spec = Spec {
+        mtu: device.options.mtu,
+        options: &device.options.port,
+        ..spec(&name, &lower, device.mode, device.tap)
+    };
     create_alone(&mut host, device.tap, &spec)
+}
+
+/// The name of the device's macvtap.
+fn name_for(device: &DeviceId) -> String {
+    original_link_name(&device.without_options().to_string())
 }
 
 /// Makes the macvtap of a device of kubevirt/macvtap-cni in our own network namespace, under the
@@ -142,6 +152,7 @@ impl Resources<'_> {
                 resource,
                 lower,
                 mode,
+                options: &NO_RESOURCE_OPTIONS,
             };
             devices.with_tap(link.index, MAX_SLOTS)
         });
@@ -162,9 +173,7 @@ pub fn is_candidate(link: &Link) -> bool {
 /// Whether this link of our own network namespace has the name of the device's macvtap.
 #[must_use]
 pub fn is_named_for(link: &Link, device: &DeviceId) -> bool {
-    link.is_macvtap()
-        && link.index == device.tap
-        && link.name == original_link_name(&device.to_string())
+    link.is_macvtap() && link.index == device.tap && link.name == name_for(device)
 }
 
 /// Whether the device's macvtap is in our own network namespace. Another link with that index is
@@ -184,7 +193,7 @@ pub fn delete_of(host: &mut Socket, device: &DeviceId) -> Result<bool> {
 
 /// Whether `link` is what [`create_for`] makes for this very device.
 fn is_of(host: &mut Socket, device: &DeviceId, link: &Link) -> Result<bool> {
-    let name = original_link_name(&device.to_string());
+    let name = name_for(device);
     if !link.is_macvtap() || link.name != name || link.mode != Some(device.mode) {
         return Ok(false);
     }

@@ -1,8 +1,10 @@
 //! The device ID: it carries the whole allocation, so that nothing has to be remembered.
 //!
 //! ```text
-//! <resource>Mvp<slot>@<lower device>:<mode>:<tap>        dataplaneMvp7@eth0:bridge:16777301
+//! <resource>Mvp<slot>@<lower device>:<mode><options>:<tap>   dataplaneMvp7@eth0:bridge:16777301
 //! ```
+//!
+//! Most resources have no options; [`super::resource_options`] says how they are written.
 //!
 //! The device plugin makes it, the kubelet keeps it in its checkpoint, Multus
 //! hands it to the CNI plugin. The part before `@` is the ID of
@@ -13,7 +15,7 @@ use std::{collections::BTreeSet, fmt, ops::Range, str::FromStr};
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use twox_hash::XxHash64;
 
-use super::{link_name::LinkName, mode::Mode};
+use super::{link_name::LinkName, mode::Mode, resource_options::ResourceOptions};
 
 /// The namespace of the resources' names.
 pub const NAMESPACE: &str = "macvtap.network.kubevirt.io";
@@ -50,6 +52,8 @@ pub struct DeviceId {
     pub lower: LinkName,
     /// The mode of the macvtap.
     pub mode: Mode,
+    /// What else it is set to.
+    pub options: ResourceOptions,
     /// N of `/dev/tapN`, which is the interface index as well. In [`TAPS`].
     pub tap: u32,
 }
@@ -61,9 +65,22 @@ impl fmt::Display for DeviceId {
             slot,
             lower,
             mode,
+            options,
             tap,
         } = self;
-        write!(f, "{resource}Mvp{slot}@{lower}:{mode}:{tap}")
+        write!(f, "{resource}Mvp{slot}@{lower}:{mode}{options}:{tap}")
+    }
+}
+
+impl DeviceId {
+    /// The same allocation without what rides along: the tap does not depend on it, nor does what
+    /// the device plugin makes for the tap alone.
+    #[must_use]
+    pub fn without_options(&self) -> Self {
+        Self {
+            options: ResourceOptions::NONE,
+            ..self.clone()
+        }
     }
 }
 
@@ -77,7 +94,7 @@ impl FromStr for DeviceId {
         parse(text).with_context(|| {
             format!(
                 "malformed device ID {text:?}; \
-                 the form is <resource>Mvp<slot>@<lower device>:<mode>:<tap>"
+                 the form is <resource>Mvp<slot>@<lower device>:<mode><options>:<tap>"
             )
         })
     }
@@ -91,6 +108,7 @@ fn parse(text: &str) -> Result<DeviceId> {
     let (Some(tap), Some(mode), Some(lower)) = (parts.next(), parts.next(), parts.next()) else {
         bail!("after the @ there are not three parts");
     };
+    let (mode, options) = mode.split_at(mode.find('+').unwrap_or(mode.len()));
     let tap = decimal(tap).context("the tap")?;
     ensure!(
         TAPS.contains(&tap),
@@ -103,6 +121,7 @@ fn parse(text: &str) -> Result<DeviceId> {
         slot: decimal(slot).context("the slot")?,
         lower: lower.parse().context("the lower device")?,
         mode: mode.parse()?,
+        options: options.parse()?,
         tap,
     })
 }
@@ -160,8 +179,8 @@ fn place(hash: u64, range: &Range<u32>) -> u32 {
     range.start + u32::try_from(offset).unwrap_or_default()
 }
 
-/// What the devices of a resource have in common. All of it, and the slot, is hashed into the
-/// tap number: a tap belongs to one device ID alone.
+/// What the devices of a resource have in common. All of it but the options, and the slot, is hashed
+/// into the tap number: a tap belongs to one device ID alone, whatever its options.
 #[derive(Clone, Copy, Debug)]
 pub struct Devices<'a> {
     /// What keeps the node apart from others on the same kernel: tap names are machine-wide.
@@ -172,6 +191,8 @@ pub struct Devices<'a> {
     pub lower: &'a LinkName,
     /// The mode.
     pub mode: Mode,
+    /// What else they are set to.
+    pub options: &'a ResourceOptions,
 }
 
 impl<'a> Devices<'a> {
@@ -195,6 +216,7 @@ impl<'a> Devices<'a> {
             resource,
             lower,
             mode,
+            options,
         } = self;
         let seed = format!("{node}\0{resource}Mvp{slot}@{lower}:{mode}");
         DeviceId {
@@ -202,6 +224,7 @@ impl<'a> Devices<'a> {
             slot,
             lower: lower.clone(),
             mode,
+            options: options.clone(),
             tap: place(XxHash64::oneshot(0, seed.as_bytes()), &TAPS),
         }
     }
@@ -210,6 +233,7 @@ impl<'a> Devices<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::resource_options::NO_RESOURCE_OPTIONS;
 
     fn id(lower: &str) -> DeviceId {
         DeviceId {
@@ -217,6 +241,7 @@ mod tests {
             slot: 7,
             lower: lower.parse().unwrap(),
             mode: Mode::Bridge,
+            options: ResourceOptions::NONE,
             tap: 16_777_301,
         }
     }
@@ -238,6 +263,31 @@ mod tests {
     }
 
     #[test]
+    fn options_ride_along() {
+        let options: ResourceOptions = "+m1400+q4".parse().unwrap();
+        let with = DeviceId {
+            options: options.clone(),
+            ..id("eth0")
+        };
+        let text = "dataplaneMvp7@eth0:bridge+m1400+q4:16777301";
+        assert_eq!(with.to_string(), text);
+        assert_eq!(text.parse::<DeviceId>().unwrap(), with);
+        assert_eq!(with.without_options(), id("eth0"));
+        let (eth0, mode) = ("eth0".parse().unwrap(), Mode::Bridge);
+        let tap = |options| {
+            let devices = Devices {
+                node: "node1",
+                resource: "dataplane",
+                lower: &eth0,
+                mode,
+                options,
+            };
+            devices.device(0).tap
+        };
+        assert_eq!(tap(&options), tap(&NO_RESOURCE_OPTIONS));
+    }
+
+    #[test]
     fn refuses_what_it_does_not_write() {
         for text in [
             "",
@@ -250,6 +300,9 @@ mod tests {
             "dataplaneMvp7@:bridge:16777301",
             "dataplaneMvp7@eth0:16777301",
             "dataplaneMvp7@eth0:hub:16777301",
+            "dataplaneMvp7@eth0:bridge+:16777301",
+            "dataplaneMvp7@eth0:bridge+x4:16777301",
+            "dataplaneMvp7@eth0:bridge+t1+m1400:16777301",
             "dataplaneMvp7@eth0:bridge:",
             "dataplaneMvp7@eth0:bridge:-1",
             "dataplaneMvp7@eth0:bridge:16777215",
@@ -298,6 +351,7 @@ mod tests {
             resource: "dataplane",
             lower: &eth0,
             mode: Mode::Bridge,
+            options: &NO_RESOURCE_OPTIONS,
         };
         let many = taps(devices, 10_000);
         assert!(many.iter().all(|tap| TAPS.contains(tap)));
@@ -332,6 +386,7 @@ mod tests {
             resource: "dataplane",
             lower: &lower,
             mode: Mode::Bridge,
+            options: &NO_RESOURCE_OPTIONS,
         };
         let mut taken = BTreeSet::from([taps(devices, 1)[0]]);
         let next = devices.iter(&mut taken).next().unwrap();

@@ -17,5 +17,6 @@ pub mod port_options;
 pub mod prefix;
 pub(crate) mod release;
 pub(crate) mod resource_name;
+pub mod resource_options;
 pub mod status;
 pub(crate) mod vlan;

@@ -1,6 +1,16 @@
-//! What a macvtap can be set to beside its mode.
+//! What a macvtap can be set to beside its mode. Pure.
 
-use super::mac::MacAddr;
+use serde_json::Value;
+
+use super::{
+    json::{Fields, Invalid},
+    mac::MacAddr,
+};
+
+/// Frames in a tap's ring, which is allocated at once.
+const MAX_QUEUE_LENGTH: u64 = 65_536;
+/// `MAX_TAP_QUEUES` of the kernel.
+const MAX_QUEUES: u64 = 256;
 
 /// Frames that wait on a lower device to be copied to its ports, in the kernel's default.
 const DEFAULT_CUTOFF: i32 = 1;
@@ -70,6 +80,69 @@ impl PortOptions {
         };
         differs.or_else(sources)
     }
+}
+
+/// The key `txQueueLen`.
+pub fn queue_length(fields: &Fields<'_>) -> Result<Option<u32>, Invalid> {
+    number(fields, "txQueueLen", (1, MAX_QUEUE_LENGTH))
+}
+
+/// The key `queues`.
+pub fn queues(fields: &Fields<'_>) -> Result<Option<u32>, Invalid> {
+    number(fields, "queues", (1, MAX_QUEUES))
+}
+
+/// The key `bcQueueLen`.
+pub fn broadcast_queue_length(fields: &Fields<'_>) -> Result<Option<u32>, Invalid> {
+    number(fields, "bcQueueLen", (0, u32::MAX.into()))
+}
+
+/// The key `broadcastCutoff`.
+pub fn broadcast_cutoff(fields: &Fields<'_>) -> Result<Option<i32>, Invalid> {
+    let Some(number) = fields.integer("broadcastCutoff")? else {
+        return Ok(None);
+    };
+    let within = i32::try_from(number).ok().filter(|number| *number >= -1);
+    let wanted = format!("a whole number from -1 to {}", i32::MAX);
+    let refused = || Invalid::new("broadcastCutoff", &number.into(), &wanted);
+    within.ok_or_else(refused).map(Some)
+}
+
+/// The key `allowedSources`, which has up to `limit` addresses; in their order, each once.
+pub fn sources(fields: &Fields<'_>, limit: usize) -> Result<Option<Vec<MacAddr>>, Invalid> {
+    let Some(value) = fields.value("allowedSources") else {
+        return Ok(None);
+    };
+    let wanted = format!("a list of up to {limit} MAC addresses, none of them a multicast one");
+    let refused = || Invalid::new("allowedSources", value, &wanted);
+    let mac = |value: &Value| {
+        let mac: MacAddr = value.as_str()?.parse().ok()?;
+        mac.is_assignable().then_some(mac)
+    };
+    let list = value.as_array();
+    let list = list.filter(|list| (1..=limit).contains(&list.len()));
+    let macs: Option<Vec<MacAddr>> = list.and_then(|list| list.iter().map(mac).collect());
+    let mut macs = macs.ok_or_else(refused)?;
+    macs.sort_unstable();
+    macs.dedup();
+    Ok(Some(macs))
+}
+
+/// A whole number within bounds.
+pub fn number(
+    fields: &Fields<'_>,
+    key: &str,
+    (lowest, highest): (u64, u64),
+) -> Result<Option<u32>, Invalid> {
+    let Some(number) = fields.integer(key)? else {
+        return Ok(None);
+    };
+    let within = u64::try_from(number).ok();
+    let within = within.filter(|number| (lowest..=highest).contains(number));
+    let within = within.and_then(|number| u32::try_from(number).ok());
+    let wanted = format!("a whole number from {lowest} to {highest}");
+    let refused = || Invalid::new(key, &number.into(), &wanted);
+    within.ok_or_else(refused).map(Some)
 }
 
 fn as_i64(number: Option<u32>) -> Option<i64> {

@@ -8,6 +8,7 @@ mod host_access;
 mod kind;
 mod metrics;
 mod nri;
+mod options;
 mod probe;
 mod registration;
 mod selectors;

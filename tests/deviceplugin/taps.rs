@@ -69,6 +69,7 @@ impl World {
             lower: self.dice.pick(&["eth0", "eth1"]).parse().unwrap(),
             selector: None,
             mode: self.dice.pick(&[Mode::Bridge, Mode::Vepa, Mode::Private]),
+            options: self.dice.pick(&["", "+q4"]).parse().unwrap(),
             capacity: 1 + self.dice.below(40),
             volume_hotplug: false,
             host_access: false,
