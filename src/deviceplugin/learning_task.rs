@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Error, Result};
 use log::{error, warn};
 
-use super::host_access::{Port, Ports};
+use super::{
+    host_access::{Port, Ports},
+    settings::Settings,
+};
 use crate::{
     host::control_socket::BindError,
     learning::{Learning, OnChange},
@@ -22,8 +25,9 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Learning that starts when it can, and starts again when its thread has ended.
 pub struct LearningTask {
-    /// The directory of the pods' network namespaces; none if learning is turned off.
-    netns_dir: Option<PathBuf>,
+    is_on: bool,
+    /// The directory of the pods' network namespaces.
+    netns_dir: PathBuf,
     kubelet_dir: PathBuf,
     on_change: OnChange,
     learning: Option<Learning>,
@@ -32,22 +36,28 @@ pub struct LearningTask {
 }
 
 impl LearningTask {
-    /// Starts learning, unless there is no directory. `on_change` is called when ports come, go or
+    /// Starts learning, unless it is turned off. `on_change` is called when ports come, go or
     /// change.
     #[must_use]
-    pub fn start(netns_dir: Option<PathBuf>, kubelet_dir: PathBuf, on_change: OnChange) -> Self {
+    pub fn start(settings: &Settings, on_change: OnChange) -> Self {
         let mut task = Self {
-            netns_dir,
-            kubelet_dir,
+            is_on: settings.learning,
+            netns_dir: settings.netns_dir.clone(),
+            kubelet_dir: settings.kubelet_dir.clone(),
             on_change,
             learning: None,
             has_started: false,
             retry_at: None,
         };
         match task.try_start() {
-            Ok(true) => {}
+            Ok(true) => return task,
             Ok(false) => warn_off(&Error::msg("it is turned off by --learning")),
             Err(error) => warn_off(&error),
+        }
+        if task.retry_at.is_none()
+            && let Err(error) = Learning::do_without(&task.netns_dir, &task.kubelet_dir)
+        {
+            warn!(error = format!("{error:#}"); "ports may stay parked");
         }
         task
     }
@@ -99,10 +109,14 @@ impl LearningTask {
     /// Starts it. False if it is turned off.
     fn try_start(&mut self) -> Result<bool> {
         self.retry_at = None;
-        let Some(netns_dir) = &self.netns_dir else {
+        if !self.is_on {
             return Ok(false);
-        };
-        match Learning::start(netns_dir, &self.kubelet_dir, Arc::clone(&self.on_change)) {
+        }
+        match Learning::start(
+            &self.netns_dir,
+            &self.kubelet_dir,
+            Arc::clone(&self.on_change),
+        ) {
             Ok(learning) => {
                 self.learning = Some(learning);
                 self.has_started = true;

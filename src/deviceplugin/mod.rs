@@ -124,11 +124,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
 
 fn learning(settings: &Settings, inputs: &Inputs) -> LearningTask {
     let ports = Arc::clone(&inputs.ports);
-    LearningTask::start(
-        settings.learning.clone(),
-        settings.kubelet_dir.clone(),
-        Arc::new(move || ports.notify_one()),
-    )
+    LearningTask::start(settings, Arc::new(move || ports.notify_one()))
 }
 
 fn inputs(

@@ -21,8 +21,10 @@ pub struct Settings {
     pub node_name: Option<String>,
     /// The configuration file; if none, the configuration is in the environment.
     pub config: Option<PathBuf>,
-    /// The directory of the pods' network namespaces; none if learning is turned off.
-    pub learning: Option<PathBuf>,
+    /// Whether to learn on which node a MAC is.
+    pub learning: bool,
+    /// The directory of the pods' network namespaces.
+    pub netns_dir: PathBuf,
     /// Whether containers get taps by NRI.
     pub nri: cli::Nri,
     /// The directory of node-feature-discovery's feature files; none if nothing is written there.
@@ -39,7 +41,8 @@ impl From<&cli::Deviceplugin> for Settings {
             kubelet_dir: options.kubelet_dir.clone(),
             node_name: node_name(options.node_name.clone()),
             config: options.config.clone(),
-            learning: (options.learning == Switch::On).then(|| options.netns_dir.clone()),
+            learning: options.learning == Switch::On,
+            netns_dir: options.netns_dir.clone(),
             nri: options.nri.clone(),
             feature_dir: options.feature_dir.clone(),
             status_address: options.status_address.clone(),

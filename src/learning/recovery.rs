@@ -11,10 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use log::{debug, warn};
+use log::{debug, info, warn};
 
 use super::{
-    group::GROUP,
+    group::{GROUP, is_parked},
     netns::{PROC, PodNetns},
     port::{Observation, Port},
     table::{Entry, Existence},
@@ -129,9 +129,30 @@ impl Places {
         })
     }
 
-    /// Finds the ports that there are. What is wrong with one network namespace does not
-    /// concern the others.
+    /// Finds the ports that there are.
     pub fn find_ports(&self, now: Instant) -> Result<Vec<(u32, Entry)>> {
+        let links = self.find_links()?.into_iter();
+        let ports = links.filter_map(|(pod, link)| entry(pod, link, now));
+        Ok(ports.collect())
+    }
+
+    /// Makes the ports active that are parked. Nothing may be learning.
+    pub fn unpark_all(&self) -> Result<()> {
+        let links = self.find_links()?.into_iter();
+        for (pod, link) in links.filter(|(_, link)| is_parked(link)) {
+            let tap = link.index;
+            match pod.set_mode(tap, Mode::Bridge) {
+                Ok(true) => info!(tap, interface:% = link.name; "active: nothing learns"),
+                Ok(false) => {}
+                Err(error) => warn!(tap, error = format!("{error:#}"); "port stays parked"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the links that are ports. What is wrong with one network namespace does not concern
+    /// the others.
+    fn find_links(&self) -> Result<Vec<(PodNetns, Link)>> {
         let allocated = self.allocated();
         let host = Netns::current()?;
         let own = host.identity()?;
@@ -152,10 +173,7 @@ impl Places {
         }
         // A tap has its name once on the machine: of two that claim it at most one is ours.
         let single = found.into_values().filter(|claims| claims.len() == 1);
-        let ports = single
-            .flatten()
-            .filter_map(|(pod, link)| entry(pod, link, now));
-        Ok(ports.collect())
+        Ok(single.flatten().collect())
     }
 
     /// The taps that the kubelet has allocated.

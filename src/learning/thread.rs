@@ -16,7 +16,7 @@ use super::{
     netns::PodNetns,
     pins::Pins,
     port::{Action, Event, Observation, Port},
-    query::{Listener, Request},
+    query::{self, Listener, Request},
     recovery::{Places, PortLink, path_in_container, port_of},
     search::UnknownTaps,
     sockets::Sockets,
@@ -91,6 +91,15 @@ impl Learning {
         };
         let worker = Worker::start("learning", move |waiter| learner.run(waiter))?;
         Ok(Self { status, worker })
+    }
+
+    /// Does without learning: makes the ports active that a device plugin which was killed left
+    /// parked, unless another one learns.
+    pub fn do_without(netns_dir: &Path, kubelet_dir: &Path) -> Result<()> {
+        if query::find().is_some() {
+            return Ok(());
+        }
+        Places::new(netns_dir, kubelet_dir).unpark_all()
     }
 
     /// How it is, and what it did so far.

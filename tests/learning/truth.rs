@@ -169,10 +169,34 @@ fn a_spoofed_frame_does_not_unpark() {
 #[test]
 fn a_frame_with_another_mac_unparks() {
     let learner = Learner::new();
-    let port = learner.attach_parked();
-    port.send(&broadcast(MacAddr([0, 0, 0x5e, 0, 1, 10])));
-    port.becomes("bridge");
-    agrees(&learner, &port.pod, port.number);
+    let vrrp = MacAddr([0, 0, 0x5e, 0, 1, 10]);
+    let group = MacAddr([1, 0, 0x5e, 0, 0, 18]);
+    let none = MacAddr([0; 6]);
+    let lldp: [&[u8]; 4] = [
+        &[1, 0x80, 0xc2, 0, 0, 0x0e],
+        &OTHER.0,
+        &[0x88, 0xcc],
+        &[0; 50],
+    ];
+    let unicast: [&[u8]; 4] = [&[2, 0, 0, 0, 0, 0xcc], &OTHER.0, &[8, 0], &[0; 50]];
+    for frame in [
+        broadcast(vrrp),
+        gratuitous_arp(vrrp),
+        tagged(&broadcast(vrrp)),
+        broadcast(group),
+        broadcast(none),
+        lldp.concat(),
+        unicast.concat(),
+        unicast.concat()[..14].to_vec(),
+    ] {
+        let port = learner.attach_parked();
+        port.send(&frame);
+        wait_until(&format!("active after {frame:x?}"), || {
+            port.mode() == "bridge"
+        });
+        agrees(&learner, &port.pod, port.number);
+        port.cni.succeed("DEL");
+    }
 }
 
 #[test]
@@ -392,6 +416,19 @@ fn a_pod_goes_with_the_only_process_in_its_netns() {
     process.wait().unwrap();
     wait_until("the netns is destroyed", || !tap_exists(number));
     wait_until("it is forgotten", || belief(&learner, number).is_none());
+}
+
+/// The one that learned was killed, and a newer manifest does without.
+#[test]
+fn a_device_plugin_that_does_not_learn_leaves_no_port_parked() {
+    let mut learner = Learner::new();
+    let Port { pod, number, .. } = learner.attach_parked();
+    learner.kill();
+    assert_eq!(pod.mode(), "vepa");
+    learner.start_by(Command::new(binary()), &["--learning", "off"]);
+    wait_until("it is active", || pod.mode() == "bridge");
+    let plugin = learner.plugin.as_ref().unwrap();
+    plugin.wait_for_log(&format!("tap={number}"));
 }
 
 /// A process by which the netns of a pod is known may end before the pod.
