@@ -247,10 +247,10 @@ impl<'a> Work<'a> {
             mode: reply.as_ref().map_or(mode, |_| Mode::Vepa),
             mac,
             mtu: self.request.config.mtu,
-            group: if self.in_pod {
-                0
-            } else {
+            group: if self.is_learned(lower) {
                 learning::group(mode)
+            } else {
+                0
             },
             options: &self.request.config.options,
         };
@@ -291,6 +291,11 @@ impl<'a> Work<'a> {
         config.mac.or_else(|| is_stable.then(stable).flatten())
     }
 
+    /// Whether the device plugin learns of ports on a lower device: it is the host's.
+    fn is_learned(&self, lower: &LowerDevice) -> bool {
+        !self.in_pod && !lower.is_foreign()
+    }
+
     /// Asks the device plugin, if one learns, whether a port of a bridge starts parked. The MAC
     /// has to be known for that. The answer is needed only before the macvtap is set up, for
     /// until then no frame passes: it comes while the kernel creates the macvtap.
@@ -301,8 +306,8 @@ impl<'a> Work<'a> {
         number: u32,
     ) -> Result<(Option<MacAddr>, Option<PendingReply>)> {
         let mac = self.mac(mode);
-        let learns = mode == Mode::Bridge && !self.in_pod;
-        let Some(learner) = learns.then(query::find).flatten() else {
+        let is_asked = mode == Mode::Bridge && self.is_learned(lower);
+        let Some(learner) = is_asked.then(query::find).flatten() else {
             return Ok((mac, None));
         };
         let mac = match mac {

@@ -1,5 +1,7 @@
 //! CHECK: compares what ADD set up with the kernel. Pure but for asking the kernel.
 
+use std::os::fd::AsFd;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -158,11 +160,23 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
         None => lower,
         Some(vlan) => &vlan.name_among(&place.links()?)?,
     };
+    let found = LowerDevice::find(&mut place, lower)?;
     ensure!(
-        LowerDevice::find(&mut place, lower)?.carries(link, !in_pod),
+        stands_on(link, &found, netns, in_pod)?,
         "interface {name:?} is not on lower device \"{lower}\""
     );
     check_index(link, &config.source)
+}
+
+/// Whether `link` of the pod stands on this lower device, of the pod or of the host.
+fn stands_on(link: &Link, lower: &LowerDevice, netns: &Netns, in_pod: bool) -> Result<bool> {
+    let host = Netns::current()?;
+    if in_pod || netns.is(&host)? {
+        return Ok(lower.carries(link, false));
+    }
+    // An index is one device's within a network namespace only.
+    let is_here = lower.is_foreign() || link.lower_nsid == netns.socket()?.nsid(host.as_fd())?;
+    Ok(is_here && lower.carries(link, true))
 }
 
 fn check_options(link: &Link, options: &PortOptions) -> Result<()> {

@@ -139,13 +139,25 @@ impl LowerDevice {
     pub fn carries(&self, macvtap: &Link, elsewhere: bool) -> bool {
         let own = Some(self.link.index);
         if elsewhere {
-            return macvtap.lower == own;
+            let index = if self.is_foreign() {
+                self.link.lower
+            } else {
+                own
+            };
+            return macvtap.lower == index;
         }
         let device = match below_macvlan(&self.link) {
             None if is_macvlan(&self.link) => (self.link.lower, self.link.lower_nsid),
             _ => (own, None),
         };
         (macvtap.lower, macvtap.lower_nsid) == device
+    }
+
+    /// Whether macvtaps on it stand on a device of another network namespace: it is a macvlan that
+    /// came from there, as a container has that is a node.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        is_macvlan(&self.link) && below_macvlan(&self.link).is_none()
     }
 
     fn because(&self, reason: Reason) -> Ineligible {

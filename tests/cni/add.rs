@@ -1,7 +1,13 @@
 //! ADD as it has to be: the interface, its tap, the result.
 
-use kit::netns::{
-    Host, IFNAME, LOWER, Node, device_id, device_id_in, owner, tap, tap_exists, tap_number,
+use std::time::Duration;
+
+use kit::{
+    netns::{
+        Host, IFNAME, LOWER, Node, device_id, device_id_in, owner, tap, tap_exists, tap_number,
+        taps::{arrives, far_tap, open, send},
+    },
+    switch::{VM, broadcast},
 };
 use macvtap::types::device_id::original_link_name;
 use serde_json::{Value, json};
@@ -14,6 +20,36 @@ fn attached(pod: &Host) -> Value {
 fn has_flag(link: &Value, flag: &str) -> bool {
     let flags = link["flags"].as_array().unwrap();
     flags.iter().any(|found| found == flag)
+}
+
+/// A node that is a container, with a macvlan of the machine below: the index of the device that
+/// this stands on is another device's on the node.
+#[test]
+fn on_a_macvlan_whose_lower_device_is_in_another_netns() {
+    let (machine, node, pod) = (Node::new(), Node::new(), Host::new());
+    let index = |node: &Node| node.host.link(LOWER).unwrap()["ifindex"].clone();
+    assert_eq!(index(&machine), index(&node), "the indexes collide");
+    let host = &machine.host;
+    host.ip(&format!(
+        "link add up0 link {LOWER} type macvlan mode bridge"
+    ));
+    host.ip(&format!("link set up0 netns {}", node.host.path()));
+    node.host.ip("link set up0 up");
+    let number = tap_number();
+    let id = format!("dataplaneMvp7@up0:bridge:{number}");
+    let call = node.cni(&pod, json!({"deviceID": id})).added();
+    let [right, wrong] = [far_tap(&machine), far_tap(&node)];
+    let frame = broadcast(VM);
+    send(&open(number), &frame);
+    assert!(arrives(&right, &frame, Duration::from_secs(2)));
+    assert!(!arrives(&wrong, &frame, Duration::from_millis(100)));
+    call.succeed("CHECK");
+    let (_, msg) = call
+        .clone()
+        .with("deviceID", device_id(number))
+        .fail("CHECK");
+    assert!(msg.contains("not on lower device"), "{msg}");
+    call.succeed("DEL");
 }
 
 #[test]
