@@ -24,7 +24,7 @@ impl Limits {
     pub fn read(interface: &Interface<'_>, socket: &mut Socket) -> Result<Self> {
         let qdiscs = socket.qdiscs()?;
         let [ingress, egress] = shaping::shapes(&qdiscs, interface.index).map(Option::<&_>::cloned);
-        let (security, dropped) = match interface.security()? {
+        let (security, dropped) = match interface.visible_security()? {
             Some((description, counters)) => (Some(description), counters),
             None => by_program(&qdiscs, interface, socket)?,
         };

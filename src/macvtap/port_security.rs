@@ -29,6 +29,11 @@ pub struct Interface<'a> {
 
 /// What to do about a filter that is too long.
 const FEWER_RULES: &str = "list fewer MACs, VLANs and addresses, or prefixes in place of addresses";
+/// What a filter says of itself, and what it dropped by reason.
+type InForce = (Description, Vec<Counter>);
+
+/// Stands for security that may be in force.
+const UNREADABLE: &str = "unknown without CAP_NET_ADMIN";
 
 /// By what a filter is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +137,26 @@ impl<'a> Interface<'a> {
     }
 
     /// The security that is in force, and what was dropped by reason; none if none is.
-    pub fn security(&self) -> Result<Option<(Description, Vec<Counter>)>> {
+    pub fn security(&self) -> Result<Option<InForce>> {
+        match self.read_security()? {
+            Err(error) if !is_lacking(&error) => Err(error.into()),
+            read => Ok(read.ok().flatten()),
+        }
+    }
+
+    /// The same for the inventory, which needs no right: the kernel shows tables to
+    /// `CAP_NET_ADMIN` alone.
+    pub fn visible_security(&self) -> Result<Option<InForce>> {
+        match self.read_security()? {
+            Err(error) if error.errno() == Some(Errno::EPERM) => {
+                Ok(Some((Description::parse(UNREADABLE), Vec::new())))
+            }
+            Err(error) if !is_lacking(&error) => Err(error.into()),
+            read => Ok(read.ok().flatten()),
+        }
+    }
+
+    fn read_security(&self) -> Result<Result<Option<InForce>, NetlinkError>> {
         let name = table_name(self.name);
         let read = |mut nft: Nft| {
             let tables = nft.tables()?;
@@ -141,10 +165,7 @@ impl<'a> Interface<'a> {
             };
             Ok(Some((Description::parse(&comment), nft.counters(&name)?)))
         };
-        match self.nft()?.and_then(read) {
-            Err(error) if !is_lacking(&error) => Err(error.into()),
-            other => Ok(other.ok().flatten()),
-        }
+        Ok(self.nft()?.and_then(read))
     }
 
     fn nft(&self) -> Result<Result<Nft, NetlinkError>> {
