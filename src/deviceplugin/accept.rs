@@ -4,21 +4,15 @@ use std::{
     future::poll_fn,
     io,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use log::warn;
-use tokio::time::sleep;
+use tokio::time::sleep_until;
 
-/// The time after a failure until the next attempt. The connection still waits then, so that an
-/// attempt at once would fail in the same way, at full speed.
-const BACK_OFF: Duration = Duration::from_millis(500);
+use crate::host::accept_pause::AcceptPause;
 
 /// Accepts the connections of a listener.
 #[derive(Debug, Default)]
-pub struct Acceptor {
-    failing: bool,
-}
+pub struct Acceptor(AcceptPause);
 
 impl Acceptor {
     /// The next connection, by the listener's `poll_accept`. Nothing is lost if the future is
@@ -30,16 +24,10 @@ impl Acceptor {
         loop {
             match poll_fn(&mut poll_accept).await {
                 Ok(connection) => {
-                    self.failing = false;
+                    self.0.end();
                     return connection;
                 }
-                Err(error) => {
-                    if !self.failing {
-                        warn!(error:%; "cannot accept connections; retrying");
-                    }
-                    self.failing = true;
-                    sleep(BACK_OFF).await;
-                }
+                Err(error) => sleep_until(self.0.begin(&error).into()).await,
             }
         }
     }
@@ -50,6 +38,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::host::accept_pause::PAUSE;
 
     #[test]
     fn waits_after_a_failure() {
@@ -62,7 +51,7 @@ mod tests {
                 Poll::Ready(again.then_some(()).ok_or(io::ErrorKind::Other.into()))
             };
             Acceptor::default().accept(poll_accept).await;
-            assert!(start.elapsed() >= BACK_OFF);
+            assert!(start.elapsed() >= PAUSE);
         });
     }
 }

@@ -20,7 +20,8 @@ use crate::{
 pub struct CheckpointFile {
     path: PathBuf,
     id: Option<FileId>,
-    failed: bool,
+    /// Why it could not be read the last time; empty if it could.
+    last_error: String,
     allocations: Vec<Allocation>,
 }
 
@@ -31,7 +32,7 @@ impl CheckpointFile {
         Self {
             path: kubelet_dir.join(checkpoint::FILE),
             id: None,
-            failed: false,
+            last_error: String::new(),
             allocations: Vec::new(),
         }
     }
@@ -39,15 +40,17 @@ impl CheckpointFile {
     /// Whether there is one that was read.
     #[must_use]
     pub fn exists(&self) -> bool {
-        self.id.is_some() && !self.failed
+        self.id.is_some() && self.last_error.is_empty()
     }
 
     /// The allocations now. One that cannot be read leaves the former ones.
     pub fn read(&mut self) -> &[Allocation] {
         if let Err(error) = self.try_read() {
-            self.failed = true;
             let error = format!("{error:#}");
-            warn!(error; "cannot read the kubelet's checkpoint; former allocations stay");
+            if self.last_error != error {
+                warn!(error = error.as_str(); "cannot read the kubelet's checkpoint; former allocations stay");
+                self.last_error = error;
+            }
         }
         &self.allocations
     }
@@ -60,18 +63,20 @@ impl CheckpointFile {
 
     fn try_read(&mut self) -> Result<()> {
         let id = FileId::of(&self.path)?;
-        if id == self.id {
+        if id == self.id && self.last_error.is_empty() {
             return Ok(());
         }
+        self.allocations = match id {
+            None => Vec::new(),
+            Some(_) => {
+                let bytes = fs::read(&self.path);
+                let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
+                checkpoint::allocations(&bytes, NAMESPACE)?
+            }
+        };
+        // Not before: what failed is tried again at the next call.
         self.id = id;
-        if id.is_none() {
-            self.allocations.clear();
-            return Ok(());
-        }
-        let bytes = fs::read(&self.path);
-        let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
-        self.allocations = checkpoint::allocations(&bytes, NAMESPACE)?;
-        self.failed = false;
+        self.last_error.clear();
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 
 mod accept;
 mod attachment_limits;
+mod back_off;
 mod checkpoint_file;
 pub mod config;
 mod config_selector;

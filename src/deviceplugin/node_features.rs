@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +10,7 @@ use anyhow::{Context, Result};
 use log::{info, warn};
 
 use crate::{
-    host::files,
+    host::{file_id::FileId, files},
     macvtap::{discovery::Discovery, lower::LowerDevice},
     netlink::Link,
     types::device_id::NAMESPACE,
@@ -19,40 +18,51 @@ use crate::{
 
 /// The name of the file in the directory of feature files.
 const NAME: &str = "macvtap";
-/// Where the file is written before it has its name. node-feature-discovery skips hidden files.
-const TEMPORARY: &str = ".macvtap.tmp";
 
 /// The feature file. It is removed when this is dropped: without a device plugin the node can
 /// attach nothing.
 pub struct NodeFeatures {
-    dir: PathBuf,
-    /// What was written last.
+    path: PathBuf,
+    /// What is to be in it; none before the first update.
     text: Option<String>,
+    /// What was written last, and the file that it was written to.
+    written: Option<(String, FileId)>,
     last_error: String,
 }
 
 impl NodeFeatures {
     /// A file in this directory, which is written by [`Self::update`].
     #[must_use]
-    pub fn new(dir: PathBuf) -> Self {
+    pub fn new(dir: &Path) -> Self {
         Self {
-            dir,
+            path: dir.join(NAME),
             text: None,
+            written: None,
             last_error: String::new(),
         }
     }
 
     /// Writes which lower devices macvtaps can be made on now, if they are others than before.
     pub fn update(&mut self, links: &[Link], configured: &BTreeSet<&str>) {
-        let text = features(links, configured);
-        if self.text.as_ref() == Some(&text) {
+        self.text = Some(features(links, configured));
+        self.write();
+    }
+
+    /// Writes the file if it is missing, or if what is to be in it was not written yet. To be
+    /// called from time to time.
+    pub fn write(&mut self) {
+        let written = self.written.as_ref().map(|(text, _)| text);
+        let Some(text) = self.text.as_ref() else {
+            return;
+        };
+        if written == Some(text) && self.path.exists() {
             return;
         }
-        match write(&self.dir, &text) {
-            Ok(()) => {
-                info!(directory:% = self.dir.display(), lower_devices = text.lines().count(); "node features written");
+        match write(&self.path, text) {
+            Ok(file) => {
+                info!(file:% = self.path.display(), lower_devices = text.lines().count(); "node features written");
                 self.last_error.clear();
-                self.text = Some(text);
+                self.written = Some((text.clone(), file));
             }
             Err(error) => {
                 let error = format!("{error:#}");
@@ -67,18 +77,21 @@ impl NodeFeatures {
 
 impl Drop for NodeFeatures {
     fn drop(&mut self) {
-        if self.text.is_some()
-            && let Err(error) = files::remove(&self.dir.join(NAME))
+        let own = self.written.as_ref().map(|(_, file)| *file);
+        let found = FileId::of(&self.path).ok().flatten();
+        // Another device plugin may have written its own meanwhile.
+        if found.is_some()
+            && found == own
+            && let Err(error) = files::remove(&self.path)
         {
             warn!(error = format!("{error:#}"); "node features not removed");
         }
     }
 }
 
-fn write(dir: &Path, text: &str) -> Result<()> {
-    let (temporary, path) = (dir.join(TEMPORARY), dir.join(NAME));
-    fs::write(&temporary, text).with_context(|| format!("writing {}", temporary.display()))?;
-    fs::rename(&temporary, &path).with_context(|| format!("writing {}", path.display()))
+fn write(path: &Path, text: &str) -> Result<FileId> {
+    files::replace(path, text.as_bytes())?;
+    FileId::of(path)?.with_context(|| format!("{} vanished", path.display()))
 }
 
 /// A line for each NIC, bond and VLAN interface, and each lower device that the configuration

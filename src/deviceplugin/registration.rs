@@ -6,13 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The time until the next attempt after each failure in a row.
-const BACK_OFF: [Duration; 4] = [
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-];
+use super::back_off::BackOff;
+
 /// How long the kubelet may take to open the stream after its answer, and how long a stream has
 /// to last to count as a success.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,7 +17,7 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct RegistrationState {
     phase: Phase,
     streams: u32,
-    failures: usize,
+    back_off: BackOff,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +39,7 @@ impl RegistrationState {
         Self {
             phase: Phase::Due(now),
             streams: 0,
-            failures: 0,
+            back_off: BackOff::default(),
         }
     }
 
@@ -122,7 +117,7 @@ impl RegistrationState {
     /// Starts over: the kubelet restarted, or the socket is another one.
     pub fn restart(&mut self, now: Instant) {
         self.phase = Phase::Due(now);
-        self.failures = 0;
+        self.back_off = BackOff::default();
     }
 
     /// Whether a stream of the kubelet is open.
@@ -132,8 +127,7 @@ impl RegistrationState {
     }
 
     fn fail(&mut self, now: Instant) {
-        self.phase = Phase::Due(now + BACK_OFF[self.failures.min(BACK_OFF.len() - 1)]);
-        self.failures += 1;
+        self.phase = Phase::Due(self.back_off.fail(now));
     }
 }
 

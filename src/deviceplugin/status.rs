@@ -15,6 +15,7 @@ use tokio::{
     time::{sleep_until, timeout, timeout_at},
 };
 
+use super::accept::Acceptor;
 use crate::{
     host::{
         control_socket::{self, Connection, Server, SocketFile},
@@ -35,6 +36,7 @@ const BIND_INTERVAL: Duration = Duration::from_secs(1);
 pub struct StatusServer {
     dir: PathBuf,
     listener: Option<(UnixListener, SocketFile)>,
+    acceptor: Acceptor,
     check_at: Instant,
     last_error: String,
 }
@@ -46,6 +48,7 @@ impl StatusServer {
         let mut socket = Self {
             dir: control_socket::dir_in(kubelet_dir),
             listener: None,
+            acceptor: Acceptor::default(),
             check_at: Instant::now(),
             last_error: String::new(),
         };
@@ -69,15 +72,12 @@ impl StatusServer {
                 self.check();
                 continue;
             };
-            match timeout_at(check_at, listener.accept()).await {
-                Ok(Ok((client, _))) if control_socket::is_root(&client) => return client,
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    self.warn(&format!("accepting a connection: {error}"));
-                    // Too many descriptors are open: the client would only be reported again.
-                    self.check_at = Instant::now() + BIND_INTERVAL;
-                    sleep_until(self.check_at.into()).await;
-                }
+            let accepted = self
+                .acceptor
+                .accept(|context| listener.poll_accept(context));
+            match timeout_at(check_at, accepted).await {
+                Ok((client, _)) if control_socket::is_root(&client) => return client,
+                Ok(_) => {}
                 Err(_) => self.check(),
             }
         }

@@ -13,6 +13,7 @@ use log::{debug, error, info, warn};
 use tokio::sync::mpsc;
 
 use super::{
+    back_off::Retry,
     config::{Configuration, ResourceConfig},
     device_list::{self, DeviceList, ListedDevice, Plan},
     event::{EventSender, ResourceEvent},
@@ -75,6 +76,10 @@ pub struct Supervisor {
     /// Which entries choose no lower device, as was logged.
     unselected: Vec<String>,
     vlans: Vlans,
+    /// When what failed is tried again, unless something happens before.
+    retry: Retry,
+    /// Whether links, addresses or routes could not be listed.
+    list_failed: bool,
     /// The links that discovery skips, with the reasons that were logged.
     skipped: BTreeMap<String, String>,
     host_access: HostAccess,
@@ -118,12 +123,14 @@ impl Supervisor {
             stopping: Vec::new(),
             sockets_changed: false,
             unselected: Vec::new(),
-            vlans: Vlans::default(),
+            vlans: Vlans::new(kubelet_dir),
+            retry: Retry::default(),
+            list_failed: false,
             skipped: BTreeMap::new(),
             host_access: HostAccess::default(),
             learning,
             nri: None,
-            features: settings.feature_dir.clone().map(NodeFeatures::new),
+            features: settings.feature_dir.as_deref().map(NodeFeatures::new),
             kubelet_restarts: 0,
             link_resyncs: 0,
         };
@@ -159,6 +166,12 @@ impl Supervisor {
     /// Does what is due: serves, registers, stops what is not offered any more.
     pub async fn run_due(&mut self) {
         self.learning.run_due(Instant::now());
+        if self.retry.is_due(Instant::now()) {
+            self.vlans.try_again();
+            self.links_changed();
+        }
+        let fails = self.list_failed || self.vlans.is_pending();
+        self.retry.note(fails, Instant::now());
         join_all(self.stopping.drain(..).map(Resource::stop)).await;
         let new_kubelet = self.has_new_kubelet();
         let sockets_changed = mem::take(&mut self.sockets_changed);
@@ -175,7 +188,8 @@ impl Supervisor {
     /// When [`Self::run_due`] has to be called, if nothing happens before.
     pub fn deadline(&self) -> Instant {
         let deadlines = self.resources.values().filter_map(Resource::deadline);
-        let next = deadlines.chain(self.learning.deadline()).min();
+        let others = self.learning.deadline().into_iter();
+        let next = deadlines.chain(others).chain(self.retry.deadline()).min();
         next.unwrap_or_else(|| Instant::now() + MAX_IDLE)
     }
 
@@ -192,6 +206,9 @@ impl Supervisor {
     /// Handles a change in the kubelet's directory, or some time without one.
     pub fn directory_changed(&mut self) {
         self.sockets_changed = true;
+        if let Some(features) = &mut self.features {
+            features.write();
+        }
         if self.node.refresh() {
             self.plan();
             self.reconcile();
@@ -274,11 +291,13 @@ impl Supervisor {
             Ok(links) => {
                 self.link_resyncs += 1;
                 self.links = links;
+                self.list_failed = false;
                 self.read_facts();
                 self.discover();
                 self.reconcile();
             }
             Err(error) => {
+                self.list_failed = true;
                 error!(error:% = format!("{error:#}"); "cannot list links; keeping the former list");
             }
         }
@@ -292,6 +311,7 @@ impl Supervisor {
         match node_facts::read(&mut self.netlink, &self.links, &self.configuration) {
             Ok(facts) => self.facts = facts,
             Err(error) => {
+                self.list_failed = true;
                 error!(error:%; "cannot list addresses and routes; keeping the former ones");
             }
         }

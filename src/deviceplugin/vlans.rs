@@ -1,25 +1,51 @@
 //! The VLAN interfaces that resources are on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Error};
 use log::warn;
 
 use super::config::ResourceConfig;
 use crate::{
-    macvtap::sub_interface::{Maker, SubInterface, delete_unused},
+    host::{control_socket, process_lock::ProcessLock},
+    macvtap::sub_interface::{Maker, SubInterface, delete_unused, is_used},
     netlink::{Link, Socket},
 };
 
+/// The lock of the device plugin that makes them.
+const LOCK: &str = "vlans.lock";
+
 /// The VLAN interfaces of the resources, and those of former configurations while pods hold their
 /// devices.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Vlans {
     by_name: BTreeMap<String, SubInterface>,
+    /// One device plugin of a node makes and removes them. Of two, each would remove what the
+    /// other makes.
+    lock: ProcessLock,
+    /// Those that could not be removed, by index, until it is time to try again: trying causes
+    /// link events, which would have us try again at once.
+    postponed: BTreeSet<u32>,
     errors: Vec<String>,
+    is_locked_out: bool,
 }
 
 impl Vlans {
+    /// None yet, on the node with this kubelet's directory.
+    #[must_use]
+    pub fn new(kubelet_dir: &Path) -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            lock: ProcessLock::new(control_socket::dir_in(kubelet_dir), LOCK),
+            postponed: BTreeSet::new(),
+            errors: Vec::new(),
+            is_locked_out: false,
+        }
+    }
+
     /// Takes note of those of `resources`, and forgets those whose name is not in `used` any more.
     pub fn update<'a>(
         &mut self,
@@ -37,8 +63,18 @@ impl Vlans {
     /// Makes those that are missing, and removes those that this program made whose name is not in
     /// `used` any more. Lists the links again after it made one.
     pub fn reconcile(&mut self, host: &mut Socket, links: &mut Vec<Link>, used: &BTreeSet<&str>) {
+        let missing: Vec<SubInterface> = self.missing(links).cloned().collect();
+        self.is_locked_out = false;
+        if missing.is_empty() && self.unused(links, used).is_empty() {
+            return self.report(&[]);
+        }
+        if let Err(error) = self.lock.take() {
+            self.is_locked_out = true;
+            let error = error.context("VLAN interfaces are left to another device plugin");
+            let errors = (!missing.is_empty()).then_some(error);
+            return self.report(errors.as_slice());
+        }
         let mut errors = Vec::new();
-        let missing: Vec<&SubInterface> = self.missing(links).collect();
         for vlan in &missing {
             errors.extend(vlan.ensure(host, Maker::DevicePlugin).err());
         }
@@ -48,12 +84,37 @@ impl Vlans {
                 Err(error) => errors.push(error),
             }
         }
-        let made = |link: &&Link| Maker::DevicePlugin.made(link) && link.vlan.is_some();
-        let ours = links.iter().filter(made);
-        for link in ours.filter(|link| !used.contains(link.name.as_str())) {
-            errors.extend(delete_unused(host, link, Maker::DevicePlugin).err());
+        for link in self.unused(links, used) {
+            let deleted = delete_unused(host, link, Maker::DevicePlugin);
+            if !matches!(deleted, Ok(true)) {
+                self.postponed.insert(link.index);
+            }
+            errors.extend(deleted.err());
         }
         self.report(&errors);
+    }
+
+    /// Those that this program made whose name is not in `used`, and on which nothing of this
+    /// network namespace stands.
+    fn unused<'a>(&self, links: &'a [Link], used: &BTreeSet<&str>) -> Vec<&'a Link> {
+        let unused = links.iter().filter(|link| {
+            Maker::DevicePlugin.made(link)
+                && link.vlan.is_some()
+                && !used.contains(link.name.as_str())
+                && !self.postponed.contains(&link.index)
+                && !is_used(links, link.index, None)
+        });
+        unused.collect()
+    }
+
+    /// Whether something is left to do that no event may announce.
+    pub fn is_pending(&self) -> bool {
+        self.is_locked_out || !self.errors.is_empty() || !self.postponed.is_empty()
+    }
+
+    /// It is time to try again what could not be removed.
+    pub fn try_again(&mut self) {
+        self.postponed.clear();
     }
 
     /// Logs what was no error before.
@@ -125,7 +186,7 @@ mod tests {
 
     #[test]
     fn one_is_made_again_while_a_pod_holds_a_device_on_it() {
-        let mut vlans = Vlans::default();
+        let mut vlans = Vlans::new(Path::new("/nonexistent"));
         let eth0 = [link(2, "eth0", None)];
         vlans.update([resource("eth0.100", 100)].iter(), &["eth0.100"].into());
         assert_eq!(missing(&vlans, &eth0), ["VLAN 100 of eth0"]);
@@ -146,7 +207,7 @@ mod tests {
 
     #[test]
     fn one_with_a_name_of_the_nodes_own_is_waited_for() {
-        let mut vlans = Vlans::default();
+        let mut vlans = Vlans::new(Path::new("/nonexistent"));
         vlans.update([resource("storage", 100)].iter(), &["storage"].into());
         let eth0 = link(2, "eth0", None);
         assert!(missing(&vlans, std::slice::from_ref(&eth0)).is_empty());

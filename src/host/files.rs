@@ -1,19 +1,41 @@
 //! What is done to files in more than one place.
 
 use std::{
-    fs::{self, File},
-    io::{self, ErrorKind},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File, Permissions},
+    io::{self, ErrorKind, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
 use anyhow::{Context, Result};
 use nix::fcntl::OFlag;
+use tempfile::Builder;
 
 /// Opens a file for reading, with more flags of `open(2)`.
 pub fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).custom_flags(flags.bits()).open(path)
+}
+
+/// Makes a file have this content, and every user be able to read it. Who reads it meanwhile finds
+/// the former one or this, whole. Not written if it has it.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|found| found == content) {
+        return Ok(());
+    }
+    let written = || {
+        let dir = path.parent().context("it has no directory")?;
+        let mut builder = Builder::new();
+        // Hidden: some look at all files of a directory.
+        builder.prefix(".macvtap");
+        let mut file = builder.tempfile_in(dir)?;
+        file.write_all(content)?;
+        file.as_file()
+            .set_permissions(Permissions::from_mode(0o644))?;
+        file.persist(path)?;
+        anyhow::Ok(())
+    };
+    written().with_context(|| format!("writing {}", path.display()))
 }
 
 /// Removes a file, if it is there.
@@ -30,4 +52,32 @@ pub fn remove(path: &Path) -> Result<()> {
 fn is_absent(path: &Path) -> bool {
     let found = fs::symlink_metadata(path);
     found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_only_if_its_content_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let inode = || fs::metadata(&path).unwrap().ino();
+        replace(&path, b"one").unwrap();
+        let first = inode();
+        replace(&path, b"one").unwrap();
+        assert_eq!(inode(), first);
+        // Kept open, so that its inode is not used again.
+        let _before = File::open(&path).unwrap();
+        replace(&path, b"two").unwrap();
+        assert_ne!(inode(), first);
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        let mode = fs::metadata(&path).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o644);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let error = replace(&dir.path().join("missing/file"), b"").unwrap_err();
+        assert!(format!("{error:#}").contains("missing/file"), "{error:#}");
+    }
 }

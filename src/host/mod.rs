@@ -1,5 +1,6 @@
 //! The machine that the program runs on: network namespaces, taps, files, sockets.
 
+pub(crate) mod accept_pause;
 pub(crate) mod char_device;
 pub mod container;
 pub mod control_socket;
@@ -12,6 +13,7 @@ pub(crate) mod logging;
 pub mod netns;
 pub mod nri_query;
 pub mod packet;
+pub(crate) mod process_lock;
 pub(crate) mod program;
 pub mod signals;
 pub mod stdout;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::{
+        accept_pause::AcceptPause,
         control_socket::{self, BindError, Connection, RUN_DIR, Server},
         files,
         netns::Netns,
@@ -109,6 +110,7 @@ fn receive(mut connection: Connection) -> Result<Option<String>> {
 /// The sockets on which the device plugin is queried.
 pub struct Listener {
     servers: Vec<(PathBuf, Option<Server>)>,
+    pause: AcceptPause,
 }
 
 impl Listener {
@@ -118,6 +120,7 @@ impl Listener {
         let servers = dirs.into_iter().map(|dir| (dir, None));
         Self {
             servers: servers.collect(),
+            pause: AcceptPause::default(),
         }
     }
 
@@ -149,40 +152,51 @@ impl Listener {
     }
 
     /// Answers those who wait: why the runtime does not ask, or that it does.
-    pub fn answer(&self, obstacle: Option<&str>) {
-        for server in self
-            .servers
-            .iter()
-            .filter_map(|(_, server)| server.as_ref())
-        {
-            while let Ok(Some(mut connection)) = server.accept() {
-                let message = ReplyMessage {
-                    version: VERSION,
-                    obstacle: obstacle.map(str::to_owned),
-                };
-                if let Err(error) = connection.send(&message, Instant::now() + ANSWER_TIMEOUT) {
-                    debug!(error:% = format!("{error:#}"); "ADD did not wait for the answer");
-                }
+    pub fn answer(&mut self, obstacle: Option<&str>) {
+        if self.pause.until().is_some() {
+            return;
+        }
+        let servers = self.servers.iter();
+        for server in servers.filter_map(|(_, server)| server.as_ref()) {
+            if let Err(error) = answer(server, obstacle) {
+                self.pause.begin(&format_args!("{error:#}"));
+                return;
             }
         }
+        self.pause.end();
     }
 
-    /// The sockets, to wait for.
+    /// The sockets, to wait for; none while no connection can be accepted.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let servers = self
-            .servers
-            .iter()
-            .filter_map(|(_, server)| server.as_ref());
+        let servers = self.servers.iter();
+        let accepting = self.pause.until().is_none();
+        let servers = servers.filter_map(move |(_, server)| server.as_ref().filter(|_| accepting));
         servers.map(AsFd::as_fd)
     }
+
+    /// Until when no connection can be accepted; none if they can.
+    #[must_use]
+    pub fn paused_until(&self) -> Option<Instant> {
+        self.pause.until()
+    }
+}
+
+fn answer(server: &Server, obstacle: Option<&str>) -> Result<()> {
+    while let Some(mut connection) = server.accept()? {
+        let message = ReplyMessage {
+            version: VERSION,
+            obstacle: obstacle.map(str::to_owned),
+        };
+        if let Err(error) = connection.send(&message, Instant::now() + ANSWER_TIMEOUT) {
+            debug!(error:% = format!("{error:#}"); "ADD did not wait for the answer");
+        }
+    }
+    Ok(())
 }
 
 /// Notes that the pods of this kubelet's node get taps by NRI.
 pub fn mark(kubelet_dir: &Path) -> Result<()> {
-    let write = |marker: &Path| {
-        let text = kubelet_dir.as_os_str().as_bytes();
-        fs::write(marker, text).with_context(|| format!("writing {}", marker.display()))
-    };
+    let write = |marker: &Path| files::replace(marker, kubelet_dir.as_os_str().as_bytes());
     control_socket::make_private_dir(&control_socket::dir_in(kubelet_dir))?;
     // There may be no such directory.
     if let Err(error) = remove_stale_markers().and_then(|()| write(&shared_marker()?)) {

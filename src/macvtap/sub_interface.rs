@@ -262,10 +262,14 @@ fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
     if addresses.iter().any(|found| is_own(found.address.ip)) {
         return Ok(false);
     }
+    // A hold is an event for all who follow the links.
+    if is_used(&host.links()?, index, None) {
+        return Ok(false);
+    }
     let Some(holder) = hold(host, index)? else {
         return Ok(false);
     };
-    if is_used(&host.links()?, index, holder) {
+    if is_used(&host.links()?, index, Some(holder)) {
         host.delete(holder)?;
         return Ok(false);
     }
@@ -283,8 +287,9 @@ fn is_own(address: IpAddr) -> bool {
 }
 
 /// Whether another interface than `holder` stands on it, or it is the port of one.
-fn is_used(links: &[Link], index: u32, holder: u32) -> bool {
-    let stands = |link: &Link| link.lower_here() == Some(index) && link.index != holder;
+#[must_use]
+pub fn is_used(links: &[Link], index: u32, holder: Option<u32>) -> bool {
+    let stands = |link: &Link| link.lower_here() == Some(index) && Some(link.index) != holder;
     let is_port = |link: &Link| link.index == index && link.master.is_some();
     links.iter().any(|link| stands(link) || is_port(link))
 }
@@ -432,16 +437,16 @@ mod tests {
             ..link(9, "mvu4")
         };
         let eth = || [link(2, "eth0"), vlan(4, "eth0.100", 100, 2), hold.clone()].to_vec();
-        assert!(!is_used(&eth(), 4, 9));
+        assert!(!is_used(&eth(), 4, Some(9)));
         let mut stacked = eth();
         stacked.push(vlan(5, "eth0.100.7", 7, 4));
-        assert!(is_used(&stacked, 4, 9));
+        assert!(is_used(&stacked, 4, Some(9)));
         // An index of another network namespace.
         stacked[3].lower_nsid = Some(0);
-        assert!(!is_used(&stacked, 4, 9));
+        assert!(!is_used(&stacked, 4, Some(9)));
         let mut port = eth();
         port[1].master = Some(3);
-        assert!(is_used(&port, 4, 9));
+        assert!(is_used(&port, 4, Some(9)));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        fs::MetadataExt,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -533,6 +536,88 @@ fn it_connects_again_when_it_was_refused_or_the_runtime_comes_back() {
     wait_until("it is ready again", || {
         plugin.log().matches("NRI is ready").count() == 2
     });
+}
+
+/// A runtime that cannot take plugins now: each connection costs both, and each marker a write.
+#[test]
+fn a_runtime_that_closes_each_connection_is_not_overrun() {
+    let (node, runtime) = (Node::new(), Runtime::new());
+    let _plugin = runtime.plugin(&node);
+    drop(runtime.accept());
+    let marker = runtime.dir.path().join(".macvtap/nri");
+    let written = || {
+        let metadata = std::fs::metadata(&marker).unwrap();
+        (metadata.ino(), metadata.modified().unwrap())
+    };
+    let before = written();
+    let (start, mut connections) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(2) {
+        connections += usize::from(runtime.listener.accept().is_ok());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!((1..5).contains(&connections), "{connections}");
+    assert_eq!(written(), before);
+    // A runtime that starts is not kept waiting.
+    std::fs::remove_file(&runtime.path).unwrap();
+    let runtime = Runtime {
+        listener: listen(&runtime.path),
+        ..runtime
+    };
+    runtime.ready();
+}
+
+/// `prlimit` for the device plugin: it can open nothing more.
+fn limit_descriptors(plugin: &Plugin, limit: &str) {
+    let mut command = std::process::Command::new("prlimit");
+    let id = plugin.id().to_string();
+    command.args(["--pid", &id, &format!("--nofile={limit}:")]);
+    assert!(command.status().unwrap().success());
+}
+
+/// Most containers of a node have nothing to do with macvtap.
+#[test]
+fn what_is_not_known_of_a_pod_does_not_keep_its_containers_from_being_created() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, _) = attached(&node, &pod);
+    limit_descriptors(&plugin, "3");
+    let without = connection.create(&sandbox(&pod.path()), &container("a"));
+    assert!(without.unwrap().is_empty());
+    plugin.wait_for_log("taps of the pod not known");
+    limit_descriptors(&plugin, "1024");
+    // It is known by the time it starts.
+    let started = StateChangeEvent {
+        event: 6,
+        pod: Some(sandbox(&pod.path())),
+        container: Some(container("a")),
+    };
+    let response = connection.call("StateChange", started.encode_to_vec());
+    let message = response.status.unwrap().message;
+    assert!(
+        message.contains("would start without /dev/tap"),
+        "{message}"
+    );
+    let devices = connection.create(&sandbox(&pod.path()), &container("b"));
+    assert_eq!(devices.unwrap().len(), 1);
+}
+
+#[test]
+fn at_the_limit_of_descriptors_it_does_not_spin() {
+    let (node, runtime) = (Node::new(), Runtime::new());
+    let plugin = runtime.plugin(&node);
+    let _connection = runtime.ready();
+    plugin.wait_for_log("NRI is ready");
+    let dir = runtime.dir.path().join(".macvtap");
+    let mut names = kit::netns::names(&dir).into_iter();
+    let socket = names.find(|name| name.starts_with("nri-")).unwrap();
+    limit_descriptors(&plugin, "3");
+    let _waiting = UnixStream::connect(dir.join(socket)).unwrap();
+    plugin.wait_for_log("cannot accept connections");
+    let before = plugin.processor_time();
+    std::thread::sleep(Duration::from_secs(2));
+    let used = plugin.processor_time().saturating_sub(before);
+    assert!(used < Duration::from_millis(200), "{used:?}");
 }
 
 #[test]

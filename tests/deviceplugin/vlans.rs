@@ -1,10 +1,13 @@
 //! Resources in a VLAN of their lower device.
 
+use std::time::Duration;
+
 use kit::{
     kernel,
-    kubelet::WAIT_TIMEOUT,
+    kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{Host, LOWER, tap_of, wait_until},
 };
+use macvtap::deviceplugin::status;
 use serde_json::{Value, json};
 
 use super::{
@@ -178,6 +181,68 @@ fn after_a_reboot_no_vlan_is_made_that_has_no_entry() {
     let pod = Host::new();
     let (_, msg) = case.node.cni(&pod, json!({"deviceID": id})).fail("ADD");
     assert!(msg.contains("\"eth0.100\" does not exist"), "{msg}");
+}
+
+/// Trying to remove it causes link events.
+#[test]
+fn a_vlan_that_is_used_is_left_in_peace_until_it_is_not() {
+    let case = Case::new(&json!([in_vlan("a", 100)]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    case.on("a", "eth0.100");
+    let host = &case.node.host;
+    host.ip("link add link eth0.100 name inner type vlan id 7");
+    // A macvtap of a network namespace without a device plugin.
+    let pod = Host::new();
+    let netns = pod.path();
+    host.ip(&format!(
+        "link add link eth0.100 name out netns {netns} type macvlan mode bridge"
+    ));
+    case.configure(&json!([{"name": "b", "lowerDevice": LOWER}]));
+    case.on("b", LOWER);
+    let resyncs = || status::query(case.dir.path()).unwrap().link_resyncs;
+    for on_it in ["inner", "out"] {
+        std::thread::sleep(Duration::from_millis(300));
+        let before = resyncs();
+        std::thread::sleep(Duration::from_secs(2));
+        let after = resyncs();
+        assert!(after - before < 5, "{on_it}: {before} to {after}");
+        if on_it == "inner" {
+            host.ip("link delete inner");
+        }
+    }
+    pod.ip("link delete out");
+    wait_until("the VLAN is gone", || host.links() == [LOWER]);
+}
+
+/// At a move from one set of manifests to another.
+#[test]
+fn of_two_device_plugins_the_first_has_the_vlans() {
+    let mut case = Case::new(&json!([in_vlan("a", 100)]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    case.on("a", "eth0.100");
+    let index = |case: &Case, name| {
+        let link = case.node.host.link(name);
+        link.map(|link| link["ifindex"].clone())
+    };
+    let before = index(&case, "eth0.100");
+    let configuration = json!([{"name": "a", "lowerDevice": LOWER}, in_vlan("b", 200)]);
+    let second = Plugin::configured(&case.node.host, case.dir.path(), &configuration.to_string());
+    second.wait_for_log("another device plugin serves");
+    second.wait_for_log("VLAN interfaces are left to another device plugin");
+    for up in ["down", "up"] {
+        case.node.host.ip(&format!("link set {LOWER} {up}"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(index(&case, "eth0.100"), before);
+    assert_eq!(index(&case, "eth0.200"), None);
+    case.plugin.signal("TERM");
+    case.plugin.end();
+    let taken_over = || index(&case, "eth0.200").is_some() && index(&case, "eth0.100").is_none();
+    wait_until("the second has taken over", taken_over);
 }
 
 /// What stands in the way of the last use is reported once, however often it is tried.

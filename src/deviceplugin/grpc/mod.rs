@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod channel;
+mod connection;
 pub(crate) mod kubelet;
 pub mod pod_resources;
 pub(crate) mod server;

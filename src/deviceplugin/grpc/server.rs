@@ -11,16 +11,19 @@ use std::{
 
 use anyhow::{Context, Error, Result};
 use futures_util::stream::{self, Stream};
+use log::debug;
 use tokio::{
     io::AsyncReadExt,
     net::{UnixListener, UnixStream},
-    sync::{oneshot, watch},
+    sync::watch,
     task::JoinHandle,
+    time::timeout,
 };
 use tonic::transport::Server;
 
 use super::{
     api::device_plugin_server::DevicePluginServer,
+    connection::{Connection, Stage, reached},
     service::{PluginService, SentList},
 };
 use crate::{
@@ -28,8 +31,10 @@ use crate::{
     host::{file_id::FileId, files},
 };
 
-/// How long connections may take to close.
+/// How long connections may take to finish what they were asked.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long they may take to end after they were closed.
+const ABORT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why a socket cannot be served.
 #[derive(Debug)]
@@ -65,7 +70,7 @@ pub struct ResourceServer {
     file: FileId,
     /// The list that streams send; they end when it is dropped.
     list: watch::Sender<Arc<SentList>>,
-    stop: oneshot::Sender<()>,
+    stage: watch::Sender<Stage>,
     task: JoinHandle<()>,
 }
 
@@ -82,13 +87,13 @@ impl ResourceServer {
         let file = FileId::of(&path)?;
         let file = file.with_context(|| format!("{} vanished", path.display()))?;
         let (list, receiver) = watch::channel(list);
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(serve(listener, service(receiver), stopped));
+        let (stage, stages) = watch::channel(Stage::Serving);
+        let task = tokio::spawn(serve(listener, service(receiver), stages));
         Ok(Self {
             path,
             file,
             list,
-            stop,
+            stage,
             task,
         })
     }
@@ -113,23 +118,29 @@ impl ResourceServer {
         is_file(&self.path, self.file)
     }
 
-    /// Ends the streams, closes connections and removes the socket.
-    pub async fn stop(self) -> Result<()> {
+    /// Removes the socket, ends the streams and closes the connections.
+    pub async fn stop(mut self) -> Result<()> {
+        // First, for a device plugin that waits for our end. It may have bound its own already.
+        let removed = if self.is_intact() {
+            files::remove(&self.path)
+        } else {
+            Ok(())
+        };
         drop(self.list);
-        // The server may have ended by itself.
-        let _ = self.stop.send(());
-        let abort = self.task.abort_handle();
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.task)
-            .await
-            .is_err()
-        {
-            abort.abort();
+        let stages = [
+            (Stage::Stopping, CLOSE_TIMEOUT),
+            (Stage::Closed, ABORT_TIMEOUT),
+        ];
+        for (stage, limit) in stages {
+            // The server may have ended by itself.
+            self.stage.send_replace(stage);
+            if timeout(limit, &mut self.task).await.is_ok() {
+                return removed;
+            }
+            debug!(socket:% = self.path.display(), timeout:? = limit; "connections are still open");
         }
-        // Another process may have bound its own meanwhile.
-        if is_file(&self.path, self.file) {
-            files::remove(&self.path)?;
-        }
-        Ok(())
+        self.task.abort();
+        removed
     }
 }
 
@@ -137,15 +148,12 @@ fn is_file(path: &Path, file: FileId) -> bool {
     FileId::of(path).is_ok_and(|found| found == Some(file))
 }
 
-async fn serve(listener: UnixListener, service: PluginService, stopped: oneshot::Receiver<()>) {
+async fn serve(listener: UnixListener, service: PluginService, stages: watch::Receiver<Stage>) {
     let (events, generation) = (service.events.clone(), service.generation);
     let serving = Server::builder().serve_with_incoming_shutdown(
         DevicePluginServer::new(service),
-        incoming(listener),
-        async {
-            // Stopped, or its handle dropped: it ends either way.
-            let _ = stopped.await;
-        },
+        incoming(listener, stages.clone()),
+        reached(stages, Stage::Stopping),
     );
     let outcome = serving.await.context("serving the kubelet");
     events.send(ResourceEvent::ServerEnded {
@@ -155,12 +163,16 @@ async fn serve(listener: UnixListener, service: PluginService, stopped: oneshot:
 }
 
 /// The connections of a listener, for ever.
-fn incoming(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
-    let start = (listener, Acceptor::default());
-    stream::unfold(start, |(listener, mut acceptor)| async {
+fn incoming(
+    listener: UnixListener,
+    stages: watch::Receiver<Stage>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let start = (listener, Acceptor::default(), stages);
+    stream::unfold(start, |(listener, mut acceptor, stages)| async {
         let accepted = acceptor.accept(|context| listener.poll_accept(context));
-        let (connection, _) = accepted.await;
-        Some((Ok(connection), (listener, acceptor)))
+        let (stream, _) = accepted.await;
+        let connection = Connection::new(stream, stages.clone());
+        Some((Ok(connection), (listener, acceptor, stages)))
     })
 }
 
@@ -185,16 +197,14 @@ async fn bind(path: &Path) -> Result<UnixListener, StartError> {
 mod tests {
     use std::os::unix::net;
 
-    use futures_util::future::join;
-    use tokio::sync::mpsc;
+    use tokio::{sync::mpsc, time::Instant};
+
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
     use crate::deviceplugin::{event::EventSender, tap_only::TapOnly};
 
-    #[tokio::test]
-    async fn the_socket_of_a_successor_is_not_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.sock");
+    async fn server(path: &Path) -> ResourceServer {
         let events = EventSender::new("a", mpsc::unbounded_channel().0);
         let service = |list| PluginService {
             generation: 0,
@@ -203,13 +213,46 @@ mod tests {
             tap_only: TapOnly::start().unwrap(),
         };
         let list = Arc::new(SentList::default());
-        let server = ResourceServer::start(path.clone(), list, service).await;
-        let succeed = async {
-            fs::remove_file(&path).unwrap();
-            net::UnixListener::bind(&path).unwrap()
-        };
-        let (stopped, _successor) = join(server.unwrap().stop(), succeed).await;
-        stopped.unwrap();
+        let server = ResourceServer::start(path.to_owned(), list, service).await;
+        server.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_successor_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let server = server(&path).await;
+        fs::remove_file(&path).unwrap();
+        let _successor = net::UnixListener::bind(&path).unwrap();
+        server.stop().await.unwrap();
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn connections_without_a_request_are_closed_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let server = server(&path).await;
+        let idle = UnixStream::connect(&path).await.unwrap();
+        let start = Instant::now();
+        // The server sends the settings of HTTP/2 when it has accepted the connection.
+        idle.readable().await.unwrap();
+        server.stop().await.unwrap();
+        let took = start.elapsed();
+        assert!(took < CLOSE_TIMEOUT, "{took:?}");
+        assert!(!path.exists());
+        OtherServer(idle).ended().await;
+    }
+
+    #[tokio::test]
+    async fn connections_that_do_not_end_are_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let server = server(&path).await;
+        let mut hanging = UnixStream::connect(&path).await.unwrap();
+        hanging.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+        hanging.readable().await.unwrap();
+        server.stop().await.unwrap();
+        OtherServer(hanging).ended().await;
     }
 }

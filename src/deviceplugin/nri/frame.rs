@@ -27,8 +27,9 @@ const MESSAGE_HEADER: usize = 10;
 /// after a longer one.
 const MAX_SENT_FRAME: usize = 4096;
 /// Bytes of the longest message that is taken. containerd 1.7 sends the state of all pods in
-/// one message, several megabytes on a full node.
-const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// one message, several megabytes on a full node. The memory of the device plugin's container is
+/// limited, to 128 MiB by our manifests, and a message is decoded beside its bytes.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
 /// A ttrpc message.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Error, Result, ensure};
+use anyhow::{Error, Result};
 use log::{error, info, warn};
 use prost::Message as _;
 
@@ -12,7 +12,8 @@ use super::{
         ConfigureRequest, ConfigureResponse, Container, CreateContainerRequest, PodSandbox,
         Request, StateChangeEvent, SynchronizeRequest, SynchronizeResponse,
     },
-    container, taps,
+    container,
+    taps::{self, TapsError},
 };
 use crate::{host::tap, types::status::ContainerName};
 
@@ -39,7 +40,7 @@ const EVENTS: [i32; 3] = [
     event::START_CONTAINER,
     event::REMOVE_CONTAINER,
 ];
-/// The states of containers that may run: created, running, paused.
+/// The states of containers that may run: created, paused, running.
 const ALIVE: std::ops::RangeInclusive<i32> = 1..=3;
 
 /// Why a call failed: the status code, and what went wrong.
@@ -169,7 +170,13 @@ impl Service {
                 self.asked.insert(container.id);
                 Ok(answer)
             }
-            Err(error) => {
+            // Not noted as asked: it is looked at again before it starts.
+            Err(TapsError::Unknown(error)) => {
+                let text = format!("{error:#}");
+                warn!(pod = shown_pod, container = name, error = text; "taps of the pod not known: container gets none");
+                Ok(container::give(&[]).encode_to_vec())
+            }
+            Err(TapsError::OfPod(error)) => {
                 self.refused += 1;
                 let text = format!("{error:#}");
                 error!(pod = shown_pod, container = name, error = text; "container refused");
@@ -208,7 +215,7 @@ impl Service {
                 let taps = paths(&taps);
                 let text = format!(
                     "container {name} of pod {pod_name} would start without {taps}: it was created \
-                     while the device plugin was not connected"
+                     without them, as while the device plugin is not connected"
                 );
                 error!(pod = pod_name, container = name, taps; "container not started");
                 Err(CallError {
@@ -216,7 +223,7 @@ impl Service {
                     error: Error::msg(text).context("macvtap"),
                 })
             }
-            Err(error) => {
+            Err(TapsError::OfPod(error) | TapsError::Unknown(error)) => {
                 let text = format!("{error:#}");
                 warn!(pod = pod_name, container = name, error = text; "container not checked");
                 Ok(())
@@ -263,7 +270,7 @@ impl Service {
                 error!(pod = pod_name, container = name, taps; "container runs without its taps");
                 self.without.insert(container.id.clone(), text);
             }
-            Err(error) => {
+            Err(TapsError::OfPod(error) | TapsError::Unknown(error)) => {
                 let text = format!("{error:#}");
                 warn!(pod = pod_name, container = name, error = text; "container not checked");
             }
@@ -272,7 +279,7 @@ impl Service {
 }
 
 /// The taps that a container has to get and does not have.
-fn taps_for(pod: &PodSandbox, container: &Container) -> Result<Vec<container::Tap>> {
+fn taps_for(pod: &PodSandbox, container: &Container) -> Result<Vec<container::Tap>, TapsError> {
     if !container::gets_taps(pod, container) {
         return Ok(Vec::new());
     }
@@ -280,11 +287,12 @@ fn taps_for(pod: &PodSandbox, container: &Container) -> Result<Vec<container::Ta
         return Ok(Vec::new());
     };
     let taps = container::missing(container, taps::of_pod(&pod.uid, netns)?);
-    ensure!(
-        taps.is_empty() || !container::has_user_namespace(pod, container),
-        "a pod with a user namespace (hostUsers: false) cannot open its tap: \
-         the runtime keeps the owner of the host's node, which is not mapped in the pod"
-    );
+    if !taps.is_empty() && container::has_user_namespace(pod, container) {
+        return Err(TapsError::OfPod(Error::msg(
+            "a pod with a user namespace (hostUsers: false) cannot open its tap: \
+             the runtime keeps the owner of the host's node, which is not mapped in the pod",
+        )));
+    }
     Ok(taps)
 }
 

@@ -14,6 +14,7 @@ use log::{error, warn};
 use super::{service::Service, session::Session};
 use crate::{
     cli,
+    deviceplugin::back_off::BackOff,
     host::{
         control_socket,
         nri_query::{self, Listener},
@@ -25,10 +26,11 @@ use crate::{
 /// The time between attempts to connect while the runtime may be starting: it creates containers
 /// 60 ms after its socket appears.
 const FAST_RETRY_INTERVAL: Duration = Duration::from_millis(10);
-/// The time that a runtime may take to start after its connection or its directory changed.
+/// The time that a runtime may take to accept a connection after it ended, or after its socket
+/// appeared.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// The time between attempts to connect otherwise.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the runtime's socket is there, for the status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The service to the runtime, as long as this lives.
 pub struct Nri {
@@ -60,7 +62,8 @@ impl Nri {
             service: Service::default(),
             last_error: String::new(),
             retry_at: now,
-            fast_until: now + START_TIMEOUT,
+            fast_until: Some(now + START_TIMEOUT),
+            back_off: BackOff::default(),
             published: Arc::clone(&status),
         };
         let worker = Worker::start("nri", move |waiter| plugin.run(waiter))?;
@@ -97,7 +100,10 @@ struct Plugin {
     service: Service,
     last_error: String,
     retry_at: Instant,
-    fast_until: Instant,
+    /// Until when attempts to connect follow each other fast: until one succeeds, or it takes too
+    /// long.
+    fast_until: Option<Instant>,
+    back_off: BackOff,
     published: Arc<Mutex<NriStatus>>,
 }
 
@@ -149,6 +155,8 @@ impl Plugin {
             Ok(session) => {
                 self.service.begin();
                 self.session = Some(session);
+                // One that is closed again at once must not be followed by the next at once.
+                self.fast_until = None;
             }
             Err(error) => self.retry_after(format!("{error:#}")),
         }
@@ -162,23 +170,33 @@ impl Plugin {
     }
 
     fn drain_watch(&mut self, now: Instant) {
+        if self.watch.is_none() {
+            self.watch = watch(&self.socket);
+        }
         let mut buffer = [0; 4096];
-        let watch = self.watch.as_mut();
-        if watch.is_some_and(|watch| watch.read_events(&mut buffer).is_ok()) {
-            self.fast_until = now + START_TIMEOUT;
+        let events = self
+            .watch
+            .as_mut()
+            .map(|watch| watch.read_events(&mut buffer));
+        let Some(Ok(mut events)) = events else {
+            return;
+        };
+        // Without a name, events were lost.
+        let name = self.socket.file_name();
+        if events.any(|event| event.name.is_none() || event.name == name) {
+            self.fast_until = Some(now + START_TIMEOUT);
             self.retry_at = now;
         }
     }
 
     fn retry_after(&mut self, error: String) {
         let now = Instant::now();
-        let starting = now < self.fast_until;
-        let interval = if starting {
-            FAST_RETRY_INTERVAL
+        let starting = self.fast_until.is_some_and(|until| now < until);
+        self.retry_at = if starting {
+            now + FAST_RETRY_INTERVAL
         } else {
-            RETRY_INTERVAL
+            self.back_off.fail(now)
         };
-        self.retry_at = now + interval;
         if self.last_error != error {
             let socket = self.socket.display();
             warn!(socket:%, error = error.as_str(); "not connected to the container runtime");
@@ -194,6 +212,7 @@ impl Plugin {
             Ok(true) => {
                 if self.service.is_synchronized {
                     self.last_error.clear();
+                    self.back_off = BackOff::default();
                 }
                 return;
             }
@@ -201,7 +220,9 @@ impl Plugin {
             Err(error) => format!("{error:#}"),
         };
         self.session = None;
-        self.fast_until = Instant::now() + START_TIMEOUT;
+        if self.service.is_synchronized {
+            self.fast_until = Some(Instant::now() + START_TIMEOUT);
+        }
         self.retry_after(error);
     }
 
@@ -211,10 +232,16 @@ impl Plugin {
         let session = self.session.as_ref().map(Session::as_fd);
         let watch = self.watch.as_ref().map(Inotify::as_fd);
         let others = watch.into_iter().chain(self.listener.descriptors());
-        let pause = match session {
-            Some(_) => RETRY_INTERVAL,
-            None => self.retry_at.saturating_duration_since(Instant::now()),
+        let now = Instant::now();
+        let next = match session {
+            Some(_) => now + STATUS_INTERVAL,
+            None => self.retry_at.min(now + STATUS_INTERVAL),
         };
+        let next = self
+            .listener
+            .paused_until()
+            .map_or(next, |until| until.min(next));
+        let pause = next.saturating_duration_since(now);
         let ready = waiter.wait(session.into_iter().chain(others), pause)?;
         Ok(ready.map(|ready| session.is_some() && ready.first() == Some(&true)))
     }
