@@ -66,17 +66,39 @@ impl CheckpointFile {
         if id == self.id && self.last_error.is_empty() {
             return Ok(());
         }
-        self.allocations = match id {
-            None => Vec::new(),
-            Some(_) => {
-                let bytes = fs::read(&self.path);
-                let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
-                checkpoint::allocations(&bytes, NAMESPACE)?
-            }
+        self.allocations = if id.is_some() {
+            let bytes = fs::read(&self.path);
+            let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
+            checkpoint::allocations(&bytes, NAMESPACE)?
+        } else {
+            Vec::new()
         };
         // Not before: what failed is tried again at the next call.
         self.id = id;
         self.last_error.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_read_at_the_next_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = CheckpointFile::new(dir.path());
+        // A directory cannot be read as a file, and has no other time of change afterwards.
+        let path = dir.path().join(checkpoint::FILE);
+        fs::create_dir(&path).unwrap();
+        assert!(file.read().is_empty() && !file.exists());
+        file.path = dir.path().join("other");
+        let text = r#"{"Data": {"PodDeviceEntries": [], "RegisteredDevices": {}}, "Checksum": 0}"#;
+        fs::write(&file.path, text).unwrap();
+        // As if the file had been there all along.
+        file.id = FileId::of(&file.path).unwrap();
+        assert!(!file.exists());
+        file.read();
+        assert!(file.exists());
     }
 }
