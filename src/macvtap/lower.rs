@@ -127,7 +127,7 @@ impl LowerDevice {
     /// macvtap or macvlan in passthru mode. One in another network namespace is not seen.
     fn user<'a>(&self, links: &'a [Link]) -> Option<&'a Link> {
         links.iter().find(|link| {
-            let handler = matches!(link.kind.as_deref(), Some("ipvlan" | "ipvtap"));
+            let handler = matches!(link.kind.as_deref(), Some("ipvlan" | "ipvtap" | "macsec"));
             let alone = is_macvlan(link) && link.mode.is_some_and(Mode::is_alone);
             link.lower_here() == Some(self.link.index) && (handler || alone)
         })
@@ -337,6 +337,7 @@ mod tests {
         let lower = LowerDevice::of(eth0.clone());
         for (kind, mode, held) in [
             ("ipvlan", Mode::Bridge, true),
+            ("macsec", Mode::Bridge, true),
             ("macvlan", Mode::Passthru, true),
             ("macvtap", Mode::Bridge, false),
         ] {
