@@ -294,11 +294,12 @@ fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
     let lower = keys.take(lower(fields))?;
     let mode = keys.take(mode(fields))?;
     let (in_pod, vlan) = place(fields, id.is_some(), keys)?;
+    let any = keys.take(fields.flag("takeOverByName"))?.unwrap_or(false);
     match (id, lower) {
         (Some(id), lower) if id.contains('@') => allocated(id, lower.as_deref(), mode, keys),
         (Some(id), _) => Ok(Source::Existing(Existing {
             id: id.to_owned(),
-            any: keys.take(fields.flag("takeOverByName"))?.unwrap_or(false),
+            any,
         })),
         (None, Some(lower)) => Ok(Source::Configured {
             vlan: vlan.map(|id| SubInterface::vlan(lower.clone(), id)),

@@ -26,6 +26,13 @@ pub fn read(
 ) -> Result<Option<Ipam>> {
     let mode = mode(fields)?;
     let ignored = allocated && mode.is_none();
+    let dns = match dns(fields) {
+        Err(error) if ignored => {
+            warnings.push(format!("{error}; it is ignored"));
+            None
+        }
+        dns => dns?,
+    };
     let plugin = match plugin(fields) {
         Err(error) if ignored => {
             warnings.push(format!("{error}; it is ignored"));
@@ -46,7 +53,7 @@ pub fn read(
         Some(plugin) => Ok(Some(Ipam {
             plugin: plugin.to_owned(),
             assign: mode.unwrap_or(true),
-            dns: dns(fields)?,
+            dns,
         })),
         None if mode.is_some() => {
             let text = "ipamMode is set, but no plugin that gives addresses: set ipam.type";
@@ -168,6 +175,13 @@ mod tests {
                 assert!(parts.iter().all(|part| error.msg.contains(part)), "{error}");
             }
         }
+        let dns = json!({"dns": "192.0.2.1"});
+        assert!(of(&dns, false).0.unwrap_err().msg.contains("dns"));
+        let (read, warnings) = of(&dns, true);
+        assert!(
+            read == Ok(None) && warnings[0].contains("dns"),
+            "{warnings:?}"
+        );
         // Existing networks of VMs attach all the same.
         for ipam in [json!("static"), json!({"type": []})] {
             let (read, warnings) = of(&json!({"ipam": ipam}), true);

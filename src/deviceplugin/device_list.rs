@@ -180,6 +180,19 @@ pub fn unhealthy_reason(lower: &str, links: &[Link]) -> Option<String> {
     ineligible.map(|ineligible| ineligible.to_string())
 }
 
+/// Why pods cannot use the devices of a resource; none if they can. Its own macvtap in passthru mode,
+/// which is in our network namespace where a pod wants the tap alone, keeps no pod from its device.
+#[must_use]
+pub fn ineligible(resource: &ResourceConfig, plan: &Plan, links: &[Link]) -> Option<String> {
+    if !resource.mode.is_alone() {
+        return unhealthy_reason(&resource.lower, links);
+    }
+    let has = |tap| plan.devices.iter().any(|device| device.tap == tap);
+    let is_own = |link: &Link| link.is_macvtap() && has(link.index);
+    let others = links.iter().filter(|link| !is_own(link)).cloned();
+    unhealthy_reason(&resource.lower, &others.collect::<Vec<Link>>())
+}
+
 /// The devices of all resources. No two of them have the same tap: where two resources would,
 /// the one whose name comes later skips the slot.
 #[must_use]

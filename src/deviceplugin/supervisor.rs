@@ -464,7 +464,7 @@ impl Supervisor {
     /// Offers a resource, unless nothing changed: there are many link events, and lists are
     /// long.
     fn offer(&mut self, resource: ResourceConfig, plan: Plan) {
-        let ineligible = device_list::unhealthy_reason(&resource.lower, &self.links);
+        let ineligible = device_list::ineligible(&resource, &plan, &self.links);
         let list = DeviceList {
             unhealthy_former: plan.former.unhealthy(ineligible.is_some(), &self.links),
             unhealthy_reason: ineligible.or_else(|| self.pod_devices.held().conflict(&resource)),

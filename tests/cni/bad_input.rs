@@ -211,3 +211,23 @@ fn a_lower_device_in_another_netns_only() {
         &[FAR_END, "does not exist"],
     );
 }
+
+/// Those that are of no use here too: they may be of use on another day.
+#[test]
+fn every_wrong_key_is_named() {
+    let case = Case::new();
+    for (key, value) in [
+        ("takeOverByName", json!("yes")),
+        ("dns", json!("192.0.2.1")),
+        ("linkInContainer", json!(1)),
+        ("vlan", json!("5")),
+        ("queues", json!([4])),
+        ("macPolicy", json!({})),
+        ("allMulticast", json!("yes")),
+        ("bandwidth", json!(7)),
+        ("security", json!(true)),
+    ] {
+        let call = case.node.cni(&case.pod, json!({"lowerDevice": LOWER}));
+        case.refuses(&call.with(key, value), 7, &[key]);
+    }
+}

@@ -16,7 +16,7 @@ use macvtap::{
         },
         status,
     },
-    selftest::kubelet::Kubelet,
+    selftest::kubelet::{self, Kubelet},
     types::device_id::DeviceId,
 };
 use tempfile::{TempDir, tempdir};
@@ -320,6 +320,32 @@ fn a_lower_device_is_one_passthru_macvtaps_or_others() {
         call.succeed("DEL");
         wait(other, count);
     }
+}
+
+/// The kubelet admits a pod again with the device that it has only if that is healthy.
+#[test]
+fn a_passthru_device_whose_tap_a_pod_has_alone_stays_healthy() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let text = serde_json::json!([
+        {"name": "alone", "lowerDevice": LOWER, "mode": "passthru"},
+        {"name": "shared", "lowerDevice": LOWER, "capacity": 3},
+    ]);
+    let _plugin = Plugin::configured(&node.host, dir.path(), &text.to_string());
+    let name = |name: &str| format!("macvtap.network.kubevirt.io/{name}");
+    let wait = |resource: &str, healthy: usize| {
+        let wanted = |found: &kubelet::Resource| found.healthy().len() == healthy;
+        let found = kubelet.wait_for(&name(resource), WAIT_TIMEOUT, wanted);
+        found.unwrap().healthy()
+    };
+    let ids = wait("alone", 1);
+    wait("shared", 3);
+    kubelet.pre_start(&name("alone"), &ids).unwrap();
+    wait("shared", 0);
+    assert_eq!(wait("alone", 1), ids);
+    let pod = Host::new();
+    let call = node.cni(&pod, serde_json::json!({"deviceID": ids[0]}));
+    call.added().succeed("DEL");
 }
 
 /// `KubeVirt` keeps what is in `/dev/vfio` of the container when it attaches a volume.
