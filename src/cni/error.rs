@@ -80,6 +80,19 @@ impl CniError {
         }
     }
 
+    /// The same error with more about it.
+    #[must_use]
+    pub fn with_details(self, more: &[String]) -> Self {
+        let details = [self.details.as_str()]
+            .into_iter()
+            .filter(|details| !details.is_empty());
+        let details: Vec<&str> = details.chain(more.iter().map(String::as_str)).collect();
+        Self {
+            details: details.join("; "),
+            ..self
+        }
+    }
+
     /// All errors in one, under the code of the first; success if there are none.
     pub fn all(errors: Vec<Self>) -> Result<()> {
         let all = errors.into_iter().reduce(|first, next| Self {

@@ -175,7 +175,9 @@ fn add(
         warn!("{warning}");
     }
     let attachment = add::add(environment, &config, &netns, &input.text);
-    let attachment = attachment.map_err(|error| explain(error, environment, &netns))?;
+    // Of a call that fails the runtime reports the error alone.
+    let attachment = attachment
+        .map_err(|error| explain(error, environment, &netns).with_details(&config.warnings))?;
     match print(stdout, &attachment.result) {
         Ok(()) => {
             attachment.keep();

@@ -29,6 +29,7 @@ pub struct Interface<'a> {
 
 /// What to do about a filter that is too long.
 const FEWER_RULES: &str = "list fewer MACs, VLANs and addresses, or prefixes in place of addresses";
+
 /// What a filter says of itself, and what it dropped by reason.
 type InForce = (Description, Vec<Counter>);
 

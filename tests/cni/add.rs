@@ -304,7 +304,8 @@ fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
     assert!(code == 11 && msg.contains("is still open in"), "{msg}");
     assert!(node.host.link(&name).is_some());
     drop(opened);
-    call.add();
+    let log = call.call("ADD").stderr;
+    assert!(log.contains("deleted the stale macvtap"), "{log}");
     call.succeed("DEL");
     // What only has the number is not ours.
     leftover("foreign");

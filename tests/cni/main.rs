@@ -26,3 +26,4 @@ mod tmpfs_dev;
 mod user_namespaces;
 mod versions;
 mod vlan;
+mod warnings;

@@ -51,7 +51,7 @@ fi
 const FIRST: &str = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp",
     "ipam": {"type": "host-local", "subnet": "10.12.0.0/16"}}]}"#;
 const SECOND: &str = r#"{"cniVersion": "1.0.0", "name": "vms", "plugins": [
-    {"type": "allocated", "deviceID": "ALLOCATED"}, {"type": "flaky"}]}"#;
+    {"type": "allocated", "deviceID": "ALLOCATED", "master": "eth9"}, {"type": "flaky"}]}"#;
 
 const CONFIG: &str = r#"
 version = 2
@@ -475,6 +475,9 @@ fn a_sandbox_that_is_made_again_gets_the_same_tap() {
         containerd.remove(&pod);
         assert!(!tap(number).exists());
     }
+    // What the plugin warned of is where the node's administrator looks.
+    let log = fs::read_to_string(containerd.dir().join("log")).unwrap();
+    assert!(log.contains("level=warn msg=\"lowerDevice"), "{log}");
 }
 
 #[test]
