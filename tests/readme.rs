@@ -269,6 +269,7 @@ fn keys_in(sources: &[&str]) -> BTreeSet<String> {
         ".number(",
         ".object(",
         ".integer(",
+        ".amount(",
         ".texts(",
         "(id(",
         "number(fields, ",
