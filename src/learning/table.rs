@@ -251,6 +251,12 @@ impl Table {
         watched.map(|(_, mac, _)| *mac).collect()
     }
 
+    /// Whether the MACs of all ports changed since they were last taken.
+    #[must_use]
+    pub fn have_macs_changed(&self) -> bool {
+        self.macs_changed
+    }
+
     /// The MACs of all ports, if they changed since the last call.
     pub fn take_macs(&mut self) -> Option<BTreeSet<MacAddr>> {
         let changed = std::mem::take(&mut self.macs_changed);
@@ -391,7 +397,9 @@ mod tests {
         let mut table = Table::default();
         table.insert(1, entry(2, MAC, true, now), now);
         table.insert(2, entry(3, OTHER, false, now), now);
+        assert!(table.have_macs_changed());
         assert_eq!(table.take_macs(), Some([MAC, OTHER].into()));
+        assert!(!table.have_macs_changed());
         let both = [(2, [MAC].into()), (3, [OTHER].into())];
         assert_eq!(table.take_stale(), both);
         table.looked(

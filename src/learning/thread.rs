@@ -31,6 +31,7 @@ use crate::{
         worker::{Waiter, Worker},
     },
     types::{
+        mac::MacAddr,
         mode::Mode,
         status::{LearningStatus, PortStatus},
     },
@@ -38,6 +39,10 @@ use crate::{
 
 /// How often sockets are made again that were removed, or could not be made.
 const SOCKETS_INTERVAL: Duration = Duration::from_secs(2);
+/// How long changes of the MACs whose announcements are received are collected. The kernel translates
+/// a filter of all of them, which would hold up the ADD of a new port; the watch of that has them
+/// meanwhile.
+const ANNOUNCEMENTS_DELAY: Duration = Duration::from_millis(50);
 /// How often it is looked whether there are taps of which ADD did not query: its query may have
 /// been lost.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
@@ -83,6 +88,8 @@ impl Learning {
             accept_at: Instant::now(),
             unwatched: BTreeSet::new(),
             announcements_failed: false,
+            announced: BTreeSet::new(),
+            announcements_at: Some(Instant::now()),
             sockets_at: Instant::now() + SOCKETS_INTERVAL,
             status: LearningStatus::default(),
             published: Arc::clone(&status),
@@ -146,6 +153,10 @@ struct Learner {
     unwatched: BTreeSet<u32>,
     /// Whether announcements of some ports are not received.
     announcements_failed: bool,
+    /// The MACs whose announcements are received. Those of others are, as far as they are watched.
+    announced: BTreeSet<MacAddr>,
+    /// When they follow the ports; none if they do.
+    announcements_at: Option<Instant>,
     /// When sockets that are missing are made again.
     sockets_at: Instant,
     status: LearningStatus,
@@ -161,7 +172,7 @@ impl Learner {
         self.log_ports();
         let mut buffer = vec![0; MAX_FRAME_BYTES];
         loop {
-            self.sync_filters();
+            self.sync_filters(&mut buffer);
             self.publish();
             match self.wait(waiter) {
                 Ok(true) => {}
@@ -184,6 +195,7 @@ impl Learner {
         let accepts = now >= self.accept_at;
         let deadline = self.table.deadline().into_iter();
         let deadline = deadline.chain([self.sockets_at, self.search_at]);
+        let deadline = deadline.chain(self.announcements_at);
         let deadline = deadline.chain((!accepts).then_some(self.accept_at)).min();
         let pause = deadline.unwrap_or(now).saturating_duration_since(now);
         let queries = accepts.then(|| self.listener.descriptors());
@@ -206,8 +218,7 @@ impl Learner {
             if let Some(frame) = frame.filter(|frame| frame.announcement) {
                 self.receive_watched(buffer);
                 for tap in self.table.taps(received.index, frame.source) {
-                    self.status.announcements += 1;
-                    self.handle(tap, Event::Announced(&frame));
+                    self.receive_announced(tap, &frame);
                 }
             }
         }
@@ -227,12 +238,19 @@ impl Learner {
                     if received.outgoing {
                         self.table.keep_first_frame(tap, bytes);
                         self.handle(tap, Event::Sent(&frame));
+                    } else if frame.announcement && !self.announced.contains(&frame.source) {
+                        self.receive_announced(tap, &frame);
                     } else {
                         self.handle(tap, Event::Seen);
                     }
                 }
             }
         }
+    }
+
+    fn receive_announced(&mut self, tap: u32, frame: &Frame) {
+        self.status.announcements += 1;
+        self.handle(tap, Event::Announced(frame));
     }
 
     fn pass_deadlines(&mut self) {
@@ -547,17 +565,36 @@ impl Learner {
     // === sockets ===
 
     /// Keeps what the kernel gives us in step with the ports.
-    fn sync_filters(&mut self) {
+    fn sync_filters(&mut self, buffer: &mut [u8]) {
         self.sync_watches();
+        let now = Instant::now();
+        if self.table.have_macs_changed() {
+            self.announcements_at
+                .get_or_insert(now + ANNOUNCEMENTS_DELAY);
+        }
+        if self.announcements_at.is_some_and(|at| at <= now) {
+            self.announcements_at = None;
+            self.sync_announcements(buffer);
+        }
+    }
+
+    fn sync_announcements(&mut self, buffer: &mut [u8]) {
         let Some(macs) = self.table.take_macs() else {
             return;
         };
-        if let Err(error) = self.sockets.receive_announcements_of(&macs) {
-            self.announcements_failed = true;
-            self.status.failures += 1;
-            self.warn(format!(
-                "announcements of some ports are not received: {error:#}"
-            ));
+        match self.sockets.receive_announcements_of(&macs) {
+            Ok(()) => {
+                // What came before by the watches alone.
+                self.receive_watched(buffer);
+                self.announced = macs;
+            }
+            Err(error) => {
+                self.announcements_failed = true;
+                self.status.failures += 1;
+                self.warn(format!(
+                    "announcements of some ports are not received: {error:#}"
+                ));
+            }
         }
     }
 

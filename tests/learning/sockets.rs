@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -233,4 +233,49 @@ fn add_finds_them_in_the_directory_of_every_kubelet() {
             parked
         });
     }
+}
+
+/// Until they follow, the port is watched. A filter of the MACs of all ports takes the kernel the
+/// longer the more there are, on the processor that ADD runs on.
+#[test]
+fn announcements_follow_after_the_answer_to_add() {
+    let learner = Learner::new();
+    let id = learner.plugin.as_ref().unwrap().id().to_string();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let lines = || fs::read_to_string(log.path()).unwrap();
+    let mut command = Command::new("strace");
+    command.args([
+        "-f",
+        "-ttt",
+        "-e",
+        "trace=poll,sendto,setsockopt",
+        "-p",
+        &id,
+    ]);
+    let mut strace = command
+        .arg("-o")
+        .arg(log.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("it is traced", || lines().contains("poll("));
+    let _port = learner.attach_parked();
+    wait_until("they follow", || after_answer(&lines()).is_some());
+    strace.kill().unwrap();
+    strace.wait().unwrap();
+    let later = after_answer(&lines()).unwrap();
+    assert!(later > 0.045, "{later} s after the answer: {}", lines());
+}
+
+/// How long after the answer to ADD a filter was attached. That of the watch comes before.
+fn after_answer(log: &str) -> Option<f64> {
+    let mut lines = log.lines().skip_while(|line| !line.contains("parked"));
+    let answer = time_of(lines.next()?)?;
+    let filter = lines.find(|line| line.contains("SO_ATTACH_FILTER"))?;
+    Some(time_of(filter)? - answer)
+}
+
+/// The time that strace wrote behind the thread's number.
+fn time_of(line: &str) -> Option<f64> {
+    line.split_whitespace().nth(1)?.parse().ok()
 }
