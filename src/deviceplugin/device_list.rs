@@ -418,7 +418,6 @@ mod tests {
             checkpoint: &ids.map(allocation),
             recent: &[],
             taps: &BTreeSet::new(),
-            tap_only: &[],
         };
         held.update(std::iter::empty(), evidence);
         let devices = [

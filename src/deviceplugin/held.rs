@@ -20,8 +20,6 @@ pub struct Evidence<'a> {
     pub recent: &'a [DeviceId],
     /// The taps that exist.
     pub taps: &'a BTreeSet<u32>,
-    /// The devices whose macvtap is in our own network namespace, for the tap alone.
-    pub tap_only: &'a [DeviceId],
 }
 
 /// The devices that pods hold.
@@ -62,18 +60,23 @@ impl Held {
             .retain(|tap, device| evidence.taps.contains(tap) || ids.contains(&device.to_string()));
         let existing = listed.filter(|(tap, _)| evidence.taps.contains(tap));
         let existing: Vec<DeviceId> = existing.filter_map(|(_, id)| id.parse().ok()).collect();
-        let tap_only = evidence.tap_only.iter().cloned();
-        for device in named.into_iter().chain(existing).chain(tap_only) {
-            self.by_tap.entry(device.tap).or_insert(device);
-        }
+        self.insert(named.into_iter().chain(existing));
         self.originals = originals(evidence.checkpoint);
         let attached = self.by_tap.iter();
         let attached = attached.filter(|(tap, _)| evidence.taps.contains(tap));
-        let port = |device: &DeviceId| {
-            let mode = device.mode.raw();
-            (device.lower.clone(), mode, device.resource.clone())
-        };
         self.ports = attached.map(|(_, device)| port(device)).collect();
+    }
+
+    /// Takes in devices whose macvtap exists, unless others have their taps.
+    pub fn hold(&mut self, devices: &[DeviceId]) {
+        self.insert(devices.iter().cloned());
+        self.ports.extend(devices.iter().map(port));
+    }
+
+    fn insert(&mut self, devices: impl Iterator<Item = DeviceId>) {
+        for device in devices {
+            self.by_tap.entry(device.tap).or_insert(device);
+        }
     }
 
     /// Why no device of a resource can be used now; none if they can: a macvtap in passthru mode
@@ -129,6 +132,11 @@ impl Held {
     }
 }
 
+fn port(device: &DeviceId) -> (LinkName, u32, String) {
+    let mode = device.mode.raw();
+    (device.lower.clone(), mode, device.resource.clone())
+}
+
 fn originals(checkpoint: &[Allocation]) -> BTreeMap<String, Originals> {
     let mut found: BTreeMap<String, Originals> = BTreeMap::new();
     for allocation in checkpoint {
@@ -168,7 +176,6 @@ mod tests {
             checkpoint,
             recent: &[],
             taps: &taps.iter().copied().collect(),
-            tap_only: &[],
         };
         held.update([(16_777_300, listed)].into_iter(), evidence);
     }
@@ -229,7 +236,6 @@ mod tests {
             checkpoint: &[],
             recent: &[OLD.parse().unwrap()],
             taps: &BTreeSet::new(),
-            tap_only: &[],
         };
         held.update(std::iter::empty(), evidence);
         assert!(held.is_taken(16_777_300, NEW));

@@ -17,6 +17,8 @@ use crate::{
 pub struct Orphans {
     /// The indexes of those whose device is not known.
     unknown: BTreeSet<u32>,
+    /// Among the devices of these resources: the node, and their names.
+    resources: (String, BTreeSet<String>),
     warned: BTreeSet<u32>,
 }
 
@@ -29,23 +31,26 @@ impl Orphans {
         held: &Held,
         resources: &Resources<'_>,
     ) -> Vec<DeviceId> {
+        self.search_among(resources);
         let candidates = links.iter().filter(|link| tap_only::is_candidate(link));
         let candidates: Vec<&Link> = candidates.collect();
-        let exists = |index: &u32| candidates.iter().any(|link| link.index == *index);
-        self.unknown.retain(exists);
-        self.warned.retain(exists);
-        let mut found = Vec::new();
-        for link in candidates {
-            if held.at(link.index).is_some() || self.unknown.contains(&link.index) {
-                continue;
-            }
+        let indexes: BTreeSet<u32> = candidates.iter().map(|link| link.index).collect();
+        self.unknown.retain(|index| indexes.contains(index));
+        self.warned.retain(|index| indexes.contains(index));
+        let is_new =
+            |link: &&Link| held.at(link.index).is_none() && !self.unknown.contains(&link.index);
+        let new: Vec<&Link> = candidates.into_iter().filter(is_new).collect();
+        let with_lower = new.iter().filter_map(|&link| {
             let lower = links
                 .iter()
                 .find(|lower| Some(lower.index) == link.lower_here());
-            match lower.and_then(|lower| resources.device_of(link, lower)) {
+            Some((link, lower?))
+        });
+        let found = resources.devices_of(&with_lower.collect::<Vec<_>>());
+        for link in new {
+            match found.iter().find(|device| device.tap == link.index) {
                 Some(device) => {
                     info!(device:%, interface = link.name; "found the macvtap of a former list");
-                    found.push(device);
                 }
                 None => self.note_unknown(link),
             }
@@ -53,9 +58,14 @@ impl Orphans {
         found
     }
 
-    /// Looks at all of them again: there are other resources.
-    pub fn forget_unknown(&mut self) {
-        self.unknown.clear();
+    /// Looks at all of them again where there are other resources.
+    fn search_among(&mut self, resources: &Resources<'_>) {
+        let names = resources.names.iter().map(|name| (*name).to_owned());
+        let searched = (resources.node.to_owned(), names.collect());
+        if self.resources != searched {
+            self.resources = searched;
+            self.unknown.clear();
+        }
     }
 
     fn note_unknown(&mut self, link: &Link) {
@@ -67,5 +77,82 @@ impl Orphans {
                  it with: ip link delete {}", link.name
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{
+        device_id::{Devices, original_link_name},
+        mode::Mode,
+        resource_options::NO_RESOURCE_OPTIONS,
+    };
+
+    const LOWER: u32 = 2;
+
+    fn lower() -> Link {
+        Link {
+            index: LOWER,
+            name: "eth0".into(),
+            ..Link::default()
+        }
+    }
+
+    /// The macvtaps of the first devices of a resource, as an earlier device plugin made them.
+    fn macvtaps(resource: &str, count: usize) -> Vec<(DeviceId, Link)> {
+        let (lower, mut taken) = ("eth0".parse().unwrap(), BTreeSet::new());
+        let devices = Devices {
+            node: "node",
+            resource,
+            lower: &lower,
+            mode: Mode::Bridge,
+            options: &NO_RESOURCE_OPTIONS,
+        };
+        let with_link = devices.iter(&mut taken).take(count).map(|device| {
+            let link = Link {
+                index: device.tap,
+                name: original_link_name(&device.to_string()),
+                kind: Some("macvtap".into()),
+                lower: Some(LOWER),
+                mode: Some(Mode::Bridge),
+                ..Link::default()
+            };
+            (device, link)
+        });
+        with_link.collect()
+    }
+
+    fn resources<'a>(names: &[&'a str]) -> Resources<'a> {
+        Resources {
+            node: "node",
+            names: names.iter().copied().collect(),
+        }
+    }
+
+    #[test]
+    fn finds_the_devices_of_many_macvtaps_among_many_resources() {
+        let (devices, mut links): (Vec<_>, Vec<_>) = macvtaps("r7", 300).into_iter().unzip();
+        links.push(lower());
+        let names: Vec<String> = (0..8).map(|number| format!("r{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut orphans = Orphans::default();
+        let found = orphans.find(&links, &Held::default(), &resources(&names));
+        assert_eq!(found, devices);
+        assert!(orphans.unknown.is_empty());
+    }
+
+    #[test]
+    fn leaves_alone_what_is_held_and_looks_again_among_other_resources() {
+        let (devices, mut links): (Vec<_>, Vec<_>) = macvtaps("a", 2).into_iter().unzip();
+        links.push(lower());
+        let (mut orphans, mut held) = (Orphans::default(), Held::default());
+        held.hold(&devices[..1]);
+        for _ in 0..2 {
+            assert!(orphans.find(&links, &held, &resources(&["b"])).is_empty());
+            assert_eq!(orphans.unknown, [devices[1].tap].into());
+        }
+        let found = orphans.find(&links, &held, &resources(&["a", "b"]));
+        assert_eq!(found, [devices[1].clone()]);
     }
 }

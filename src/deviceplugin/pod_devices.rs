@@ -80,13 +80,8 @@ impl PodDevices {
         self.held.resources().chain(named.map(|(_, name)| name))
     }
 
-    /// Looks again. `listed` are the devices of the last lists, `tap_only` those whose macvtap is
-    /// in our own network namespace. True if others are held.
-    pub fn look<'a>(
-        &mut self,
-        listed: impl Iterator<Item = &'a ListedDevice>,
-        tap_only: &[DeviceId],
-    ) -> bool {
+    /// Looks again. `listed` are the devices of the last lists.
+    pub fn look<'a>(&mut self, listed: impl Iterator<Item = &'a ListedDevice>) {
         self.looked_at = Instant::now();
         self.recent.retain(|(at, _)| at.elapsed() < RECENT);
         let recent: Vec<DeviceId> = self.recent.iter().map(|(_, it)| it.clone()).collect();
@@ -94,18 +89,20 @@ impl PodDevices {
             Ok(taps) => taps,
             Err(error) => {
                 warn!(error = format!("{error:#}"); "cannot list the taps");
-                return false;
+                return;
             }
         };
         let evidence = Evidence {
             checkpoint: self.checkpoint.read(),
             recent: &recent,
             taps: &taps,
-            tap_only,
         };
         let listed = listed.map(|device| (device.tap, device.id.as_str()));
-        let before = self.held.clone();
         self.held.update(listed, evidence);
-        self.held != before
+    }
+
+    /// Takes in devices whose macvtap is in our own network namespace, for the tap alone.
+    pub fn hold(&mut self, devices: &[DeviceId]) {
+        self.held.hold(devices);
     }
 }

@@ -357,7 +357,6 @@ impl Supervisor {
     /// Plans what to offer by the configuration and what pods hold.
     fn plan(&mut self) {
         self.configured = self.select();
-        self.orphans.forget_unknown();
         self.look();
         self.devices = device_list::devices(self.node.text(), &self.configured);
         self.plan_resources();
@@ -372,10 +371,14 @@ impl Supervisor {
             node: self.node.text(),
             names: resources.iter().map(String::as_str).collect(),
         };
+        let before = self.pod_devices.held().clone();
+        let listed = self.devices.values().flat_map(|devices| devices.iter());
+        self.pod_devices.look(listed);
+        // The devices of most macvtaps are known by now: the kubelet's checkpoint names them.
         let held = self.pod_devices.held();
         let orphans = self.orphans.find(&self.links, held, &resources);
-        let listed = self.devices.values().flat_map(|devices| devices.iter());
-        self.pod_devices.look(listed, &orphans)
+        self.pod_devices.hold(&orphans);
+        *self.pod_devices.held() != before
     }
 
     fn plan_resources(&mut self) {

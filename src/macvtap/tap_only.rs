@@ -1,7 +1,10 @@
 //! The macvtap of a pod that uses the tap without the CNI plugin. It is in the host's
 //! network namespace, as all of kubevirt/macvtap-cni's do.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
@@ -137,26 +140,43 @@ pub struct Resources<'a> {
 }
 
 impl Resources<'_> {
-    /// The device whose macvtap `link` of our own network namespace is, on `lower`: its index and
-    /// its name are hashes of the device. Discovery names resources after their lower devices.
+    /// The devices whose macvtaps these links of our own network namespace are, each with its lower
+    /// device: index and name are hashes of the device. Discovery names resources after their lower
+    /// devices. There are many devices, so that all links are looked up together.
     #[must_use]
-    pub fn device_of(&self, link: &Link, lower: &Link) -> Option<DeviceId> {
-        let mode = link.mode?;
-        let names = [&lower.name].into_iter().chain(&lower.alt_names);
-        let lowers: Vec<LinkName> = names.filter_map(|name| name.parse().ok()).collect();
-        let resources = self.names.iter().copied().chain([lower.name.as_str()]);
-        let all = resources.flat_map(|resource| lowers.iter().map(move |lower| (resource, lower)));
-        let mut devices = all.filter_map(|(resource, lower)| {
+    pub fn devices_of(&self, links: &[(&Link, &Link)]) -> Vec<DeviceId> {
+        let mut series: BTreeMap<(&str, LinkName, Mode), BTreeMap<u32, &Link>> = BTreeMap::new();
+        for &(link, lower) in links {
+            for (resource, name) in self.names_for(lower) {
+                let Some(mode) = link.mode else { continue };
+                let links = series.entry((resource, name, mode)).or_default();
+                links.insert(link.index, link);
+            }
+        }
+        let found = series.iter().flat_map(|((resource, lower, mode), links)| {
             let devices = Devices {
                 node: self.node,
                 resource,
                 lower,
-                mode,
+                mode: *mode,
                 options: &NO_RESOURCE_OPTIONS,
             };
-            devices.with_tap(link.index, MAX_SLOTS)
+            let devices = devices.with_taps(|tap| links.contains_key(&tap), MAX_SLOTS);
+            devices.filter(|device| is_named_for(links[&device.tap], device))
         });
-        devices.find(|device| is_named_for(link, device))
+        found.collect()
+    }
+
+    /// The resources that may have devices on a lower device, with each name that it may have in
+    /// their IDs.
+    fn names_for<'a>(&'a self, lower: &'a Link) -> impl Iterator<Item = (&'a str, LinkName)> {
+        let names = [&lower.name].into_iter().chain(&lower.alt_names);
+        let names: Vec<LinkName> = names.filter_map(|name| name.parse().ok()).collect();
+        let resources = self.names.iter().copied().chain([lower.name.as_str()]);
+        resources.flat_map(move |resource| {
+            let names = names.clone();
+            names.into_iter().map(move |name| (resource, name))
+        })
     }
 }
 

@@ -203,30 +203,37 @@ impl<'a> Devices<'a> {
         all.filter(|device| taken.insert(device.tap))
     }
 
-    /// The device with this tap among the first `slots`.
-    #[must_use]
-    pub fn with_tap(self, tap: u32, slots: u32) -> Option<DeviceId> {
-        let mut devices = (0..slots).map(|slot| self.device(slot));
-        devices.find(|device| device.tap == tap)
+    /// The devices with a tap that is `wanted` among the first `slots`.
+    pub fn with_taps(
+        self,
+        wanted: impl Fn(u32) -> bool,
+        slots: u32,
+    ) -> impl Iterator<Item = DeviceId> {
+        let slots = (0..slots).filter(move |slot| wanted(self.tap(*slot)));
+        slots.map(move |slot| self.device(slot))
     }
 
     fn device(self, slot: u32) -> DeviceId {
+        DeviceId {
+            resource: self.resource.to_owned(),
+            slot,
+            lower: self.lower.clone(),
+            mode: self.mode,
+            options: self.options.clone(),
+            tap: self.tap(slot),
+        }
+    }
+
+    fn tap(self, slot: u32) -> u32 {
         let Self {
             node,
             resource,
             lower,
             mode,
-            options,
+            ..
         } = self;
         let seed = format!("{node}\0{resource}Mvp{slot}@{lower}:{mode}");
-        DeviceId {
-            resource: resource.to_owned(),
-            slot,
-            lower: lower.clone(),
-            mode,
-            options: options.clone(),
-            tap: place(XxHash64::oneshot(0, seed.as_bytes()), &TAPS),
-        }
+        place(XxHash64::oneshot(0, seed.as_bytes()), &TAPS)
     }
 }
 

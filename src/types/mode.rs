@@ -6,7 +6,7 @@ use anyhow::{Error, Result, anyhow};
 use clap::ValueEnum;
 
 /// A mode of a macvtap, numbered as `enum macvlan_mode` in `linux/if_link.h`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, ValueEnum, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Mode {
     /// Ports do not reach each other.

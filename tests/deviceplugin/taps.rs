@@ -104,7 +104,6 @@ impl World {
             checkpoint: &checkpoint,
             recent: &[],
             taps: &taps,
-            tap_only: &[],
         };
         self.held.update(listed, evidence);
     }
