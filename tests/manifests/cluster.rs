@@ -71,6 +71,14 @@ impl Cluster {
         self.objects.lock().unwrap().insert(path, object);
     }
 
+    /// Gives the device plugin a seccomp profile of the node, as components/seccomp does.
+    fn set_profile(&self, name: &str) {
+        let mut objects = self.objects.lock().unwrap();
+        let template = &mut objects.get_mut(IN_DEFAULT).unwrap()["spec"]["template"]["spec"];
+        template["containers"][0]["securityContext"]["seccompProfile"] =
+            json!({"type": "Localhost", "localhostProfile": name});
+    }
+
     fn objects(&self) -> Objects {
         self.objects.lock().unwrap().clone()
     }
@@ -184,6 +192,21 @@ fn uninstalling_cleans_the_nodes_and_leaves_other_objects_alone() {
         "install"
     );
     cluster.add(vm("Succeeded"));
+    let text = succeeded(&cluster.uninstall(&["--namespace=default", "--timeout", "10s"]));
+    assert!(text.contains("The nodes are clean."), "{text}");
+    let mut after = cluster.objects();
+    after.retain(|path, _| !path.ends_with("/pods/vm"));
+    assert_eq!(after, before);
+}
+
+#[test]
+fn uninstalling_refuses_while_pods_have_taps_without_a_resource() {
+    if no_kubectl() {
+        return;
+    }
+    let cluster = Cluster::new();
+    cluster.kubectl(&["apply", "--validate=false", "-k", "manifests/replace"]);
+    roll_out(&cluster, 2);
     cluster.add(by_nri("blue", "Running"));
     cluster.add(by_nri("green", "Succeeded"));
     let text = failed(&cluster.uninstall(&["-n", "default"]));
@@ -192,11 +215,7 @@ fn uninstalling_cleans_the_nodes_and_leaves_other_objects_alone() {
         "{text}"
     );
     cluster.add(by_nri("blue", "Failed"));
-    let text = succeeded(&cluster.uninstall(&["--namespace=default", "--timeout", "10s"]));
-    assert!(text.contains("The nodes are clean."), "{text}");
-    let mut after = cluster.objects();
-    after.retain(|path, _| !path.contains("/namespaces/vms/pods/"));
-    assert_eq!(after, before);
+    succeeded(&cluster.uninstall(&["-n", "default"]));
 }
 
 /// A pod that Multus has attached to a network without a resource, and to one of another plugin.
@@ -225,6 +244,7 @@ fn uninstalling_runs_the_other_verb_in_the_same_directories() {
     }
     let cluster = Cluster::new();
     cluster.kubectl(&["apply", "--validate=false", "-k", "manifests/replace"]);
+    cluster.set_profile("macvtap-deviceplugin.json");
     // One node does not become clean, so the DaemonSet stays.
     roll_out(&cluster, 1);
     let text = failed(&cluster.uninstall(&["-n", "default", "--timeout", "1s"]));
@@ -239,6 +259,11 @@ fn uninstalling_runs_the_other_verb_in_the_same_directories() {
     );
     assert_eq!(words(&main["args"]), ["link", "watch"]);
     assert!(main["readinessProbe"].is_null() && main["livenessProbe"].is_null());
+    // The init container removes the profile of components/seccomp.
+    assert_eq!(
+        main["securityContext"]["seccompProfile"],
+        json!({"type": "RuntimeDefault"})
+    );
     for container in [install, main] {
         check_runs(&command_line(container));
     }
