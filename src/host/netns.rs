@@ -29,6 +29,10 @@ const NSFS: FsType = FsType(0x6e73_6673);
 /// The calling thread's network namespace.
 const CURRENT: &str = "/proc/thread-self/ns/net";
 
+/// What is missing for a namespace to be made.
+const NOT_PERMITTED: &str =
+    "creating a network namespace needs CAP_SYS_ADMIN, and a seccomp profile that allows unshare";
+
 /// Why a path does not lead to a network namespace.
 #[derive(Debug)]
 pub enum NetnsError {
@@ -108,7 +112,7 @@ impl Netns {
         // A thread may leave its namespace and end; the descriptor holds the new one.
         let thread = thread::Builder::new().spawn(|| {
             match unshare(CloneFlags::CLONE_NEWNET) {
-                Err(Errno::EPERM) => bail!("creating a network namespace needs CAP_SYS_ADMIN"),
+                Err(Errno::EPERM) => bail!(NOT_PERMITTED),
                 other => other.context("creating a network namespace")?,
             }
             Self::current()

@@ -90,6 +90,7 @@ impl Kubectl {
         }
         let exec = [
             "exec",
+            "--quiet",
             "--namespace",
             &node.namespace,
             &node.pod,

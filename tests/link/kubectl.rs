@@ -42,9 +42,9 @@ case "$1 $*" in
 	cat DIR/pods.json ;;
 "get "*) cat DIR/pods.json ;;
 "exec "*)
-	[ "$2 $3 $5 $6" = "--namespace kube-system -- /macvtap" ] || exit 9
-	pod=$4
-	shift 6
+	[ "$2 $3 $4 $6 $7" = "--quiet --namespace kube-system -- /macvtap" ] || exit 9
+	pod=$5
+	shift 7
 	case $pod in
 	macvtap-a) nsenter --net=NETNS_A BINARY "$@" ;;
 	macvtap-b) nsenter --net=NETNS_B BINARY "$@" ;;
@@ -180,7 +180,7 @@ fn works_with_the_rights_and_the_context_of_the_user() {
     let calls = fs::read_to_string(cluster.dir.path().join("calls")).unwrap();
     assert!(calls.contains("--context=east get pods "), "{calls}");
     assert!(
-        calls.contains("--context=east exec --namespace "),
+        calls.contains("--context=east exec --quiet --namespace "),
         "{calls}"
     );
     assert!(calls.contains("get pods --output json") && calls.contains("--namespace macvtap\n"));

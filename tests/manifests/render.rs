@@ -140,6 +140,7 @@ fn check(installation: &str, components: &[&str], objects: &[Value]) {
     check_volumes(pod, components);
     check_rights(pod, components);
     check_metrics(daemonset, components);
+    check_default_container(daemonset);
     if components.contains(&"openshift") {
         check_admitted(objects, pod);
     }
@@ -271,6 +272,13 @@ fn check_rights(pod: &Value, components: &[&str]) {
     let nri = components.contains(&"nri");
     assert_eq!(args.contains(&"--nri=auto".to_owned()), nri);
     assert_eq!(pod.to_string().contains("/var/run/nri"), nri);
+}
+
+/// kubectl finds the container of the device plugin by itself, whatever other annotations there are.
+fn check_default_container(daemonset: &Value) {
+    let template = &daemonset["spec"]["template"];
+    let default = &template["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"];
+    assert_eq!(default, &containers(pod(daemonset))[1]["name"]);
 }
 
 /// Health and metrics are for the node alone, or for a Prometheus in the cluster.
