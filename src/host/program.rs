@@ -306,15 +306,22 @@ mod tests {
 
     #[test]
     fn one_that_hangs_is_killed_with_what_it_started() {
-        let bounds = Bounds {
+        let pids = tempfile::NamedTempFile::new().unwrap();
+        let script = format!("sleep 1000 & echo $! > {}; wait", pids.path().display());
+        let mut bounds = Bounds {
             timeout: Duration::from_millis(300),
             ..BOUNDS
         };
-        let pids = tempfile::NamedTempFile::new().unwrap();
-        let script = format!("sleep 1000 & echo $! > {}; wait", pids.path().display());
-        let error = run(&mut sh(&script), b"", bounds).unwrap_err();
-        assert!(matches!(error, ProgramError::TimedOut(_)), "{error}");
-        let sleeper = std::fs::read_to_string(pids.path()).unwrap();
+        // A slow machine may take longer until the shell has started anything.
+        let sleeper = loop {
+            let error = run(&mut sh(&script), b"", bounds).unwrap_err();
+            assert!(matches!(error, ProgramError::TimedOut(_)), "{error}");
+            let sleeper = std::fs::read_to_string(pids.path()).unwrap();
+            if sleeper.ends_with('\n') {
+                break sleeper;
+            }
+            bounds.timeout *= 2;
+        };
         let proc = format!("/proc/{}/stat", sleeper.trim());
         // The process that adopts orphans may leave it a zombie.
         let gone = || {
