@@ -167,8 +167,8 @@ struct Guest<'a> {
 }
 
 fn ping(from: &Host, address: &str) -> bool {
-    let mut command = Command::new("ping");
-    command.args(["-c", "1", "-W", "1", address]);
+    let mut command = Command::new("busybox");
+    command.args(["ping", "-c", "1", "-W", "1", address]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     from.output(&mut command).status.success()
 }

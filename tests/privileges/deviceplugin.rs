@@ -3,16 +3,16 @@
 use std::{
     fs,
     path::Path,
-    process,
+    process::{self, Command},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
 use kit::{
     kubelet::{Plugin, RESOURCE, configuration, connected},
-    netns::{Host, Node, tap_number, taps, wait_until},
+    netns::{Host, IFNAME, LOWER, Node, tap_number, taps, wait_until},
 };
 use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::container::{Container, own_profile, pod};
@@ -82,6 +82,7 @@ impl World {
             self.node.host.links().len() == 1
         });
         self.learn();
+        self.reach(&id[0]);
         self.kubelet.drop_streams();
         fs::write(self.dirs[1].path().join("DP_MACVTAP_CONF"), "[]").unwrap();
         plugin.wait_for_log("offering every NIC and bond");
@@ -96,6 +97,32 @@ impl World {
         }
         container.signal("TERM");
         assert_eq!(plugin.end().0, Some(0), "{}", plugin.log());
+    }
+
+    /// Node and guest reach each other.
+    fn reach(&self, device: &str) {
+        let host = &self.node.host;
+        for (prefix, length) in [("10.73.0.", 24), ("fd00:73::", 64)] {
+            host.ip(&format!("addr add {prefix}1/{length} dev {LOWER}"));
+        }
+        let text = configuration().replace('}', r#", "hostAccess": true}"#);
+        fs::write(self.dirs[1].path().join("DP_MACVTAP_CONF"), text).unwrap();
+        let call = json!({"deviceID": device, "hostStack": true});
+        let call = self.node.cni(&self.pod, call).added();
+        for (prefix, length) in [("10.73.0.", 24), ("fd00:73::", 64)] {
+            self.pod
+                .ip(&format!("addr add {prefix}5/{length} dev {IFNAME} nodad"));
+            for (from, last) in [(&self.pod, 1), (host, 5)] {
+                let address = format!("{prefix}{last}");
+                wait_until(&address, || {
+                    let words = ["ping", "-c", "1", "-W", "1", &address];
+                    from.output(Command::new("busybox").args(words))
+                        .status
+                        .success()
+                });
+            }
+        }
+        call.succeed("DEL");
     }
 
     /// ADD of a pod is answered, and the port live after its first frame.
