@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::{Error, anyhow};
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use super::{
     config::Config,
@@ -16,6 +16,10 @@ use super::{
 };
 use crate::{
     host::netns::Netns,
+    learning::{
+        self,
+        query::{self, Addresses},
+    },
     macvtap::{
         error::AttachError,
         guard::{NewMacvtap, Settings},
@@ -102,6 +106,9 @@ impl<'a> Attachment<'a> {
             }
         })?;
         info!(tap = link.index, mac:%, mtu = link.mtu; "attached");
+        if let Some(ipam) = ipam.filter(|_| learning::is_port(&link)) {
+            report(link.index, ipam);
+        }
         let interface = Interface {
             name: &environment.ifname,
             mac,
@@ -131,6 +138,18 @@ impl<'a> Attachment<'a> {
             _ => error,
         };
         undo(self.macvtap, error)
+    }
+}
+
+/// Reports the addresses of a macvtap to the device plugin, if one learns. One that does not get the
+/// report may still receive what the guest says of them.
+fn report(tap: u32, ipam: &IpamResult) {
+    let Some(learner) = query::find() else {
+        return;
+    };
+    let addresses = ipam.addresses().collect();
+    if let Err(error) = learner.report(Addresses { tap, addresses }) {
+        debug!(tap, error = format!("{error:#}"); "addresses not reported to the device plugin");
     }
 }
 

@@ -143,9 +143,14 @@ impl IpamResult {
         }
     }
 
-    /// The addresses alone, each as what a guest may use.
+    /// The addresses alone.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.ips.iter().map(|ip| ip.address.ip)
+    }
+
+    /// The addresses, each as what a guest may use.
     pub fn hosts(&self) -> impl Iterator<Item = Prefix> {
-        self.ips.iter().map(|ip| Prefix::host(ip.address.ip))
+        self.addresses().map(Prefix::host)
     }
 
     /// Adds all of it to a chain's result in `family`, as that of the interface with this index in

@@ -100,7 +100,7 @@ impl LearningTask {
                 mac: port.mac.parse().ok()?,
                 lower: port.lower,
                 parked: port.parked,
-                addresses: Vec::new(),
+                addresses: port.addresses,
             })
         });
         Ports::Known(ports.collect())

@@ -17,8 +17,14 @@ pub const fn group(mode: Mode) -> u32 {
     }
 }
 
+/// Whether the link is a port.
+#[must_use]
+pub fn is_port(link: &Link) -> bool {
+    link.group == GROUP
+}
+
 /// Whether the link is a parked port.
 #[must_use]
 pub fn is_parked(link: &Link) -> bool {
-    link.group == GROUP && link.mode == Some(Mode::Vepa)
+    is_port(link) && link.mode == Some(Mode::Vepa)
 }

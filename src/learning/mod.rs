@@ -24,6 +24,6 @@ mod sockets;
 mod table;
 mod thread;
 
-pub use group::{GROUP, group, is_parked};
+pub use group::{GROUP, group, is_parked, is_port};
 pub use recovery::path_in_container;
 pub use thread::{Learning, OnChange};

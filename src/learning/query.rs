@@ -2,12 +2,13 @@
 //! parked?
 
 use std::{
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use log::debug;
 use serde::{Deserialize, Serialize};
 
@@ -41,10 +42,23 @@ pub struct Query {
     pub lower: u32,
 }
 
+/// The addresses that IPAM gave to a macvtap, which ADD reports when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Addresses {
+    /// The number of its tap.
+    pub tap: u32,
+    /// The addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A query, or a report that is not answered.
 #[derive(Deserialize, Serialize)]
 struct QueryMessage {
     version: u64,
-    query: Query,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    query: Option<Query>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    addresses: Option<Addresses>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -77,14 +91,25 @@ impl Client {
     /// Queries, and does not wait for the answer. None if the device plugin cannot be queried.
     #[must_use]
     pub fn ask(self, query: &Query) -> Option<PendingReply> {
+        let query = Some(query.clone());
+        let connection = self.send(query, None).ok()?;
+        Some(PendingReply(connection))
+    }
+
+    /// Reports addresses.
+    pub fn report(self, addresses: Addresses) -> Result<()> {
+        self.send(None, Some(addresses)).map(drop)
+    }
+
+    fn send(self, query: Option<Query>, addresses: Option<Addresses>) -> Result<Connection> {
         let Self(mut connection) = self;
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
         let message = QueryMessage {
             version: VERSION,
-            query: query.clone(),
+            query,
+            addresses,
         };
-        connection.send(&message, deadline).ok()?;
-        Some(PendingReply(connection))
+        connection.send(&message, Instant::now() + ANSWER_TIMEOUT)?;
+        Ok(connection)
     }
 }
 
@@ -108,6 +133,14 @@ impl PendingReply {
 pub struct Listener {
     name: String,
     servers: Vec<(PathBuf, Option<Server>)>,
+}
+
+/// What ADD sent.
+pub enum Received {
+    /// A query.
+    Query(Request),
+    /// A report.
+    Addresses(Addresses),
 }
 
 /// A query, and who waits for the answer.
@@ -176,10 +209,10 @@ impl Listener {
     }
 }
 
-impl Request {
-    /// Receives a query. It is waited for, but not long: ADD sends it at once. None if there is
-    /// none.
-    pub fn receive(mut connection: Connection) -> Result<Option<Self>> {
+impl Received {
+    /// Receives what ADD sent. It is waited for, but not long: ADD sends it at once. None if there
+    /// is nothing.
+    pub fn by(mut connection: Connection) -> Result<Option<Self>> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let Some(message) = connection.try_receive::<QueryMessage>(deadline)? else {
             return Ok(None);
@@ -189,13 +222,18 @@ impl Request {
             "a query of version {}, this is {VERSION}",
             message.version
         );
-        Ok(Some(Self {
-            query: message.query,
+        if let Some(addresses) = message.addresses {
+            return Ok(Some(Self::Addresses(addresses)));
+        }
+        Ok(Some(Self::Query(Request {
+            query: message.query.context("a message without a query")?,
             process: connection.peer_process()?,
             connection,
-        }))
+        })))
     }
+}
 
+impl Request {
     /// Answers.
     pub fn answer(mut self, parked: bool) -> Result<()> {
         let version = VERSION;

@@ -247,6 +247,7 @@ fn entry(pod: PodNetns, mut link: Link, now: Instant) -> Option<(u32, Entry)> {
         ifname: port.ifname,
         netns: pod,
         first_frame: Vec::new(),
+        addresses: Vec::new(),
         existence: Existence::Seen,
     };
     Some((tap, entry))

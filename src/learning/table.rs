@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,8 @@ pub struct Entry {
     pub netns: PodNetns,
     /// The frame in question whether it is the port's first.
     pub first_frame: Vec<u8>,
+    /// The addresses that IPAM gave it.
+    pub addresses: Vec<IpAddr>,
     /// Whether its macvtap was seen, or until when it may still be made.
     pub existence: Existence,
 }
@@ -62,6 +65,7 @@ impl Entry {
             mac: self.mac.to_string(),
             lower: self.lower,
             parked: self.port.is_parked(),
+            addresses: self.addresses.clone(),
         }
     }
 }
@@ -165,6 +169,14 @@ impl Table {
     pub fn set_netns(&mut self, tap: u32, netns: PodNetns) {
         if let Some((entry, _)) = self.entries.get_mut(&tap) {
             entry.netns = netns;
+            self.changed.insert(tap);
+        }
+    }
+
+    /// Notes the addresses that IPAM gave a port.
+    pub fn set_addresses(&mut self, tap: u32, addresses: Vec<IpAddr>) {
+        if let Some((entry, _)) = self.entries.get_mut(&tap) {
+            entry.addresses = addresses;
             self.changed.insert(tap);
         }
     }
@@ -359,6 +371,7 @@ mod tests {
                 identity: (4, 5),
             },
             first_frame: Vec::new(),
+            addresses: Vec::new(),
             existence: Existence::Awaited(now),
         }
     }

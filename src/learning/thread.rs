@@ -16,7 +16,7 @@ use super::{
     netns::PodNetns,
     pins::Pins,
     port::{Action, Event, Observation, Port},
-    query::{self, Listener, Request},
+    query::{self, Listener, Received, Request},
     recovery::{Places, PortLink, path_in_container, port_of},
     search::UnknownTaps,
     sockets::Sockets,
@@ -513,8 +513,11 @@ impl Learner {
 
     /// Answers ADD. The frames of the new port are received before it is set up.
     fn answer(&mut self, connection: Connection) {
-        let request = match Request::receive(connection) {
-            Ok(Some(request)) => request,
+        let request = match Received::by(connection) {
+            Ok(Some(Received::Query(request))) => request,
+            Ok(Some(Received::Addresses(found))) => {
+                return self.table.set_addresses(found.tap, found.addresses);
+            }
             Ok(None) => return,
             Err(error) => return self.warn(format!("a query was not answered: {error:#}")),
         };
@@ -551,6 +554,7 @@ impl Learner {
             ifname: query.ifname.clone(),
             netns,
             first_frame: Vec::new(),
+            addresses: Vec::new(),
             existence: Existence::Awaited(now),
         };
         self.table.insert(query.tap, entry, now);

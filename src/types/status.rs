@@ -1,6 +1,6 @@
 //! The status of a device plugin, as it answers `probe`, `doctor` and `/metrics`. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,9 @@ pub struct PortStatus {
     pub lower: u32,
     /// Whether it is parked, in VEPA mode.
     pub parked: bool,
+    /// The addresses that IPAM gave it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The status of the plugin that the container runtime asks about containers.

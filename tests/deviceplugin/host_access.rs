@@ -11,7 +11,7 @@ use std::{
 use kit::{
     kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, tap_number, tap_of, taps, wait_until},
-    switch::rarp,
+    switch::{broadcast, rarp},
 };
 use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
 use serde_json::{Value, json};
@@ -99,13 +99,18 @@ impl Lab {
         resource.unwrap().healthy()[slot].clone()
     }
 
+    /// Lists a pod as the runtime does.
+    fn list(&self, pod: &Host) {
+        let name = format!("cni-{}", pod.path().replace('/', "-"));
+        let path = self.dir.path().join("netns").join(name);
+        let _ = fs::remove_file(&path); // of a pod whose descriptor had the number before
+        symlink(pod.path(), path).unwrap();
+    }
+
     /// A pod whose kernel is the guest behind the macvtap, with these addresses.
     fn guest(&self, device: &str, addresses: [&str; 2]) -> Guest<'_> {
         let pod = Host::new();
-        let name = format!("cni-{}", pod.path().replace('/', "-"));
-        let path = self.dir.path().join("netns").join(name);
-        let _ = fs::remove_file(&path);
-        symlink(pod.path(), path).unwrap();
+        self.list(&pod);
         let cni = json!({"deviceID": device, "hostStack": true});
         let cni = self.node.cni(&pod, cni).added();
         assign(&pod, IFNAME, addresses);
@@ -525,4 +530,71 @@ fn what_does_not_work_is_reported_and_devices_are_offered_all_the_same() {
     wait_until("it is made", || host.link(ACCESS).is_some());
     host.ip(&format!("addr flush dev {LOWER}"));
     lab.wait_for_log("the lower device has no address of the node");
+}
+
+impl Lab {
+    /// A call of a network with host-local, which begins at `.60` and `::60`.
+    fn leased(&self, device: &str, pod: &Host, mode: &str) -> Cni<'_> {
+        self.list(pod);
+        let ipam = json!({
+            "type": "host-local",
+            "dataDir": self.dir.path().join("leases"),
+            "ranges": [
+                [{"subnet": "10.71.0.0/24", "rangeStart": "10.71.0.60"}],
+                [{"subnet": "fd00:71::/64", "rangeStart": "fd00:71::60"}],
+            ],
+        });
+        let config = json!({
+            "cniVersion": "1.0.0", "deviceID": device, "ipamMode": mode, "ipam": ipam,
+        });
+        let call = self.node.cni(pod, config);
+        let call = call.env("CNI_CONTAINERID", &format!("c{}", tap_number()));
+        call.env("CNI_PATH", "/usr/lib/cni").added()
+    }
+}
+
+#[test]
+fn addresses_of_ipam_are_known_before_a_guest_says_anything_of_them() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let devices = [0, 1].map(|slot| lab.device("a", slot));
+    let (vm, liar) = (Host::new(), lab.guest(&devices[1], GUEST));
+    let call = lab.leased(&devices[0], &vm, "report");
+    let tap = taps::open(tap_of(&devices[0]));
+    let address: MacAddr = mac(&vm, IFNAME).parse().unwrap();
+    taps::send(&tap, &broadcast(address));
+    wait_until("the node has routes to the VM", || {
+        let routes = lab.routes();
+        routes.contains("10.71.0.60 ") && routes.contains("fd00:71::60 ")
+    });
+    // Another guest does not get what IPAM gave.
+    let liars = taps::open(tap_of(&liar.device));
+    let other: MacAddr = mac(&liar.pod, IFNAME).parse().unwrap();
+    for last in [60, 61] {
+        taps::send(&liars, &arp(other.0, [10, 71, 0, last]));
+    }
+    wait_until("it is heard", || lab.routes().contains("10.71.0.61 "));
+    let neighbour = lab
+        .node
+        .host
+        .ip(&format!("neigh show 10.71.0.60 dev {ACCESS}"));
+    assert!(neighbour.contains(&address.to_string()), "{neighbour}");
+    call.succeed("DEL");
+    wait_until("its routes are gone", || {
+        !lab.routes().contains("fd00:71::60 ")
+    });
+}
+
+#[test]
+fn a_pod_with_addresses_of_ipam_and_the_node_reach_each_other() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let pod = Host::new();
+    let call = lab.leased(&lab.device("a", 0), &pod, "assign");
+    for address in ["10.71.0.60", "fd00:71::60"] {
+        reaches(&lab.node.host, address);
+    }
+    for address in NODE {
+        reaches(&pod, address);
+    }
+    call.succeed("DEL");
+    wait_until("the routes are gone", || lab.routes().is_empty());
 }
