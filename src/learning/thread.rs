@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -52,6 +53,10 @@ const MAX_FRAMES_PER_TURN: usize = 256;
 const MAX_QUERIES_PER_TURN: usize = 8;
 /// How long queries wait when no connection can be accepted: too many descriptors are open.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How long the end of learning waits for macvtaps that ADD is about to make, and how often it
+/// looks. ADD takes milliseconds.
+const UNPARK_TIMEOUT: Duration = Duration::from_secs(1);
+const UNPARK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Learning, as long as this lives. At its end ports that are parked become active, for nothing
 /// would unpark them later.
@@ -658,20 +663,33 @@ impl Learner {
         }
     }
 
+    /// A port that ADD is about to make starts parked, as it was answered: it is waited for.
     fn unpark_all(&mut self) {
-        let parked = self
-            .table
-            .iter()
-            .filter(|(_, entry)| entry.port.is_parked());
-        let parked: Vec<u32> = parked.map(|(tap, _)| tap).collect();
-        for tap in parked {
-            let set = self.set_mode(tap, Mode::Bridge);
-            match set.and_then(|set| Ok(set || self.pins.unpark(tap)?)) {
-                Ok(true) => self.log(tap, "active: learning stops"),
-                Ok(false) => {}
-                Err(error) => self.warn(format!("tap {tap} stays parked: {error:#}")),
+        let deadline = Instant::now() + UNPARK_TIMEOUT;
+        let parked = self.table.iter();
+        let parked = parked.filter(|(_, entry)| entry.port.is_parked());
+        let mut parked: Vec<u32> = parked.map(|(tap, _)| tap).collect();
+        loop {
+            parked.retain(|tap| !self.unpark_last(*tap));
+            if parked.is_empty() || Instant::now() >= deadline {
+                return;
             }
+            sleep(UNPARK_INTERVAL);
         }
+    }
+
+    /// Unparks a port for good. False if its macvtap is still to be made.
+    fn unpark_last(&mut self, tap: u32) -> bool {
+        let set = self.set_mode(tap, Mode::Bridge);
+        match set.and_then(|set| Ok(set || self.pins.unpark(tap)?)) {
+            Ok(true) => self.log(tap, "active: learning stops"),
+            Ok(false) => {
+                let entry = self.table.get(tap);
+                return entry.is_none_or(|entry| entry.is_gone(Instant::now()));
+            }
+            Err(error) => self.warn(format!("tap {tap} stays parked: {error:#}")),
+        }
+        true
     }
 }
 

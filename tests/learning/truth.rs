@@ -76,6 +76,24 @@ fn a_late_answer_is_corrected() {
     agrees(&learner, &port.pod, port.number);
 }
 
+/// ADD is answered that its port starts parked, and makes it while learning ends.
+#[test]
+fn a_port_that_is_made_while_learning_ends_does_not_stay_parked() {
+    let learner = Learner::new();
+    let (pod, number) = (learner.pod(), tap_number());
+    let call = learner.node.allocated(&pod, number);
+    let delay = "inject=sendto:delay_enter=500000:when=3";
+    let call = call.by(&["strace", "-o", "/dev/null", "-e", delay]);
+    thread::scope(|scope| {
+        let adding = scope.spawn(|| call.add());
+        wait_until("it is known", || belief(&learner, number).is_some());
+        assert!(pod.link(IFNAME).is_none(), "it is not made yet");
+        learner.plugin.as_ref().unwrap().signal("TERM");
+        adding.join().unwrap();
+    });
+    wait_until("it is active", || pod.mode() == "bridge");
+}
+
 /// As many queries wait for a device plugin that is stopped as there is room for; the next one
 /// is lost.
 #[test]
