@@ -1,14 +1,25 @@
 //! Which containers have which taps, by the kubelet and by the container runtime.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 
 use super::{
-    grpc::pod_resources::{self, api::ListPodResourcesResponse},
+    grpc::pod_resources::{
+        self,
+        api::{ContainerDevices, ListPodResourcesResponse},
+    },
     status,
 };
-use crate::types::{device_id::DeviceId, status::ContainerName};
+use crate::types::{
+    checkpoint::{self, Allocation},
+    device_id::{DeviceId, NAMESPACE, is_original},
+    status::ContainerName,
+};
 
 /// By tap, the container that has it, as far as the kubelet of this directory and the device
 /// plugin can be queried.
@@ -29,22 +40,90 @@ fn allocated(kubelet_dir: &Path) -> Result<BTreeMap<u32, ContainerName>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    Ok(in_answer(&runtime.block_on(pod_resources::list(socket))?))
+    let answer = runtime.block_on(pod_resources::list(socket))?;
+    // What cannot be read tells of no tap.
+    let checkpoint = fs::read(kubelet_dir.join(checkpoint::FILE)).unwrap_or_default();
+    let allocations = checkpoint::allocations(&checkpoint, NAMESPACE).unwrap_or_default();
+    Ok(in_answer(&answer, &allocations))
 }
 
-fn in_answer(answer: &ListPodResourcesResponse) -> BTreeMap<u32, ContainerName> {
+fn in_answer(
+    answer: &ListPodResourcesResponse,
+    allocations: &[Allocation],
+) -> BTreeMap<u32, ContainerName> {
     let pods = answer.pod_resources.iter();
     let containers = pods.flat_map(|pod| pod.containers.iter().map(move |each| (pod, each)));
     let taps = containers.flat_map(|(pod, container)| {
-        let ids = container.devices.iter().flat_map(|each| &each.device_ids);
-        let devices = ids.filter_map(|id| id.parse::<DeviceId>().ok());
-        devices.map(move |device| {
+        let devices = container.devices.iter();
+        let taps = devices.flat_map(|devices| taps(devices, allocations));
+        taps.map(move |tap| {
             let name = ContainerName {
                 pod: format!("{}/{}", pod.namespace, pod.name),
                 container: container.name.clone(),
             };
-            (device.tap, name)
+            (tap, name)
         })
     });
     taps.collect()
+}
+
+/// The taps of a container's devices. A device ID of kubevirt/macvtap-cni does not say which it is:
+/// the checkpoint has what that answered.
+fn taps(devices: &ContainerDevices, allocations: &[Allocation]) -> BTreeSet<u32> {
+    let ids = devices.device_ids.iter();
+    let ours = ids.filter_map(|id| Some(id.parse::<DeviceId>().ok()?.tap));
+    let is_of_original = |allocation: &&Allocation| {
+        let mut ids = devices.device_ids.iter().filter(|id| is_original(id));
+        allocation.resource == devices.resource_name
+            && ids.any(|id| allocation.devices.contains(id))
+    };
+    let originals = allocations.iter().filter(is_of_original);
+    ours.chain(originals.flat_map(|allocation| allocation.taps.iter().copied()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deviceplugin::grpc::pod_resources::api::{ContainerResources, PodResources};
+
+    #[test]
+    fn taps_are_those_of_device_ids_and_of_the_checkpoint() {
+        let resource = format!("{NAMESPACE}/a");
+        let devices = |name: &str, ids: &[&str]| ContainerDevices {
+            resource_name: name.to_owned(),
+            device_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+            ..ContainerDevices::default()
+        };
+        let pod = |name: &str, devices| PodResources {
+            name: name.to_owned(),
+            namespace: "vms".to_owned(),
+            containers: vec![ContainerResources {
+                name: "compute".to_owned(),
+                devices: vec![devices],
+                ..ContainerResources::default()
+            }],
+            ..PodResources::default()
+        };
+        let answer = ListPodResourcesResponse {
+            pod_resources: vec![
+                pod("new", devices(&resource, &["aMvp0@eth0:bridge:16777300"])),
+                pod("old", devices(&resource, &["aMvp12"])),
+                pod("other", devices("example.com/a", &["aMvp12", "aMvp13"])),
+            ],
+        };
+        let allocation = |id: &str, tap| Allocation {
+            resource: resource.clone(),
+            devices: [id.to_owned()].into(),
+            taps: [tap].into(),
+        };
+        let allocations = [allocation("aMvp12", 42), allocation("aMvp13", 43)];
+        let taps = in_answer(&answer, &allocations).into_iter();
+        let taps: Vec<(u32, String)> = taps.map(|(tap, name)| (tap, name.pod)).collect();
+        let expected = [
+            (42, "vms/old".to_owned()),
+            (16_777_300, "vms/new".to_owned()),
+        ];
+        assert_eq!(taps, expected);
+    }
 }

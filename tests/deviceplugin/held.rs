@@ -11,12 +11,13 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use kit::{
     binary,
     kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
-    netns::{Host, LOWER, Node, tap_exists, tap_number, tap_of, wait_until},
+    netns::{Host, LOWER, Node, foreign_tap_number, tap_exists, tap_number, tap_of, wait_until},
     pod_resources::PodResources,
 };
 use macvtap::{
     deviceplugin::grpc::api::ContainerAllocateResponse,
     selftest::kubelet::{Kubelet, Resource},
+    types::device_id::original_link_name,
 };
 use prost::Message;
 use serde_json::{Value, json};
@@ -202,6 +203,51 @@ fn devices_of_the_original_are_understood() {
     let other = vec!["otherMvp0".to_owned()];
     world.kubelet.pre_start(RESOURCE, &other).unwrap_err();
     world.kubelet.allocate(RESOURCE, &other).unwrap_err();
+}
+
+/// A VM that was attached before the upgrade, while the device plugin and the kubelet are replaced.
+#[test]
+fn a_pod_of_the_original_is_known_and_its_containers_start_again() {
+    let world = World::new(LOWER, "bridge");
+    let (id, number, pod) = ("dataplaneMvp12", foreign_tap_number(), Host::named());
+    let name = original_link_name(id);
+    let words = format!("link add {name} index {number} link {LOWER} type macvtap mode bridge");
+    world.node.host.ip(&words);
+    let call = world.node.cni(&pod, json!({"deviceID": id})).added();
+    world.checkpoint(id, number);
+    let _resources = PodResources::serve(&world.dir, &[("vms/virt-launcher-vm1", id)]);
+    let listed = |resource: &Resource| resource.healthy().iter().any(|healthy| healthy == id);
+    world.wait("it is listed", listed);
+    let run = |words: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(words).arg("--kubelet-dir").arg(&world.dir);
+        let output = world.node.host.output(&mut command);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let list = run(&["link", "list", "--json", &number.to_string()]);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(
+        list["macvtaps"][0]["pod"], "vms/virt-launcher-vm1",
+        "{list}"
+    );
+    assert_eq!(list["macvtaps"][0]["container"], "compute", "{list}");
+    let doctor = run(&["doctor"]);
+    assert!(!doctor.contains(&format!("tap{number}")), "{doctor}");
+    let ids = [id.to_owned()];
+    world.kubelet.pre_start(RESOURCE, &ids).unwrap();
+    drop(world.kubelet);
+    let kubelet = Kubelet::start(&world.dir).unwrap();
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, listed).unwrap();
+    kubelet.pre_start(RESOURCE, &ids).unwrap();
+    drop(world.plugin);
+    let file = world.config.path().join("conf");
+    let _plugin = Plugin::with_file(&world.node.host, &world.dir, &file);
+    let again = |resource: &Resource| resource.registrations > 1 && listed(resource);
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, again).unwrap();
+    kubelet.pre_start(RESOURCE, &ids).unwrap();
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert!(!tap_exists(number));
 }
 
 /// DHCP and cloud-init change the host name.
