@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use kit::{
     kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
-    netns::Node,
+    netns::{Node, wait_until},
 };
 use macvtap::selftest::kubelet::{Kubelet, Resource};
 use tempfile::TempDir;
@@ -142,7 +142,8 @@ fn from_start_to_end() {
         );
         assert!(!log.contains("panicked at src/"), "{fault}: {log}");
         let mut next = world.start(&[]);
-        world.allocate().unwrap();
+        // The kubelet may still know the former one.
+        wait_until("the next one allocates", || world.allocate().is_ok());
         next.signal("TERM");
         assert_eq!(next.end().0, Some(0), "{fault}: {}", next.log());
         status != Some(0)

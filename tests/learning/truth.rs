@@ -4,15 +4,17 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{self, Child, Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use kit::{
     binary,
+    kubelet::Plugin,
     netns::{
-        Cni, Host, IFNAME, LOWER, tap_exists, tap_number,
+        Cni, Host, IFNAME, LOWER, Node, tap_exists, tap_number,
         taps::{arrives, far_tap, open, send},
         wait_until,
     },
@@ -26,6 +28,7 @@ use macvtap::{
     },
     types::{mac::MacAddr, status::PortStatus},
 };
+use nix::unistd::gettid;
 use serde_json::json;
 
 const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xbb]);
@@ -369,6 +372,56 @@ fn a_port_is_parked_only_where_a_later_device_plugin_finds_it() {
     wait_until("it is active", || pod.mode() == "bridge");
     process.kill().unwrap();
     process.wait().unwrap();
+}
+
+/// Where they bind the netns of a pod, beside `/run/netns`.
+#[test]
+fn a_port_is_found_where_docker_and_cri_o_bind_its_netns() {
+    for path in ["/run/docker/netns/1a2b", "/run/crio/ns/1a2b/net"] {
+        let (node, pod, dir) = (Node::new(), Host::new(), tempfile::tempdir().unwrap());
+        let bind = format!("mount --bind {} {path}", pod.path());
+        let file = format!("mkdir -p $(dirname {path}) && touch {path}");
+        let script = format!("mount -t tmpfs none /run && {file} && {bind}");
+        let start = |log| {
+            let plugin = Plugin::mounted(&node.host, dir.path(), &script);
+            plugin.wait_for_log(log);
+            plugin
+        };
+        let plugin = start("learning ports=0");
+        let target = plugin.id().to_string();
+        let number = tap_number();
+        let call = node.allocated(&pod, number).with("mac", VM.to_string());
+        let call = call.env("CNI_NETNS", &format!("/var{path}"));
+        let call = call.by(&["nsenter", "--mount", "--target", &target]);
+        attach_parked(&call, &pod);
+        drop(plugin);
+        let _plugin = start("learning ports=1 parked=1");
+        send(&open(number), &broadcast(VM));
+        wait_until("it is active", || pod.mode() == "bridge");
+    }
+}
+
+/// A later device plugin looks at no threads: only the runtime knows this one.
+#[test]
+fn a_port_whose_netns_only_a_thread_has_is_not_parked() {
+    let learner = Learner::new();
+    let (pod, number) = (Host::new(), tap_number());
+    let call = learner.node.allocated(&pod, number);
+    let call = call.with("mac", VM.to_string());
+    let (started, thread) = mpsc::channel();
+    let (done, wait) = mpsc::channel::<()>();
+    let pod = &pod;
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let work = || Ok((started.send(gettid())?, wait.recv()));
+            pod.0.run(work).unwrap()
+        });
+        let (process, thread) = (process::id(), thread.recv().unwrap());
+        let path = format!("/proc/{process}/task/{thread}/ns/net");
+        call.env("CNI_NETNS", &path).add();
+        assert_eq!(pod.mode(), "bridge", "nothing would find it again");
+        drop(done);
+    });
 }
 
 /// ADD enters the netns of the pod: here its query is read just then.
