@@ -159,13 +159,14 @@ pub fn remove_stale(number: u32) -> Result<bool> {
 }
 
 /// Whether what is at `path` is the node of a macvtap's tap `number` that is gone. A device that
-/// sysfs knows by this name is alive; one of another major number is not ours.
+/// sysfs knows by this name is alive; one of another major number is not ours. Without macvtap in
+/// the kernel it does not show whose a node is.
 fn is_stale(path: &Path, number: u32) -> Result<bool> {
     let Some(device) = Found::at(path)?.number() else {
         return Ok(false);
     };
     let alive = tap::number_of(device)? == Some(number);
-    Ok(!alive && tap::major()?.is_none_or(|major| major == device.major))
+    Ok(!alive && tap::major()? == Some(device.major))
 }
 
 /// The tap numbers of which /dev has a node.

@@ -41,6 +41,13 @@ pub fn is_tap_number(index: u32) -> bool {
 /// chooses lower ones there, which may be taken in the pod.
 const ORIGINAL_TAPS: Range<u32> = 1 << 26..1 << 27;
 
+/// Whether this program makes taps with this number, for a device ID of its own, of
+/// kubevirt/macvtap-cni, or for none.
+#[must_use]
+pub fn is_made_here(number: u32) -> bool {
+    is_tap_number(number) || ORIGINAL_TAPS.contains(&number)
+}
+
 /// What a device ID says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceId {

@@ -6,6 +6,7 @@ use kit::{
     binary,
     netns::{Host, Node, dev::Dev, owner, tap_exists, tap_number, wait_until},
 };
+use macvtap::host::tap;
 use serde_json::json;
 
 #[test]
@@ -97,6 +98,45 @@ fn foreign_files_are_left_alone() {
         .succeed("GC");
     call.succeed("DEL");
     assert_eq!(dev.names(), ["tap", "tap1", "tap12x", "tapestry"]);
+}
+
+/// Whose a node is does not show where the kernel has no macvtap, and other drivers name theirs
+/// alike.
+#[test]
+fn nodes_of_other_devices_are_left_alone() {
+    let (node, pod, dev, number) = (Node::new(), Host::new(), Dev::new(), tap_number());
+    let macvtap = tap::major().unwrap().unwrap();
+    let foreign = [(7, 36), (8, 250), (9, macvtap), (number, 250)];
+    for (number, major) in foreign {
+        let mut mknod = Command::new("mknod");
+        let path = dev.path(&format!("tap{number}"));
+        mknod.arg(path).args(["c", &major.to_string(), "123456"]);
+        assert!(mknod.status().unwrap().success());
+    }
+    let expected = dev.names();
+    let call = node.allocated(&pod, number);
+    let call = call.with("cni.dev/valid-attachments", json!([]));
+    let [nsenter, mount] = dev.words();
+    let unload = "mount -t tmpfs tmpfs /mnt && echo 'Character devices:' >/mnt/devices \
+        && mount --bind /mnt/devices /proc/devices && exec \"$@\"";
+    let unloaded = [
+        &nsenter, &mount, "unshare", "--mount", "sh", "-c", unload, "sh",
+    ];
+    for verb in ["GC", "DEL"] {
+        dev.enter(&call).succeed(verb);
+        assert_eq!(dev.names(), expected, "{verb}");
+        call.clone().by(&unloaded).succeed(verb);
+        assert_eq!(dev.names(), expected, "{verb}");
+    }
+    // One of a macvtap that is gone.
+    let mut mknod = Command::new("mknod");
+    mknod.arg(dev.path(&format!("tap{}", number + 1)));
+    mknod.args(["c", &macvtap.to_string(), "123456"]);
+    assert!(mknod.status().unwrap().success());
+    call.clone().by(&unloaded).succeed("GC");
+    assert_eq!(dev.names().len(), expected.len() + 1);
+    dev.enter(&call).succeed("GC");
+    assert_eq!(dev.names(), expected);
 }
 
 #[test]
