@@ -88,11 +88,70 @@ fn created(there: &mut Socket, spec: &Spec<'_>) -> Option<u32> {
 pub fn check_name_free(there: &mut Socket, name: &str) -> Result<(), AttachError> {
     match there.link_by_name(name)? {
         None => Ok(()),
-        Some(link) => {
-            let kind = link.kind_name();
-            let text = format!("interface {name:?} already exists (a {kind} interface)");
-            Err(AttachError::new(Kind::NameTaken, text))
+        Some(link) => Err(name_taken(name, link.kind_name())),
+    }
+}
+
+/// What stands in the way of a new macvtap, as far as the kernel shows it.
+#[derive(Debug, Default)]
+struct Obstacles {
+    /// The kind of the interface in the pod that has the name.
+    name: Option<String>,
+    /// The interface in the pod that has the index.
+    index_in_pod: Option<String>,
+    /// The interface on the host that has it.
+    index_on_host: Option<String>,
+    /// What keeps macvtaps off the lower device.
+    lower: Option<Reason>,
+}
+
+impl Obstacles {
+    fn find(spec: &Spec<'_>, host: &mut Socket, there: &mut Socket) -> Self {
+        let name = there.link_by_name(spec.name).ok().flatten();
+        let with_index = |socket: &mut Socket| {
+            let found = socket.link(spec.index?).ok().flatten();
+            found.map(|link| link.name)
+        };
+        let links = host.links().unwrap_or_default();
+        let ineligible = spec.lower.ineligible_among(&links);
+        Self {
+            name: name.map(|link| link.kind_name().to_owned()),
+            index_in_pod: with_index(there),
+            index_on_host: with_index(host),
+            lower: ineligible.map(|found| found.reason),
         }
+    }
+
+    /// What EEXIST and EBUSY mean. Since Linux 6.15 EEXIST is about the name or the index in the
+    /// pod, EBUSY about the lower device. Before, `register_netdevice` answers EBUSY where the
+    /// index is taken in the pod, and `rtnl_newlink` EEXIST where it is taken on the host, for it
+    /// looks the index up in the network namespace of the socket.
+    fn explain(&self, errno: Errno, name: &str, index: u32) -> AttachError {
+        if let Some(kind) = &self.name {
+            return name_taken(name, kind);
+        }
+        let why = match self {
+            Self {
+                index_in_pod: Some(other),
+                ..
+            } => format!("interface index {index} is taken by {other:?}"),
+            Self {
+                index_on_host: Some(other),
+                ..
+            } if errno == Errno::EEXIST => format!(
+                "interface index {index} is taken on the host by {other:?}, and this kernel looks \
+                 for it there; Linux 6.15 and later do not"
+            ),
+            Self {
+                lower: Some(reason),
+                ..
+            } if errno == Errno::EBUSY => format!("it {reason}"),
+            _ if errno == Errno::EBUSY => {
+                "it is in use by something else (a bridge, ipvlan, or passthru)".to_owned()
+            }
+            _ => "such an interface existed a moment ago".to_owned(),
+        };
+        AttachError::new(Kind::Failed, why)
     }
 }
 
@@ -103,13 +162,15 @@ fn explain(
     host: &mut Socket,
     there: &mut Socket,
 ) -> AttachError {
-    let name = &spec.lower.link.name;
     let why = match error.errno() {
-        Some(Errno::EBUSY) => Some(busy(spec.lower, host)),
-        Some(Errno::EEXIST) => match check_name_free(there, spec.name) {
-            Err(taken) if taken.kind == Kind::NameTaken => return taken,
-            _ => Some(index_taken(spec, there)),
-        },
+        Some(errno @ (Errno::EBUSY | Errno::EEXIST)) => {
+            let index = spec.index.unwrap_or_default();
+            let why = Obstacles::find(spec, host, there).explain(errno, spec.name, index);
+            if why.kind == Kind::NameTaken {
+                return why;
+            }
+            Some(why.to_string())
+        }
         // With a text it is about something else, such as the MTU.
         Some(Errno::EINVAL) if error.text().is_none() => Some(format!(
             "{} mode may not be possible: a passthru macvtap must be the only macvtap or macvlan \
@@ -120,6 +181,7 @@ fn explain(
         Some(Errno::ENODEV) => Some("the lower device is gone".into()),
         _ => None,
     };
+    let name = &spec.lower.link.name;
     let doing = format!("creating a macvtap on lower device {name:?}");
     let error = AttachError::from(error);
     match why {
@@ -128,21 +190,44 @@ fn explain(
     }
 }
 
-fn busy(lower: &LowerDevice, host: &mut Socket) -> String {
-    let links = host.links().unwrap_or_default();
-    let ineligible = lower.ineligible_among(&links).map(|found| found.reason);
-    ineligible.map_or_else(
-        || "it is in use by something else (a bridge, ipvlan, or passthru)".to_owned(),
-        |reason: Reason| format!("it {reason}"),
-    )
+fn name_taken(name: &str, kind: &str) -> AttachError {
+    let text = format!("interface {name:?} already exists (a {kind} interface)");
+    AttachError::new(Kind::NameTaken, text)
 }
 
-fn index_taken(spec: &Spec<'_>, there: &mut Socket) -> String {
-    let index = spec.index.unwrap_or_default();
-    match there.link(index) {
-        Ok(Some(Link { name, .. })) => {
-            format!("interface index {index} is taken by {name:?}")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_of_all_versions_are_understood() {
+        let (exists, busy) = (Errno::EEXIST, Errno::EBUSY);
+        let named = "\"net1\" already exists (a veth interface)";
+        let in_pod = "interface index 9 is taken by \"other\"";
+        let on_host = "interface index 9 is taken on the host by \"mvt1\"";
+        let held = "it is in use by \"ipvl0\"";
+        // What has the name in the pod, the index there, and on the host; what is on the lower
+        // device.
+        for (errno, name, pod, host, lower, expected) in [
+            (exists, "veth", "", "", "", named),
+            (busy, "veth", "other", "", "", named),
+            (exists, "", "other", "mvt1", "", in_pod),
+            (busy, "", "other", "", "ipvl0", in_pod),
+            (exists, "", "", "mvt1", "ipvl0", on_host),
+            (busy, "", "", "mvt1", "ipvl0", held),
+            (busy, "", "", "mvt1", "", "in use by something else"),
+            (exists, "", "", "", "ipvl0", "a moment ago"),
+            (busy, "", "", "", "", "in use by something else"),
+        ] {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let obstacles = Obstacles {
+                name: some(name),
+                index_in_pod: some(pod),
+                index_on_host: some(host),
+                lower: some(lower).map(Reason::Held),
+            };
+            let found = obstacles.explain(errno, "net1", 9).to_string();
+            assert!(found.contains(expected), "{errno} {obstacles:?}: {found}");
         }
-        _ => "such an interface existed a moment ago".to_owned(),
     }
 }
