@@ -9,12 +9,12 @@ use std::{
 use log::warn;
 
 use super::{
+    allocation::{Allocation, others_device},
     attachment::{Attachment, Request},
     config::{Config, Source},
     environment::Environment,
     error::{CniError, Result, code},
     hand_over::hand_over,
-    mac_policy::{self, MacPolicy, Names},
     result,
 };
 use crate::{
@@ -273,22 +273,15 @@ impl<'a> Work<'a> {
     /// The MAC that it is made with; a random one if none. In passthru mode it is that of the lower
     /// device, unless another one is asked for.
     fn mac(&self, mode: Mode) -> Option<MacAddr> {
-        let config = self.request.config;
-        let stable = || {
-            let (namespace, pod) = config.pod.as_ref()?;
-            let mac = mac_policy::stable(&Names {
-                namespace,
-                pod,
-                network: &config.network,
-                ifname: &self.request.environment.ifname,
-            });
-            if mac.is_none() {
-                warn!(pod = pod.as_str(); "the VM's name is too long for a stable MAC; it is random");
-            }
-            mac
-        };
-        let is_stable = config.mac_policy == MacPolicy::Stable && !mode.is_alone();
-        config.mac.or_else(|| is_stable.then(stable).flatten())
+        let choice = self
+            .request
+            .config
+            .mac_choice(&self.request.environment.ifname, mode);
+        let mac = choice.mac();
+        if let (None, true, Some(names)) = (mac, choice.is_stable(), choice.names) {
+            warn!(pod = names.pod; "the VM's name is too long for a stable MAC; it is random");
+        }
+        mac
     }
 
     /// Whether the device plugin learns of ports on a lower device: it is the host's.
@@ -329,19 +322,40 @@ impl<'a> Work<'a> {
     /// had for the tap alone is deleted.
     fn wait_until_free(&mut self, device: &DeviceId) -> Result<()> {
         while is_in_use(device.tap)? {
-            if !tap_only::exists(&mut self.host, device)? {
-                pause(self.request.deadline, || tap_held(device.tap))?;
-                continue;
-            }
-            let processes = inventory::processes_with(device.tap);
-            if processes.is_empty() {
-                tap_only::delete_of(&mut self.host, device)?;
-                warn!(device:%; "deleted the stale macvtap of a previous pod");
+            let stale = if tap_only::exists(&mut self.host, device)? {
+                self.check_stale(device)?
             } else {
-                pause(self.request.deadline, || tap_open(device.tap, &processes))?;
+                Err(tap_held(device.tap))
+            };
+            match stale {
+                Ok(()) => {
+                    tap_only::delete_of(&mut self.host, device)?;
+                    warn!(device:%; "deleted the stale macvtap of a previous pod");
+                }
+                Err(in_use) => pause(self.request.deadline, || in_use)?,
             }
         }
         Ok(())
+    }
+
+    /// Whether a macvtap for the tap alone is a former pod's; if not, why. Fails if the device is
+    /// another pod's, whose guest may be about to open it. What cannot be decided here is left to
+    /// the device plugin, which deletes what is stale when the kubelet allocates the device.
+    fn check_stale(&self, device: &DeviceId) -> Result<std::result::Result<(), AttachError>> {
+        let id = device.to_string();
+        let pod_uid = self.request.config.pod_uid.as_deref();
+        match Allocation::of(&id, pod_uid) {
+            Allocation::Own | Allocation::Free => Ok(inventory::check_not_open(device.tap)),
+            Allocation::Other(pod) => Err(others_device(&id, &pod)),
+            Allocation::Unknown(why) => {
+                let path = tap::path(device.tap);
+                let text = format!(
+                    "{} is in use by a macvtap on the host, which may be another pod's: {why}",
+                    path.display()
+                );
+                Ok(Err(AttachError::new(Kind::TryAgain, text)))
+            }
+        }
     }
 }
 
@@ -350,15 +364,6 @@ fn is_in_use(number: u32) -> Result<bool> {
     let device = devnode::find(number)?.number();
     let found = device.map(tap::number_of).transpose()?.flatten();
     Ok(found == Some(number))
-}
-
-fn tap_open(number: u32, processes: &[String]) -> AttachError {
-    let text = format!(
-        "{} is still open in {}",
-        tap::path(number).display(),
-        processes.join(", ")
-    );
-    AttachError::new(Kind::TryAgain, text)
 }
 
 fn tap_held(number: u32) -> AttachError {

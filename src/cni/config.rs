@@ -9,7 +9,7 @@ use super::{
     error::{CniError, Result, code},
     ipam_config::{self, Ipam},
     keys::Keys,
-    mac_policy::{self, MacPolicy},
+    mac_policy::{self, Choice, MacPolicy, Names},
     options, policy, result,
     version::Version,
 };
@@ -169,6 +169,23 @@ impl Config {
         })
     }
 
+    /// What decides the MAC of the interface `ifname`.
+    #[must_use]
+    pub fn mac_choice<'a>(&'a self, ifname: &'a str, mode: Mode) -> Choice<'a> {
+        let names = |(namespace, pod): &'a (String, String)| Names {
+            namespace,
+            pod,
+            network: &self.network,
+            ifname,
+        };
+        Choice {
+            asked: self.mac,
+            policy: self.mac_policy,
+            mode,
+            names: self.pod.as_ref().map(names),
+        }
+    }
+
     /// Fails if the configured MTU is above that of the lower device.
     pub fn check_mtu(&self, lower: &Link) -> Result<()> {
         match self.mtu {
@@ -233,6 +250,40 @@ pub fn vlan(json: &Value) -> Option<SubInterface> {
 pub fn is_in_pod(json: &Value) -> bool {
     let flag = Fields::of(json).and_then(|fields| fields.flag("linkInContainer").ok()?);
     flag.unwrap_or(false)
+}
+
+/// The mode of a macvtap without a device ID, without judging it; none if it is not valid.
+#[must_use]
+pub fn standalone_mode(json: &Value) -> Option<Mode> {
+    let mode = mode(&Fields::of(json)?).ok()?;
+    Some(mode.unwrap_or_default())
+}
+
+/// The MAC that ADD gives the interface `ifname`, without judging the configuration; none if that
+/// does not decide it.
+#[must_use]
+pub fn expected_mac(json: &Value, args: &str, ifname: &str, in_mode: Mode) -> Option<MacAddr> {
+    let fields = Fields::of(json)?;
+    let args = Args::parse(args).ok()?;
+    let mut keys = Keys {
+        lenient: false,
+        warnings: Vec::new(),
+    };
+    let pod = pod(&args);
+    let network = fields.text("name").ok()??;
+    let names = pod.as_ref().map(|(namespace, pod)| Names {
+        namespace,
+        pod,
+        network,
+        ifname,
+    });
+    let choice = Choice {
+        asked: mac(&fields, &args, &mut keys).ok()?,
+        policy: mac_policy::read(&fields).ok()?.unwrap_or_default(),
+        mode: in_mode,
+        names,
+    };
+    choice.mac()
 }
 
 /// `logLevel` and `logFile`; none if the configuration has neither. What is wrong with them is

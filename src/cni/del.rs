@@ -1,7 +1,8 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
 use std::{
-    slice, thread,
+    os::fd::AsFd,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,126 +13,25 @@ use super::{
     config,
     environment::Environment,
     error::{CniError, Result, code},
+    identity::{Identity, Source},
     input::Input,
-    policy, result,
+    policy,
 };
 use crate::{
     host::{devnode, netns::Netns},
-    macvtap::{port_security::Interface, shaping, sub_interface::Maker},
-    netlink::{Link, Socket},
-    types::{
-        device_id::{DeviceId, is_tap_number, original_link_name, standalone_taps},
-        json::Fields,
-        link_name::LinkName,
-        mac::MacAddr,
+    macvtap::{
+        lower::{LowerDevice, LowerError},
+        port_security::Interface,
+        shaping,
+        sub_interface::Maker,
     },
+    netlink::{Link, Socket},
+    types::link_name::LinkName,
 };
 
 /// How long a network namespace that is gone may take to be destroyed, and how often it is looked.
 const NETNS_GRACE: Duration = Duration::from_millis(300);
 const NETNS_POLL: Duration = Duration::from_millis(5);
-
-/// What the configuration says the attachment is.
-#[derive(Debug, PartialEq, Eq)]
-enum Attachment {
-    /// The macvtap whose index is the tap of a device ID.
-    Allocated(u32),
-    /// A macvtap with one of these indexes: there is no device plugin.
-    Standalone(Vec<u32>),
-    /// One that the original made, and its name on the host.
-    Original(String),
-    /// Not clear: ADD fails with such a configuration, so that the interface may be another
-    /// attachment's.
-    Unclear(Unclear),
-}
-
-/// What shows which interface is that of an attachment whose device ID cannot be used.
-#[derive(Debug, PartialEq, Eq)]
-struct Unclear {
-    /// The indexes that it may have without a device ID.
-    taps: Vec<u32>,
-    /// The MAC that ADD reported.
-    mac: Option<MacAddr>,
-    /// Any index of ours will do: a key has a wrong type, which it cannot have had when ADD
-    /// succeeded, and the runtime gives no result to compare with.
-    any: bool,
-}
-
-impl Unclear {
-    fn of(json: &Value, environment: &Environment) -> Self {
-        let mistyped = |value: &Value| !value.is_string();
-        let value = |key| Fields::of(json).and_then(|fields| fields.value(key));
-        let runtime = value("runtimeConfig").and_then(Fields::of);
-        let runtime = runtime.and_then(|runtime| runtime.value("deviceID"));
-        let keys = [runtime, value("deviceID"), value("lowerDevice")];
-        let given = value("prevResult").is_some();
-        Self {
-            taps: standalone(environment),
-            mac: reported_mac(json, environment),
-            any: !given && keys.into_iter().flatten().any(mistyped),
-        }
-    }
-
-    fn is(&self, link: &Link) -> bool {
-        let reported = self.mac.is_some() && link.mac == self.mac;
-        self.taps.contains(&link.index) || (is_tap_number(link.index) && (reported || self.any))
-    }
-}
-
-impl Attachment {
-    fn of(json: &Value, environment: &Environment) -> Self {
-        let unclear = || Self::Unclear(Unclear::of(json, environment));
-        match config::device_id(json) {
-            Some(id) if id.contains('@') => match id.parse::<DeviceId>() {
-                Ok(device) => Self::Allocated(device.tap),
-                Err(_) => unclear(),
-            },
-            Some(id) => Self::Original(original_link_name(id)),
-            None if config::lower_device(json).is_some() => {
-                Self::Standalone(standalone(environment))
-            }
-            None => unclear(),
-        }
-    }
-
-    /// Whether `link`, the interface of that name in the pod, is the attachment. Macvtaps of the
-    /// original have no index of their own; their lower device is on the host.
-    fn is(&self, link: &Link, environment: &Environment) -> bool {
-        let index = link.index;
-        let from_host = link.lower_nsid.is_some() || environment.netns_override;
-        match self {
-            Self::Allocated(tap) => index == *tap,
-            Self::Standalone(taps) => taps.contains(&index),
-            Self::Original(_) => !is_tap_number(index) && from_host,
-            Self::Unclear(unclear) => unclear.is(link),
-        }
-    }
-
-    /// The taps that it may have left nodes of.
-    fn taps(&self) -> &[u32] {
-        match self {
-            Self::Allocated(tap) => slice::from_ref(tap),
-            Self::Standalone(taps) | Self::Unclear(Unclear { taps, .. }) => taps,
-            Self::Original(_) => &[],
-        }
-    }
-}
-
-/// The taps that ADD may have chosen without a device ID.
-fn standalone(environment: &Environment) -> Vec<u32> {
-    let pod_uid = config::pod_uid(&environment.args);
-    let seeds = [Some(&environment.container_id), pod_uid.as_ref()];
-    let seeds = seeds.into_iter().flatten();
-    let taps = seeds.flat_map(|seed| standalone_taps(seed, &environment.ifname));
-    taps.collect()
-}
-
-/// The MAC that ADD, or a later plugin of the chain, reported for the interface.
-fn reported_mac(json: &Value, environment: &Environment) -> Option<MacAddr> {
-    let prev = Fields::of(json)?.value("prevResult")?;
-    let interface = result::find(prev, &environment.ifname, &environment.netns)?;
-    interface.get("mac")?.as_str()?.parse().ok()
-}
 
 /// Gives the addresses back to the IPAM plugin, and removes the interface and, where the kernel does
 /// not, the tap's node.
@@ -140,27 +40,31 @@ fn reported_mac(json: &Value, environment: &Environment) -> Option<MacAddr> {
 /// is not given back would be lost.
 pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> Result<()> {
     let json = &input.json;
-    let attachment = Attachment::of(json, environment);
+    let identity = Identity::of(json, environment);
     let mut errors = Vec::new();
     // First, for a DHCP client notifies the server by the interface.
     errors.extend(input.forward(environment).err());
     let mut taps = Vec::new();
-    match netns.map(Netns::socket) {
-        Some(Ok(mut pod)) => {
-            match remove_links(&mut pod, &attachment, environment) {
+    match netns.map(|netns| Ok((netns.socket()?, netns))) {
+        Some(Ok((mut pod, netns))) => {
+            let place = Place {
+                netns,
+                environment,
+                json,
+            };
+            match place.remove_links(&mut pod, &identity) {
                 Ok(removed) => taps.extend(removed),
                 Err(error) => errors.push(error),
             }
             if taps.is_empty() {
-                errors.extend(remove_ifbs(&mut pod, attachment.taps()).err());
+                errors.extend(remove_ifbs(&mut pod, identity.taps()).err());
             }
-            let removed = remove_security(&mut pod, netns, environment, json);
-            errors.extend(removed.err());
+            errors.extend(place.remove_security(&mut pod).err());
         }
-        Some(Err(error)) => errors.push(error.into()),
+        Some(Err(error)) => errors.push(error),
         None => info!("the netns is gone, and with it the interface"),
     }
-    taps.extend_from_slice(attachment.taps());
+    taps.extend_from_slice(identity.taps());
     taps.sort_unstable();
     taps.dedup();
     for number in taps {
@@ -194,30 +98,99 @@ fn remove_vlan(json: &Value, has_netns: bool) -> Result<()> {
     }
 }
 
-/// Removes the rules for an interface that is gone. One that is there may be another attachment,
-/// which keeps its rules. The configuration may have lost its keys since ADD, so they are looked
-/// for in any case; that fails the call only where it has them, for the kernel may have none.
-fn remove_security(
-    pod: &mut Socket,
-    netns: Option<&Netns>,
-    environment: &Environment,
-    json: &Value,
-) -> Result<()> {
-    let name = environment.ifname.as_str();
-    if LinkName::flaw(name).is_some() || pod.link_by_name(name)?.is_some() {
-        return Ok(());
-    }
-    let interface = Interface {
-        netns,
-        name,
-        index: 0,
-    };
-    match interface.remove_security() {
-        Err(error) if !policy::has_security(json) => {
-            debug!(error = format!("{error:#}"); "no rules can be looked for");
-            Ok(())
+/// A pod's network namespace, and what was attached there.
+struct Place<'a> {
+    netns: &'a Netns,
+    environment: &'a Environment,
+    json: &'a Value,
+}
+
+impl Place<'_> {
+    /// Deletes the attachment's links in the pod; the numbers of their taps.
+    fn remove_links(&self, pod: &mut Socket, identity: &Identity) -> Result<Vec<u32>> {
+        let mut links = Vec::new();
+        let name = self.environment.ifname.as_str();
+        if LinkName::flaw(name).is_none()
+            && let Some(link) = pod.link_by_name(name)?
+        {
+            if self.is(&link, pod, identity)? {
+                links.push(link);
+            } else {
+                warn!(interface = name; "the interface is not that of this attachment, and stays");
+            }
         }
-        removed => Ok(removed?),
+        if let Source::Original(name) = &identity.source {
+            // Where ADD was stopped in the middle of the hand-over.
+            links.extend(pod.link_by_name(name)?);
+        }
+        let mut removed = Vec::new();
+        for link in links {
+            removed.extend(delete(pod, &link)?);
+        }
+        Ok(removed)
+    }
+
+    fn is(&self, link: &Link, pod: &mut Socket, identity: &Identity) -> Result<bool> {
+        let is_on_lower = match &identity.source {
+            Source::Standalone(standalone) => self.is_on(&standalone.lower, link, pod)?,
+            _ => false,
+        };
+        let from_host = link.lower_nsid.is_some() || self.environment.netns_override;
+        Ok(identity.is(link, is_on_lower, from_host))
+    }
+
+    /// Whether `link` stands on the lower device of this name, or on its VLAN. One that does not
+    /// exist was renamed, or never was there and ADD failed.
+    fn is_on(&self, lower: &LinkName, link: &Link, pod: &mut Socket) -> Result<bool> {
+        let home = Netns::current()?;
+        let in_pod = config::is_in_pod(self.json);
+        let mut there = if in_pod {
+            self.netns.socket()?
+        } else {
+            Socket::open()?
+        };
+        let name = match config::vlan(self.json) {
+            Some(vlan) => match vlan.among(&there.links()?) {
+                Some(vlan) => vlan.name.clone(),
+                None => return Ok(false),
+            },
+            None => lower.to_string(),
+        };
+        let found = match LowerDevice::find(&mut there, &name) {
+            Ok(found) => found.link.index,
+            Err(LowerError::Ineligible(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        // The number by which the pod knows the lower device's network namespace.
+        let nsid = if in_pod || self.netns.is(&home)? {
+            None
+        } else {
+            pod.nsid(home.as_fd())?
+        };
+        Ok(link.lower == Some(found) && link.lower_nsid == nsid)
+    }
+
+    /// Removes the rules for an interface that is gone. One that is there may be another
+    /// attachment, which keeps its rules. The configuration may have lost its keys since ADD, so
+    /// they are looked for in any case; that fails the call only where it has them, for the kernel
+    /// may have none.
+    fn remove_security(&self, pod: &mut Socket) -> Result<()> {
+        let name = self.environment.ifname.as_str();
+        if LinkName::flaw(name).is_some() || pod.link_by_name(name)?.is_some() {
+            return Ok(());
+        }
+        let interface = Interface {
+            netns: Some(self.netns),
+            name,
+            index: 0,
+        };
+        match interface.remove_security() {
+            Err(error) if !policy::has_security(self.json) => {
+                debug!(error = format!("{error:#}"); "no rules can be looked for");
+                Ok(())
+            }
+            removed => Ok(removed?),
+        }
     }
 }
 
@@ -229,28 +202,6 @@ fn remove_ifbs(pod: &mut Socket, taps: &[u32]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Deletes the attachment's links in the pod; the numbers of their taps.
-fn remove_links(
-    pod: &mut Socket,
-    attachment: &Attachment,
-    environment: &Environment,
-) -> Result<Vec<u32>> {
-    let mut links = Vec::new();
-    if LinkName::flaw(&environment.ifname).is_none() {
-        let found = pod.link_by_name(&environment.ifname)?;
-        links.extend(found.filter(|link| attachment.is(link, environment)));
-    }
-    if let Attachment::Original(name) = attachment {
-        // Where ADD was stopped in the middle of the hand-over.
-        links.extend(pod.link_by_name(name)?);
-    }
-    let mut removed = Vec::new();
-    for link in links {
-        removed.extend(delete(pod, &link)?);
-    }
-    Ok(removed)
 }
 
 fn delete(pod: &mut Socket, link: &Link) -> Result<Option<u32>> {

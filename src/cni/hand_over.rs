@@ -4,6 +4,7 @@
 use anyhow::anyhow;
 
 use super::{
+    allocation::{Allocation, others_device},
     attachment::Request,
     config::{Config, Existing},
     error::{CniError, Result, code},
@@ -13,7 +14,9 @@ use crate::{
     macvtap::{
         create::check_name_free,
         guard::NewMacvtap,
+        inventory,
         take_over::{Move, take_over},
+        tap_only,
     },
     netlink::{Link, Socket},
     types::{
@@ -35,6 +38,10 @@ pub fn hand_over<'a>(
         ..
     } = request;
     let link = find(host, existing)?;
+    if let Allocation::Other(pod) = Allocation::of(&existing.id, config.pod_uid.as_deref()) {
+        return Err(others_device(&existing.id, &pod));
+    }
+    inventory::check_not_open(link.index)?;
     let mut pod = netns.socket()?;
     check_name_free(&mut pod, &environment.ifname)?;
     check_mtu(host, &link, config)?;
@@ -60,30 +67,17 @@ pub fn hand_over<'a>(
 /// The macvtap that an ID of the original stands for: under its hashed name, or, by versions up
 /// to 0.13.1, the ID itself. Any other macvtap of the host may be in use by others.
 fn find(host: &mut Socket, existing: &Existing) -> Result<Link> {
-    let Existing { id, any } = existing;
+    let id = &existing.id;
     let hashed = original_link_name(id);
-    let mut found = host.link_by_name(&hashed)?;
-    let mut refused = "";
-    if found.is_none() && LinkName::flaw(id).is_none() {
-        found = host.link_by_name(id)?;
-        if found.is_some() && !is_original(id) && !any {
-            refused = "; neither kubevirt/macvtap-cni nor this program made it, so it is taken over \
-                       only if the network has \"takeOverByName\": true";
-        }
-    }
+    let found = match host.link_by_name(&hashed)? {
+        None if LinkName::flaw(id).is_none() => host.link_by_name(id)?,
+        found => found,
+    };
     let text = match found {
-        Some(link) if link.is_macvtap() && refused.is_empty() => return Ok(link),
-        Some(link) if link.is_macvtap() => {
-            format!(
-                "device ID {id:?} is the name of macvtap {:?}{refused}",
-                link.name
-            )
-        }
-        Some(link) => format!(
-            "device ID {id:?} stands for {:?}, a {} interface and no macvtap",
-            link.name,
-            link.kind_name()
-        ),
+        Some(link) => match flaw(&link, existing, link.name == hashed) {
+            None => return Ok(link),
+            Some(flaw) => format!("device ID {id:?} stands for {flaw}"),
+        },
         None => format!(
             "device ID {id:?} is neither of the form <resource>Mvp<slot>@<lower \
              device>:<mode>:<tap>, nor does its macvtap exist on the host \
@@ -92,6 +86,26 @@ fn find(host: &mut Socket, existing: &Existing) -> Result<Link> {
         ),
     };
     Err(CniError::new(code::CONFIG, text))
+}
+
+/// Why a link of the host is not taken over.
+fn flaw(link: &Link, existing: &Existing, is_hashed: bool) -> Option<String> {
+    let (name, kind) = (&link.name, link.kind_name());
+    if !link.is_macvtap() {
+        return Some(format!("{name:?}, a {kind} interface and no macvtap"));
+    }
+    if tap_only::is_candidate(link) {
+        return Some(format!(
+            "macvtap {name:?}, which the device plugin made for a pod that uses the tap alone"
+        ));
+    }
+    let is_ours = is_hashed || is_original(&existing.id) || existing.any;
+    (!is_ours).then(|| {
+        format!(
+            "macvtap {name:?}; neither kubevirt/macvtap-cni nor this program made it, so it is \
+             taken over only if the network has \"takeOverByName\": true"
+        )
+    })
 }
 
 fn check_mtu(host: &mut Socket, link: &Link, config: &Config) -> Result<()> {

@@ -4,6 +4,7 @@ use super::error::{CniError, Result, code};
 use crate::types::{
     json::{Fields, Invalid},
     mac::MacAddr,
+    mode::Mode,
 };
 
 /// What KubeVirt and the API server name a VM's pod: this, the VM's name, `-`, and
@@ -41,6 +42,35 @@ pub struct Names<'a> {
     pub ifname: &'a str,
 }
 
+/// What decides the MAC of an attachment.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice<'a> {
+    /// The one that is asked for.
+    pub asked: Option<MacAddr>,
+    /// How it gets one otherwise.
+    pub policy: MacPolicy,
+    /// The mode of the macvtap.
+    pub mode: Mode,
+    /// Whose it is; none outside of Kubernetes.
+    pub names: Option<Names<'a>>,
+}
+
+impl Choice<'_> {
+    /// Whether it is to come from names. In passthru mode a macvtap has the MAC of its lower
+    /// device.
+    #[must_use]
+    pub fn is_stable(&self) -> bool {
+        self.asked.is_none() && self.policy == MacPolicy::Stable && !self.mode.is_alone()
+    }
+
+    /// The MAC; none if it is random, or that of the lower device.
+    #[must_use]
+    pub fn mac(&self) -> Option<MacAddr> {
+        let names = self.names.as_ref().filter(|_| self.is_stable());
+        self.asked.or_else(|| names.and_then(stable))
+    }
+}
+
 /// The policy that a configuration says.
 pub fn read(fields: &Fields<'_>) -> Result<Option<MacPolicy>> {
     match fields.text("macPolicy")? {
@@ -55,8 +85,9 @@ pub fn read(fields: &Fields<'_>) -> Result<Option<MacPolicy>> {
     }
 }
 
-/// The MAC that belongs to these names. None where two VMs can have the same: one that is wanted
-/// twice is worse than one that changes.
+/// The MAC that belongs to these names. None where two VMs of a cluster can have the same. The
+/// names say nothing of the cluster: in two clusters on one LAN equal names have equal MACs, and a
+/// VM that moves from one to the other keeps its own.
 #[must_use]
 pub fn stable(names: &Names<'_>) -> Option<MacAddr> {
     let Names {

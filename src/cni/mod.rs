@@ -4,6 +4,7 @@
 //! (`containernetworking/cni`, package `skel`), so that runtimes read them.
 
 mod add;
+mod allocation;
 mod attachment;
 mod check;
 mod config;
@@ -13,6 +14,7 @@ mod environment;
 mod error;
 mod gc;
 mod hand_over;
+mod identity;
 mod input;
 mod ipam_config;
 mod ipam_result;

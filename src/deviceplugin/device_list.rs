@@ -410,6 +410,7 @@ mod tests {
             "bMvp1@eth0:bridge:16777301",
         ];
         let allocation = |id: &str| Allocation {
+            pod_uid: "1".to_owned(),
             resource: format!("{NAMESPACE}/{}", &id[..1]),
             devices: [id.to_owned()].into(),
             taps: [77].into(),

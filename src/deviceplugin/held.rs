@@ -165,6 +165,7 @@ mod tests {
 
     fn allocation(id: &str) -> Allocation {
         Allocation {
+            pod_uid: "1".to_owned(),
             resource: format!("{NAMESPACE}/a"),
             devices: [id.to_owned()].into(),
             taps: [16_777_300].into(),

@@ -30,9 +30,11 @@ pub fn path(number: u32) -> PathBuf {
     PathBuf::from(format!("/dev/tap{number}"))
 }
 
-/// The number of the tap whose node has this path, if it is one.
+/// The number of the tap whose node has this path, if it is one. Of a descriptor whose node is
+/// gone, for its macvtap was moved to another network namespace, the kernel says so behind it.
 #[must_use]
 pub fn number_in(path: &str) -> Option<u32> {
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     path.strip_prefix("/dev/tap")?.parse().ok()
 }
 
@@ -157,6 +159,15 @@ fn all(major: Option<u64>) -> Result<Vec<(DeviceNumber, u32)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_descriptor_shows_its_tap_after_a_move() {
+        assert_eq!(number_in("/dev/tap5"), Some(5));
+        assert_eq!(number_in("/dev/tap5 (deleted)"), Some(5));
+        for other in ["/dev/tap", "/dev/tap5 (gone)", "/tmp/tap5", "/dev/tapestry"] {
+            assert_eq!(number_in(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn reads_the_target_of_a_link() {

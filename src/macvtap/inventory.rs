@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{
+    error::{AttachError, Kind},
     limits::Limits,
     lower::{self, Ineligible, LowerDevice},
     port_security::Interface,
@@ -237,10 +238,17 @@ fn name_of(path: &Path) -> String {
     }
 }
 
-/// The processes that have tap `number` open, as far as they can be seen from here.
-#[must_use]
-pub fn processes_with(number: u32) -> Vec<String> {
-    holders().remove(&number).unwrap_or_default()
+/// Fails if a process has tap `number` open, as far as that can be seen from here.
+pub fn check_not_open(number: u32) -> Result<(), AttachError> {
+    let Some(processes) = holders().remove(&number) else {
+        return Ok(());
+    };
+    let text = format!(
+        "{} is still open in {}",
+        tap::path(number).display(),
+        processes.join(", ")
+    );
+    Err(AttachError::new(Kind::TryAgain, text))
 }
 
 /// By tap, the processes that have it open.

@@ -14,6 +14,8 @@ pub const FILE: &str = "kubelet_internal_checkpoint";
 /// The devices of one resource that one container has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
+    /// The UID of the pod.
+    pub pod_uid: String,
     /// The name of the resource, with its namespace.
     pub resource: String,
     /// The IDs of the devices.
@@ -40,6 +42,8 @@ struct Data {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct PodDevicesEntry {
+    #[serde(rename = "PodUID", default)]
+    pod_uid: String,
     resource_name: String,
     #[serde(rename = "DeviceIDs")]
     device_ids: Option<DeviceIds>,
@@ -93,6 +97,7 @@ impl Allocation {
             None => BTreeSet::new(),
         };
         Ok(Self {
+            pod_uid: entry.pod_uid,
             resource,
             devices,
             taps,
@@ -146,8 +151,9 @@ mod tests {
              "DeviceIDs": ["cMvp1"], "AllocResp": response("/dev/net/tun")},
         ]));
         let found = allocations(&bytes, NAMESPACE).unwrap();
-        let expected = [("a", "aMvp0", Some(42)), ("c", "cMvp1", None)];
-        let expected = expected.map(|(resource, device, tap)| Allocation {
+        let expected = [("1", "a", "aMvp0", Some(42)), ("2", "c", "cMvp1", None)];
+        let expected = expected.map(|(pod, resource, device, tap)| Allocation {
+            pod_uid: pod.to_owned(),
             resource: format!("{NAMESPACE}/{resource}"),
             devices: [device.to_owned()].into(),
             taps: tap.into_iter().collect(),

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use kit::{
     netns::{
-        Host, IFNAME, LOWER, Node, device_id, device_id_in, owner, tap, tap_exists, tap_number,
+        Host, IFNAME, LOWER, Node, device_id, device_id_in,
+        mounted::Checkpoint,
+        owner, tap, tap_exists, tap_number,
         taps::{arrives, far_tap, open, send},
     },
     switch::{VM, broadcast},
@@ -293,7 +295,8 @@ fn a_leftover_tap_of_a_former_pod_on_the_host_gives_way() {
     };
     leftover(&name);
     assert!(tap_exists(number));
-    let call = node.allocated(&pod, number).added();
+    let checkpoint = Checkpoint::new(&[]);
+    let call = checkpoint.enter(&node.allocated(&pod, number)).added();
     assert_eq!(node.host.links(), [LOWER]);
     assert_eq!(attached(&pod)["ifindex"], number);
     call.succeed("DEL");

@@ -7,7 +7,7 @@ use kit::netns::{
     taps::{arrives, far_tap, open as open_tap, send},
     wait_until,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn of_what_never_was_succeeds() {
@@ -306,4 +306,103 @@ fn deletes_one_of_two_attachments() {
     second.succeed("DEL");
     assert_eq!(pod.links(), [IFNAME]);
     assert!(tap_exists(one) && !tap_exists(two));
+}
+
+/// Other networks of a pod; names and MAC tell those of a pod `of_kubernetes` apart.
+fn others_of_the_pod(of_kubernetes: bool) -> Vec<Value> {
+    let mut others = vec![
+        json!({"lowerDevice": "eth1", "mode": "vepa"}),
+        json!({"lowerDevice": "eth1"}),
+        json!({"lowerDevice": LOWER, "mode": "vepa"}),
+        json!({"lowerDevice": LOWER, "mode": "loud"}),
+        json!({"lowerDevice": "gone0"}),
+        json!({"lowerDevice": LOWER, "vlan": 7}),
+        json!({"lowerDevice": LOWER, "linkInContainer": true}),
+        json!({}),
+    ];
+    if of_kubernetes {
+        others.push(json!({"lowerDevice": LOWER, "name": "other"}));
+        others.push(json!({"lowerDevice": LOWER, "mac": "02:00:00:00:00:01"}));
+        others.push(json!({"lowerDevice": 7, "name": "other"}));
+    }
+    others
+}
+
+/// Both networks of the pod name the interface alike: the ADD of the second one fails, and its DEL
+/// leaves the first one's.
+#[test]
+fn without_a_device_id_deletes_no_interface_of_another_network() {
+    let (node, pod) = (Node::new(), Host::new());
+    node.host.ip("link add eth1 type veth peer name far1");
+    node.host.ip("link set eth1 up");
+    let first = node.cni(&pod, json!({"lowerDevice": LOWER}));
+    let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=vms;K8S_POD_NAME=vm-1;K8S_POD_UID=8a-b";
+    for (args, of_kubernetes) in [("", false), (args, true)] {
+        let first = first.clone().env("CNI_ARGS", args).added();
+        for other in others_of_the_pod(of_kubernetes) {
+            let second = node.cni(&pod, other.clone()).env("CNI_ARGS", args);
+            second.fail("ADD");
+            let answer = second.call("DEL");
+            assert_eq!(
+                (answer.status, answer.stdout.as_str()),
+                (0, ""),
+                "{answer:?}"
+            );
+            assert!(
+                answer.stderr.contains("is not that of this attachment"),
+                "{answer:?}"
+            );
+            assert_eq!(pod.links(), [IFNAME], "{other}");
+        }
+        first.succeed("CHECK");
+        first.succeed("DEL");
+        assert!(pod.links().is_empty());
+    }
+}
+
+/// An ADD that was stopped reported nothing. Lower device and mode are what the kernel says.
+#[test]
+fn without_a_device_id_needs_no_result_of_add() {
+    let (node, pod) = (Node::new(), Host::new());
+    for mode in ["bridge", "vepa", "private", "passthru"] {
+        let call = node.cni(&pod, json!({"lowerDevice": LOWER, "mode": mode}));
+        call.add();
+        call.succeed("DEL");
+        assert!(pod.links().is_empty(), "{mode}");
+    }
+    // As learning leaves the port of a VM that is elsewhere.
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER}));
+    call.add();
+    pod.ip(&format!("link set {IFNAME} type macvtap mode vepa"));
+    call.succeed("DEL");
+    assert!(pod.links().is_empty());
+    pod.ip("link add inner type veth peer name other");
+    pod.ip("link set inner up");
+    let inner = node.cni(
+        &pod,
+        json!({"lowerDevice": "inner", "linkInContainer": true}),
+    );
+    inner.add();
+    inner.succeed("DEL");
+    assert_eq!(pod.links(), ["other", "inner"]);
+}
+
+/// What ADD reported shows whose the interface is, whatever became of the lower device's name and
+/// of the configuration.
+#[test]
+fn without_a_device_id_the_reported_mac_decides() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER})).added();
+    node.host.ip(&format!("link set {LOWER} down"));
+    node.host.ip(&format!("link set {LOWER} name lan0"));
+    let forged = json!([{"name": IFNAME, "sandbox": pod.path(), "mac": "02:00:00:00:00:01"}]);
+    let other = call
+        .clone()
+        .with("prevResult", json!({"interfaces": forged}));
+    other.succeed("DEL");
+    assert_eq!(pod.links(), [IFNAME]);
+    call.clone().with("prevResult", json!(null)).succeed("DEL");
+    assert_eq!(pod.links(), [IFNAME], "nothing shows that it is ours");
+    call.with("mode", "vepa").succeed("DEL");
+    assert!(pod.links().is_empty());
 }

@@ -1,6 +1,9 @@
 //! Device IDs of kubevirt/macvtap-cni, and macvtaps that exist on the host: moved into the pod.
 
-use kit::netns::{Cni, Host, IFNAME, LOWER, Node, owner, tap, tap_exists, tap_number};
+use kit::netns::{
+    Cni, Host, IFNAME, LOWER, Node, device_id, mounted::Checkpoint, owner, tap, tap_exists,
+    tap_number, taps::open,
+};
 use macvtap::types::device_id::original_link_name;
 use serde_json::json;
 
@@ -82,6 +85,56 @@ fn not_of_any_macvtap_of_the_host() {
     assert_eq!(pod.link(IFNAME).unwrap()["ifindex"], number);
 }
 
+/// A process would receive the pod's frames, and keep on.
+#[test]
+fn not_of_one_that_a_process_has_open() {
+    let number = low_number();
+    let node = waiting("dev500", number);
+    let (pod, file) = (Host::new(), open(number));
+    let before = node.host.link("dev500");
+    let call = call(&node, &pod, "dev500").with("takeOverByName", true);
+    let (code, msg) = call.fail("ADD");
+    let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let process = format!("{} ({})", comm.trim_end(), std::process::id());
+    let open = format!("/dev/tap{number} is still open in {process}");
+    assert!(code == 11 && msg.contains(&open), "{msg}");
+    assert_eq!(node.host.link("dev500"), before);
+    // Its node went away and came back with a move.
+    let (there, here) = (pid_in(&pod), pid_in(&node.host));
+    node.host
+        .ip(&format!("link set dev500 netns {}", there.id()));
+    pod.ip(&format!("link set dev500 netns {}", here.id()));
+    assert_eq!(call.fail("ADD").0, 11);
+    drop(file);
+    call.add();
+}
+
+#[test]
+fn not_of_one_that_the_device_plugin_made() {
+    let number = tap_number();
+    let name = original_link_name(&device_id(number));
+    let node = waiting(&name, number);
+    let pod = Host::new();
+    let call = call(&node, &pod, &name).with("takeOverByName", true);
+    let (code, msg) = call.fail("ADD");
+    assert!(code == 7 && msg.contains("uses the tap alone"), "{msg}");
+}
+
+/// A network that names a device ID gets none of another pod's.
+#[test]
+fn not_of_a_device_that_another_pod_has() {
+    let number = low_number();
+    let node = waiting(&original_link_name("eth0Mvp3"), number);
+    let pod = Host::new();
+    let checkpoint = Checkpoint::new(&[("8a-b", "eth0Mvp3")]);
+    let call = checkpoint.enter(&call(&node, &pod, "eth0Mvp3"));
+    let args = |uid: &str| format!("IgnoreUnknown=1;K8S_POD_UID={uid}");
+    let (code, msg) = call.clone().env("CNI_ARGS", &args("8a-c")).fail("ADD");
+    assert!(code == 7 && msg.contains("UID 8a-b"), "{msg}");
+    assert!(pod.links().is_empty());
+    call.env("CNI_ARGS", &args("8a-b")).add();
+}
+
 #[test]
 fn the_hashed_name_comes_before_the_plain_one() {
     let (hashed, plain) = (low_number(), low_number());
@@ -144,7 +197,7 @@ fn an_allocated_tap_would_change_its_name() {
     let pod = Host::new();
     pod.ip(&format!("link add other index {number} type bridge"));
     let (_, msg) = call(&node, &pod, "eth0Mvp4").fail("ADD");
-    assert!(msg.contains("taken in the pod by \"other\""), "{msg}");
+    assert!(msg.contains("is taken in the pod by \"other\""), "{msg}");
     assert!(node.host.link(&name).is_some());
 }
 

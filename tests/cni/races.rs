@@ -7,10 +7,12 @@ use std::{
 };
 
 use kit::netns::{
-    Host, IFNAME, Node, owner, tap, tap_exists, tap_number,
+    Cni, Host, IFNAME, LOWER, Node, device_id,
+    mounted::{Checkpoint, Mounted},
+    owner, tap, tap_exists, tap_number,
     taps::{arrives, far_tap, open, send},
 };
-use macvtap::types::mac::MacAddr;
+use macvtap::types::{device_id::original_link_name, mac::MacAddr};
 
 #[test]
 fn a_tap_that_is_in_use_is_answered_with_its_interface() {
@@ -174,4 +176,65 @@ fn many_pods_at_once() {
             });
         }
     });
+}
+
+/// As the device plugin makes it for a pod that uses the tap alone: it is on the host, and nobody
+/// has it open just now.
+fn tap_only(node: &Node, number: u32) -> String {
+    let name = original_link_name(&device_id(number));
+    node.host.ip(&format!(
+        "link add {name} index {number} link {LOWER} type macvtap mode bridge"
+    ));
+    name
+}
+
+fn of_pod<'a>(call: &Cni<'a>, uid: &str) -> Cni<'a> {
+    let args = format!("IgnoreUnknown=1;K8S_POD_UID={uid}");
+    call.clone().env("CNI_ARGS", &args)
+}
+
+#[test]
+fn a_device_that_the_kubelet_gave_to_another_pod_is_left_to_it() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let name = tap_only(&node, number);
+    let checkpoint = Checkpoint::new(&[("8a-b", &device_id(number)), ("8a-c", "aMvp1")]);
+    let call = checkpoint.enter(&node.allocated(&pod, number));
+    let (code, msg) = of_pod(&call, "8a-c").fail("ADD");
+    assert!(code == 7 && msg.contains("another pod, UID 8a-b"), "{msg}");
+    assert!(node.host.link(&name).is_some() && pod.links().is_empty());
+    // Its own pod comes with a network, after one without.
+    of_pod(&call, "8a-b").add();
+    assert!(node.host.link(&name).is_none());
+}
+
+#[test]
+fn what_no_pod_has_is_stale_and_what_cannot_be_known_stays() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let name = tap_only(&node, number);
+    let id = device_id(number);
+    let call = node.allocated(&pod, number);
+    let empty = Mounted::on("/var/lib");
+    for (call, why) in [
+        (empty.enter(&call), "checkpoint is in none of"),
+        (
+            Checkpoint::of("{").enter(&of_pod(&call, "8a-b")),
+            "decoding",
+        ),
+        (
+            Checkpoint::new(&[("8a-b", &id)]).enter(&call),
+            "no K8S_POD_UID",
+        ),
+    ] {
+        let (code, msg) = call.fail("ADD");
+        assert!(code == 11 && msg.contains(why), "{why}: {msg}");
+        assert!(node.host.link(&name).is_some() && pod.links().is_empty());
+    }
+    let checkpoint = Checkpoint::new(&[("8a-b", "aMvp1")]);
+    let call = checkpoint.enter(&of_pod(&call, "8a-c"));
+    let file = open(number);
+    let (code, msg) = call.fail("ADD");
+    assert!(code == 11 && msg.contains("is still open in"), "{msg}");
+    drop(file);
+    call.add();
+    assert!(node.host.link(&name).is_none());
 }

@@ -93,6 +93,7 @@ impl World {
         let named = self.pods.iter().filter(|(_, _, named)| *named);
         let checkpoint: Vec<Allocation> = named
             .map(|(device, ..)| Allocation {
+                pod_uid: "1".to_owned(),
                 resource: format!("{NAMESPACE}/{}", device.resource),
                 devices: [device.to_string()].into(),
                 taps: [device.tap].into(),

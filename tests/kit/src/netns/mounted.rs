@@ -1,7 +1,9 @@
 //! A mount namespace in which a directory of the machine is one of the test.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
+use macvtap::types::{checkpoint, device_id::NAMESPACE};
+use serde_json::json;
 use tempfile::TempDir;
 
 use super::Cni;
@@ -36,5 +38,37 @@ impl Mounted {
     /// A file in it, seen from outside.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+}
+
+/// The checkpoint of a node's kubelet.
+pub struct Checkpoint(Mounted);
+
+impl Checkpoint {
+    /// One by which pods, by their UIDs, have these devices.
+    pub fn new(allocated: &[(&str, &str)]) -> Self {
+        let entries = allocated.iter().map(|(pod, device)| {
+            json!({
+                "PodUID": pod, "ContainerName": "compute", "ResourceName": format!("{NAMESPACE}/a"),
+                "DeviceIDs": {"-1": [device]}, "AllocResp": "",
+            })
+        });
+        let entries: Vec<_> = entries.collect();
+        let data = json!({"PodDeviceEntries": entries, "RegisteredDevices": {}});
+        Self::of(&json!({"Data": data, "Checksum": 1}).to_string())
+    }
+
+    /// One with this text.
+    pub fn of(text: &str) -> Self {
+        let mounted = Mounted::on("/var/lib");
+        let dir = mounted.path("kubelet/device-plugins");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(checkpoint::FILE), text).unwrap();
+        Self(mounted)
+    }
+
+    /// Calls the plugin on that node.
+    pub fn enter<'a>(&self, call: &Cni<'a>) -> Cni<'a> {
+        self.0.enter(call)
     }
 }

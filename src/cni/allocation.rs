@@ -1,0 +1,141 @@
+//! Which pod the kubelet has allocated a device to, by its checkpoint.
+//!
+//! A device belongs to one pod at a time: before the kubelet allocates a device again, it removes
+//! the pods that are gone, and it writes the checkpoint before the pod's sandbox is made. An entry
+//! of another pod, gone or not, shows that the device is not ours.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::error::{CniError, code};
+use crate::{
+    host::control_socket::KUBELET_DIRS,
+    types::{checkpoint, device_id::NAMESPACE},
+};
+
+/// The kubelet's directories of pods' logs, each named `<namespace>_<name>_<UID>`.
+const POD_LOGS: &str = "/var/log/pods";
+
+/// Whose a device is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// This pod's.
+    Own,
+    /// No pod's.
+    Free,
+    /// That of the pod with this UID.
+    Other(String),
+    /// It does not show, because of this.
+    Unknown(String),
+}
+
+impl Allocation {
+    /// Looks whose a device is; `pod_uid` is this pod's.
+    pub fn of(device: &str, pod_uid: Option<&str>) -> Self {
+        Self::decide(pods_with(device), pod_uid)
+    }
+
+    fn decide(pods: Result<BTreeSet<String>>, pod_uid: Option<&str>) -> Self {
+        let pods = match pods {
+            Ok(pods) => pods,
+            Err(error) => return Self::Unknown(format!("{error:#}")),
+        };
+        match (pods.first(), pod_uid) {
+            (None, _) => Self::Free,
+            (Some(_), Some(own)) if pods.contains(own) => Self::Own,
+            (Some(other), Some(_)) => Self::Other(other.clone()),
+            (Some(_), None) => Self::Unknown("CNI_ARGS has no K8S_POD_UID".to_owned()),
+        }
+    }
+}
+
+/// The error of ADD for a device of the pod with this UID.
+pub fn others_device(device: &str, pod_uid: &str) -> CniError {
+    let pod = name_of(Path::new(POD_LOGS), pod_uid).unwrap_or_default();
+    let text = format!(
+        "device {device:?} is allocated to another pod, {pod}UID {pod_uid}; a network must not \
+         have a deviceID of its own"
+    );
+    CniError::new(code::CONFIG, text)
+}
+
+/// The UIDs of the pods that have a device.
+fn pods_with(device: &str) -> Result<BTreeSet<String>> {
+    let files = KUBELET_DIRS.map(|dir| Path::new(dir).join(checkpoint::FILE));
+    let mut found = files.iter().filter_map(|file| read(file)).peekable();
+    ensure!(
+        found.peek().is_some(),
+        "the kubelet's checkpoint is in none of {}",
+        KUBELET_DIRS.join(", ")
+    );
+    let mut pods = BTreeSet::new();
+    for (file, bytes) in found {
+        let bytes = bytes.with_context(|| format!("reading {}", file.display()))?;
+        let all = checkpoint::allocations(&bytes, NAMESPACE);
+        let all = all.with_context(|| file.display().to_string())?;
+        let with_it = all.into_iter().filter(|each| each.devices.contains(device));
+        pods.extend(with_it.map(|each| each.pod_uid));
+    }
+    Ok(pods)
+}
+
+/// A file and what is in it; none if it is not there.
+fn read(file: &Path) -> Option<(PathBuf, std::io::Result<Vec<u8>>)> {
+    match fs::read(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        read => Some((file.to_owned(), read)),
+    }
+}
+
+/// Namespace and name of the pod with this UID, as a beginning of a phrase.
+fn name_of(logs: &Path, pod_uid: &str) -> Option<String> {
+    let mut entries = fs::read_dir(logs).ok()?.flatten();
+    entries.find_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let (pod, uid) = name.rsplit_once('_')?;
+        let (namespace, pod) = pod.split_once('_')?;
+        (uid == pod_uid).then(|| format!("{namespace}/{pod}, "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_one_pods() {
+        let pods = |uids: &[&str]| Ok(uids.iter().map(|uid| (*uid).to_owned()).collect());
+        let decide = Allocation::decide;
+        assert_eq!(decide(pods(&[]), Some("a")), Allocation::Free);
+        assert_eq!(decide(pods(&[]), None), Allocation::Free);
+        assert_eq!(decide(pods(&["a"]), Some("a")), Allocation::Own);
+        let other = Allocation::Other("a".to_owned());
+        assert_eq!(decide(pods(&["a"]), Some("b")), other);
+        for unknown in [
+            decide(pods(&["a"]), None),
+            decide(Err(anyhow!("broken")), Some("a")),
+        ] {
+            assert!(matches!(unknown, Allocation::Unknown(_)), "{unknown:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_named_where_the_kubelet_has_its_logs() {
+        let logs = tempfile::tempdir().unwrap();
+        for name in ["vms_vm-1_8a-b", "vms_vm-2_8a-c", "x", "y_z"] {
+            fs::create_dir(logs.path().join(name)).unwrap();
+        }
+        let name = |uid| name_of(logs.path(), uid);
+        assert_eq!(name("8a-c").as_deref(), Some("vms/vm-2, "));
+        assert_eq!(name("8a"), None);
+        assert_eq!(name_of(Path::new("/nonexistent"), "8a-b"), None);
+    }
+}
