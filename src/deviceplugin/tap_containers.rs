@@ -113,6 +113,7 @@ mod tests {
             ],
         };
         let allocation = |id: &str, tap| Allocation {
+            pod_uid: "1".to_owned(),
             resource: resource.clone(),
             devices: [id.to_owned()].into(),
             taps: [tap].into(),
