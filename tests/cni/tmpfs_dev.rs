@@ -84,6 +84,29 @@ fn del_and_gc_remove_the_stale_nodes_of_dead_pods() {
     }
 }
 
+/// Nothing else of the attachment can be there.
+#[test]
+fn del_removes_the_stale_node_whatever_is_at_the_path_of_the_netns() {
+    let (node, number, dev) = (Node::new(), tap_number(), Dev::new());
+    let long = format!("/run/{}", "x".repeat(5000));
+    for path in [
+        "",
+        "/etc/passwd",
+        "/run",
+        "/dev/null",
+        "/proc/self/ns/uts",
+        "/proc/self/ns/net",
+        &long,
+    ] {
+        let pod = Host::new();
+        let call = dev.enter(&node.allocated(&pod, number)).added();
+        drop(pod);
+        wait_until("the tap is gone", || !tap_exists(number));
+        call.env("CNI_NETNS", path).succeed("DEL");
+        assert!(dev.names().is_empty(), "{path}: {:?}", dev.names());
+    }
+}
+
 #[test]
 fn foreign_files_are_left_alone() {
     let (node, pod, dev) = (Node::new(), Host::new(), Dev::new());

@@ -101,6 +101,30 @@ fn ranges_that_are_not_in_a_row() {
     assert_eq!(owner(&tap(number)), (1000, 100_106, 0o600));
     call.succeed("CHECK");
     call.succeed("DEL");
+    let call = pod.call(&node, number).with("group", 36).added();
+    assert_eq!(owner(&tap(number)), (100_106, 100_035, 0o660));
+    call.succeed("CHECK");
+    call.succeed("DEL");
+}
+
+/// As by a runtime: the netns has a name, and no process is in it yet.
+#[test]
+fn a_netns_without_processes_has_the_range_of_the_kubelet() {
+    let (node, number) = (Node::new(), tap_number());
+    let pod = Pod::new("0 3000000000 65536", "0 3000000000 65536");
+    let call = pod.call(&node, number);
+    let netns = File::open(format!("/proc/{}/ns/net", pod.netns.id())).unwrap();
+    drop(pod);
+    let path = format!("/proc/{}/fd/{}", id(), netns.as_raw_fd());
+    let call = call.env("CNI_NETNS", &path).added();
+    assert_eq!(owner(&tap(number)), (3_000_000_107, 3_000_000_107, 0o600));
+    call.succeed("CHECK");
+    let (_, msg) = call.clone().with("owner", 65_536).fail("CHECK");
+    assert!(msg.contains("65536 is not mapped"), "{msg}");
+    call.succeed("DEL");
+    let (_, msg) = call.with("group", 65_536).fail("ADD");
+    assert!(msg.contains("group: 65536 is not mapped"), "{msg}");
+    assert!(!tap(number).exists(), "a tap is left");
 }
 
 #[test]
