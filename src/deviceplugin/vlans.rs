@@ -102,7 +102,7 @@ impl Vlans {
                 && link.vlan.is_some()
                 && !used.contains(link.name.as_str())
                 && !self.postponed.contains(&link.index)
-                && !is_used(links, link.index, None)
+                && !is_used(links, link.index)
         });
         unused.collect()
     }

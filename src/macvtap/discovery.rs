@@ -1,6 +1,9 @@
 //! Which interfaces of a node discovery offers. Pure.
 
-use super::lower::{LowerDevice, Reason};
+use super::{
+    lower::{LowerDevice, Reason},
+    sub_interface::Maker,
+};
 use crate::{
     netlink::Link,
     types::{glob::Glob, resource_name},
@@ -38,6 +41,12 @@ impl Discovery {
         match LowerDevice::of(link.clone()).ineligible() {
             None | Some(Reason::Down) => {}
             Some(reason) => return Some(reason.to_string()),
+        }
+        if [Maker::DevicePlugin, Maker::Cni]
+            .iter()
+            .any(|maker| maker.made(link))
+        {
+            return Some("is made for a resource or network that names its VLAN".to_owned());
         }
         let kind = link.kind_name();
         let upper = ["macvtap", "macvlan", "ipvlan", "ipvtap"].contains(&kind);
@@ -127,6 +136,25 @@ mod tests {
         links[8].master = Some(3);
         for link in links {
             assert!(why(&link).is_some(), "{}", link.name);
+        }
+    }
+
+    /// It would keep a VLAN that a resource had.
+    #[test]
+    fn takes_no_vlan_that_was_made_for_a_resource() {
+        let vlans = Discovery {
+            kinds: vec![Glob::new("vlan")],
+            ..Discovery::default()
+        };
+        let of_node = kind("vlan", "eth0.5");
+        assert_eq!(vlans.reason_against(&of_node), None);
+        for maker in [Maker::DevicePlugin, Maker::Cni] {
+            let made = Link {
+                group: maker.group(),
+                ..of_node.clone()
+            };
+            let reason = vlans.reason_against(&made);
+            assert!(reason.unwrap().contains("VLAN"));
         }
     }
 

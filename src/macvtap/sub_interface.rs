@@ -263,13 +263,13 @@ fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
         return Ok(false);
     }
     // A hold is an event for all who follow the links.
-    if is_used(&host.links()?, index, None) {
+    if is_used(&host.links()?, index) {
         return Ok(false);
     }
     let Some(holder) = hold(host, index)? else {
         return Ok(false);
     };
-    if is_used(&host.links()?, index, Some(holder)) {
+    if is_used(&host.links()?, index) {
         host.delete(holder)?;
         return Ok(false);
     }
@@ -286,10 +286,11 @@ fn is_own(address: IpAddr) -> bool {
     !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
-/// Whether another interface than `holder` stands on it, or it is the port of one.
+/// Whether an interface stands on it that does not only hold it, perhaps for a call that was killed,
+/// or it is the port of one.
 #[must_use]
-pub fn is_used(links: &[Link], index: u32, holder: Option<u32>) -> bool {
-    let stands = |link: &Link| link.lower_here() == Some(index) && Some(link.index) != holder;
+pub fn is_used(links: &[Link], index: u32) -> bool {
+    let stands = |link: &Link| link.lower_here() == Some(index) && !is_hold(link, index);
     let is_port = |link: &Link| link.index == index && link.master.is_some();
     links.iter().any(|link| stands(link) || is_port(link))
 }
@@ -434,19 +435,21 @@ mod tests {
     fn one_is_used_by_what_stands_on_it_here_and_by_the_bridge_that_it_is_a_port_of() {
         let hold = Link {
             lower: Some(4),
+            kind: Some("macvlan".to_owned()),
+            mode: Some(Mode::Passthru),
             ..link(9, "mvu4")
         };
         let eth = || [link(2, "eth0"), vlan(4, "eth0.100", 100, 2), hold.clone()].to_vec();
-        assert!(!is_used(&eth(), 4, Some(9)));
+        assert!(!is_used(&eth(), 4));
         let mut stacked = eth();
         stacked.push(vlan(5, "eth0.100.7", 7, 4));
-        assert!(is_used(&stacked, 4, Some(9)));
+        assert!(is_used(&stacked, 4));
         // An index of another network namespace.
         stacked[3].lower_nsid = Some(0);
-        assert!(!is_used(&stacked, 4, Some(9)));
+        assert!(!is_used(&stacked, 4));
         let mut port = eth();
         port[1].master = Some(3);
-        assert!(is_used(&port, 4, Some(9)));
+        assert!(is_used(&port, 4));
     }
 
     #[test]

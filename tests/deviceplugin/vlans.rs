@@ -161,6 +161,23 @@ fn a_restart_takes_over_what_was_made() {
     wait_until("the VLAN is gone", || case.node.host.links() == [LOWER]);
 }
 
+/// Discovery would keep it.
+#[test]
+fn discovery_does_not_offer_the_vlan_of_another_resource() {
+    let discover = json!({"discover": {"kinds": "v*"}, "capacity": 1});
+    let case = Case::new(&json!([discover, in_vlan("a", 100)]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    case.on("a", "eth0.100");
+    case.configure(&json!([discover]));
+    case.on(LOWER, LOWER);
+    let host = &case.node.host;
+    wait_until("the VLAN is gone", || host.link("eth0.100").is_none());
+    let resources = case.kubelet.resources();
+    assert!(!resources.iter().any(|name| name.ends_with("eth0.100")));
+}
+
 /// The kubelet still has the device of a pod on a VLAN that the configuration no longer has, and
 /// the reboot took the VLAN. The pod gets another device; nothing is made for this one.
 #[test]
