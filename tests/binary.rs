@@ -248,6 +248,17 @@ fn the_selftest_prints_each_step_for_people() {
 }
 
 #[test]
+fn the_selftest_names_the_limit_of_network_namespaces() {
+    let mut command = Command::new("unshare");
+    let script = "echo 0 >/proc/sys/user/max_net_namespaces && exec \"$0\" selftest";
+    command.args(["--map-root-user", "--net", "sh", "-c", script]);
+    let output = command.arg(binary()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = text(&output.stdout);
+    assert!(text.contains("max_net_namespaces"), "{text}");
+}
+
+#[test]
 fn an_interrupted_selftest_leaves_nothing_in_tmp() {
     let interrupted = || {
         let dir = tempfile::tempdir().unwrap();

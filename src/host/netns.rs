@@ -113,6 +113,10 @@ impl Netns {
         let thread = thread::Builder::new().spawn(|| {
             match unshare(CloneFlags::CLONE_NEWNET) {
                 Err(Errno::EPERM) => bail!(NOT_PERMITTED),
+                Err(Errno::ENOSPC) => bail!(
+                    "there are as many network namespaces as \
+                     /proc/sys/user/max_net_namespaces allows"
+                ),
                 other => other.context("creating a network namespace")?,
             }
             Self::current()
