@@ -44,7 +44,7 @@ fn run_command(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Cni => Ok(cni::main()),
         Command::Deviceplugin(options) => deviceplugin::main(&options.into()),
-        Command::Probe { kubelet_dir } => deviceplugin::status::probe(kubelet_dir),
+        Command::Probe { kubelet_dir, live } => deviceplugin::status::probe(kubelet_dir, *live),
         Command::Install(options) => install::install(
             &(&options.target).into(),
             options.seccomp_profile.as_deref(),

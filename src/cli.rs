@@ -13,6 +13,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 
 use crate::{
+    host::{control_socket, netns},
     macvtap::bandwidth::parse_rate,
     types::{
         link_name::{LinkName, MAX_NAME},
@@ -22,13 +23,12 @@ use crate::{
     },
 };
 
-/// Where the kubelet has its socket for device plugins (`DevicePluginPath` of Kubernetes'
-/// `deviceplugin/v1beta1`).
-pub const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
+/// Where the kubelet has its socket for device plugins.
+pub const KUBELET_DIR: &str = control_socket::KUBELET_DIR;
 /// Where runtimes have their socket (`DefaultSocketPath` of containerd/nri).
 pub const NRI_SOCKET: &str = "/var/run/nri/nri.sock";
 /// Where iproute2 and container runtimes keep network namespaces by name.
-const NETNS_DIR: &str = "/run/netns";
+const NETNS_DIR: &str = netns::NAMED;
 
 /// `ETH_MIN_MTU` and `ETH_MAX_MTU` of `linux/if_ether.h`.
 const MTUS: RangeInclusive<i64> = 68..=65535;
@@ -99,6 +99,9 @@ pub enum Command {
         /// Directory of the kubelet's device plugin socket
         #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
         kubelet_dir: PathBuf,
+        /// Check only what a restart of the device plugin would help against
+        #[arg(long)]
+        live: bool,
     },
     /// List, create, change and watch the macvtaps of this machine
     #[command(after_long_help = LINK_EXAMPLES)]

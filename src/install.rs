@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind, Read},
     os::unix::fs::{MetadataExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -18,7 +18,11 @@ use tempfile::{Builder, TempPath};
 
 use crate::{
     cli,
-    host::{files, stdout::print},
+    host::{
+        files,
+        program::{self, Bounds},
+        stdout::print,
+    },
     types::errors::{io_error, together},
 };
 
@@ -318,15 +322,9 @@ fn write(mut from: impl Read, dir: &Path, mode: u32) -> Result<TempPath> {
 fn try_out(program: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command.env_clear().env("CNI_COMMAND", "VERSION");
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    // Not by `output`, which panics where reading fails.
-    let mut child = command.spawn().context("executing the copy")?;
-    let mut text = Vec::new();
-    let stdout = child.stdout.take();
-    let read = stdout.map(|mut stdout| stdout.read_to_end(&mut text));
-    let status = child.wait().context("waiting for the copy")?;
-    read.transpose().context("reading what the copy printed")?;
-    let answer: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let output = program::run(&mut command, b"", Bounds::SHORT).context("executing the copy")?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let status = output.status;
     ensure!(
         status.success() && answer["supportedVersions"].is_array(),
         "the copy does not run as a CNI plugin: {status}"

@@ -4,18 +4,13 @@
 //! the pods that are gone, and it writes the checkpoint before the pod's sandbox is made. An entry
 //! of another pod, gone or not, shows that the device is not ours.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::error::{CniError, code};
 use crate::{
-    host::control_socket::KUBELET_DIRS,
+    host::control_socket::KUBELET_DIR,
     types::{checkpoint, device_id::NAMESPACE},
 };
 
@@ -67,30 +62,13 @@ pub fn others_device(device: &str, pod_uid: &str) -> CniError {
 
 /// The UIDs of the pods that have a device.
 fn pods_with(device: &str) -> Result<BTreeSet<String>> {
-    let files = KUBELET_DIRS.map(|dir| Path::new(dir).join(checkpoint::FILE));
-    let mut found = files.iter().filter_map(|file| read(file)).peekable();
-    ensure!(
-        found.peek().is_some(),
-        "the kubelet's checkpoint is in none of {}",
-        KUBELET_DIRS.join(", ")
-    );
-    let mut pods = BTreeSet::new();
-    for (file, bytes) in found {
-        let bytes = bytes.with_context(|| format!("reading {}", file.display()))?;
-        let all = checkpoint::allocations(&bytes, NAMESPACE);
-        let all = all.with_context(|| file.display().to_string())?;
-        let with_it = all.into_iter().filter(|each| each.devices.contains(device));
-        pods.extend(with_it.map(|each| each.pod_uid));
-    }
-    Ok(pods)
-}
-
-/// A file and what is in it; none if it is not there.
-fn read(file: &Path) -> Option<(PathBuf, std::io::Result<Vec<u8>>)> {
-    match fs::read(file) {
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        read => Some((file.to_owned(), read)),
-    }
+    let file = Path::new(KUBELET_DIR).join(checkpoint::FILE);
+    let shown = file.display();
+    let bytes =
+        fs::read(&file).with_context(|| format!("reading the kubelet's checkpoint {shown}"))?;
+    let all = checkpoint::allocations(&bytes, NAMESPACE).with_context(|| shown.to_string())?;
+    let with_it = all.into_iter().filter(|each| each.devices.contains(device));
+    Ok(with_it.map(|each| each.pod_uid).collect())
 }
 
 /// Namespace and name of the pod with this UID, as a beginning of a phrase.

@@ -121,6 +121,25 @@ impl DeviceList {
             .chain(former.originals.taps.iter().copied())
     }
 
+    /// The number of devices that pods can use.
+    #[must_use]
+    pub fn healthy(&self) -> usize {
+        let devices = self.plan.devices.iter();
+        let former = self.plan.former.ids();
+        devices.filter(|listed| self.is_healthy(listed)).count()
+            + former.filter(|id| self.is_former_healthy(id)).count()
+    }
+
+    /// Whether pods can use a device of the configuration.
+    fn is_healthy(&self, listed: &ListedDevice) -> bool {
+        self.unhealthy_reason.is_none() && !self.plan.contested.contains(&listed.tap)
+    }
+
+    /// Whether pods can use a former device.
+    fn is_former_healthy(&self, id: &str) -> bool {
+        !self.unhealthy_former.contains(id)
+    }
+
     /// The message to the kubelet. Devices without a lower device are unhealthy, not absent:
     /// pods keep what was allocated to them.
     #[must_use]
@@ -133,13 +152,10 @@ impl DeviceList {
             health: if healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
             topology: topology.clone(),
         };
-        let healthy = self.unhealthy_reason.is_none();
-        let devices = self.plan.devices.iter().map(|listed| {
-            let contested = self.plan.contested.contains(&listed.tap);
-            device(listed.id.clone(), healthy && !contested)
-        });
+        let devices = self.plan.devices.iter();
+        let devices = devices.map(|listed| device(listed.id.clone(), self.is_healthy(listed)));
         let former = self.plan.former.ids().map(|id| {
-            let healthy = !self.unhealthy_former.contains(&id);
+            let healthy = self.is_former_healthy(&id);
             device(id, healthy)
         });
         ListAndWatchResponse {
@@ -438,7 +454,16 @@ mod tests {
             (ids[1], "Healthy"),
         ];
         assert_eq!(found, expected);
-        assert_eq!(list.size(), 4);
+        assert_eq!((list.size(), list.healthy()), (4, 3));
+        let down = DeviceList {
+            unhealthy_reason: Some("down".to_owned()),
+            ..list.clone()
+        };
+        assert_eq!(
+            down.healthy(),
+            2,
+            "former devices are on other lower devices"
+        );
         assert!(list.taps().any(|tap| tap == 77));
     }
 

@@ -5,6 +5,13 @@ use tokio::sync::mpsc;
 
 use crate::types::device_id::DeviceId;
 
+/// Why requests of the kubelet fail.
+pub const FAILURES: [&str; 2] = [DEVICE_ID_FAILURE, TAP_FAILURE];
+/// The kubelet named a device that is not one of the resource.
+pub const DEVICE_ID_FAILURE: &str = "device_id";
+/// The tap of a device could not be made, or is another's.
+pub const TAP_FAILURE: &str = "tap";
+
 /// An event of one resource.
 #[derive(Debug)]
 pub enum ResourceEvent {
@@ -37,7 +44,7 @@ pub enum ResourceEvent {
     Released,
     /// A request of the kubelet failed.
     RequestFailed {
-        /// The reason, as the label of a metric.
+        /// One of [`FAILURES`].
         reason: &'static str,
     },
     /// The other process that served the resource's socket has ended.

@@ -1,6 +1,12 @@
 //! Health and metrics over HTTP, for kubelet and Prometheus.
 
-use std::{collections::VecDeque, convert::Infallible, future::pending, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
 use hyper::{
     Request, Response, StatusCode,
@@ -13,13 +19,16 @@ use hyper_util::rt::TokioIo;
 use log::{info, warn};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot},
     task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep_until, timeout},
 };
 
 use super::{accept::Acceptor, attachment_limits, metrics};
-use crate::types::{listen_address::ListenAddress, status::Status};
+use crate::types::{
+    listen_address::ListenAddress,
+    status::{LimitsStatus, Status},
+};
 
 /// The maximum number of connections at a time. One more closes the oldest, so that connections
 /// without a request do not keep a probe out.
@@ -28,11 +37,16 @@ const MAX_CONNECTIONS: usize = 64;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between attempts to listen.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// How old the limits of attachments may be: to read them goes through many network namespaces.
+const LIMITS_AGE: Duration = Duration::from_secs(1);
 /// The content type of Prometheus' text format.
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// A request that waits for the status.
 pub type Query = oneshot::Sender<Status>;
+
+/// The limits of attachments as they were read last, and when. Locked while they are read.
+type Limits = Arc<Mutex<Option<(Instant, BTreeMap<u32, LimitsStatus>)>>>;
 
 /// The HTTP server, if there is to be one.
 pub struct HttpServer {
@@ -45,6 +59,7 @@ pub struct HttpServer {
     connections: VecDeque<AbortHandle>,
     queries: mpsc::Receiver<Query>,
     sender: mpsc::Sender<Query>,
+    limits: Limits,
 }
 
 impl HttpServer {
@@ -61,6 +76,7 @@ impl HttpServer {
             connections: VecDeque::new(),
             queries,
             sender,
+            limits: Limits::default(),
         }
     }
 
@@ -111,20 +127,20 @@ impl HttpServer {
         {
             oldest.abort();
         }
-        let connection = tokio::spawn(serve(stream, self.sender.clone()));
+        let connection = tokio::spawn(serve(stream, self.sender.clone(), self.limits.clone()));
         self.connections.push_back(connection.abort_handle());
     }
 }
 
 /// Serves one request.
-async fn serve(stream: TcpStream, queries: mpsc::Sender<Query>) {
+async fn serve(stream: TcpStream, queries: mpsc::Sender<Query>, limits: Limits) {
     let service = service_fn(|request: Request<Incoming>| {
-        let queries = &queries;
+        let (queries, limits) = (&queries, &limits);
         async move {
             let response = match status(queries).await {
                 Some(status) => {
                     let path = request.uri().path();
-                    respond(path, &with_limits(path, status).await)
+                    respond(path, &with_limits(path, status, limits).await)
                 }
                 None => response(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -151,13 +167,25 @@ async fn status(queries: &mpsc::Sender<Query>) -> Option<Status> {
 
 /// Metrics have what the limits of attachments did. The kernel is asked in a thread beside, for
 /// that goes through many network namespaces.
-async fn with_limits(path: &str, status: Status) -> Status {
+async fn with_limits(path: &str, status: Status, limits: &Limits) -> Status {
     if path != "/metrics" {
         return status;
     }
+    // One at a time, however many ask, also if those who asked first are gone by then.
+    let mut known = Arc::clone(limits).lock_owned().await;
+    if let Some((at, limits)) = &*known
+        && at.elapsed() < LIMITS_AGE
+    {
+        let limits = limits.clone();
+        return Status { limits, ..status };
+    }
     let read = spawn_blocking({
         let status = status.clone();
-        move || attachment_limits::read(&status)
+        move || {
+            let limits = attachment_limits::read(&status);
+            *known = Some((Instant::now(), limits.clone()));
+            limits
+        }
     });
     match read.await {
         Ok(limits) => Status { limits, ..status },
@@ -171,7 +199,7 @@ async fn with_limits(path: &str, status: Status) -> Status {
 fn respond(path: &str, status: &Status) -> Response<String> {
     let failures = status.summary().failures;
     match path {
-        "/healthz" if status.netlink_error.is_none() => response(StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" if status.is_live() => response(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" if failures.is_empty() => response(StatusCode::OK, "ok\n".to_owned()),
         "/healthz" | "/readyz" => {
             let text = format!("{}\n", failures.join("\n"));

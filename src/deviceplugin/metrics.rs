@@ -21,7 +21,7 @@ pub struct Metric {
 type Sample = (Vec<(&'static str, String)>, u64);
 
 /// All of them.
-pub const METRICS: [Metric; 31] = [
+pub const METRICS: [Metric; 32] = [
     metric(
         "macvtap_build_info",
         "gauge",
@@ -35,6 +35,12 @@ pub const METRICS: [Metric; 31] = [
         |status| vec![(vec![], status.config_warnings.len() as u64)],
     ),
     metric(
+        "macvtap_configuration_entries_for_others",
+        "gauge",
+        "Entries of the configuration that are for other nodes",
+        |status| vec![(vec![], status.entries_for_others as u64)],
+    ),
+    metric(
         "macvtap_devices",
         "gauge",
         "Devices offered to the kubelet",
@@ -44,12 +50,7 @@ pub const METRICS: [Metric; 31] = [
         "macvtap_devices_healthy",
         "gauge",
         "Healthy devices offered to the kubelet",
-        |status| {
-            resources(status, |resource| match resource.unhealthy_reason {
-                None => resource.devices,
-                Some(_) => 0,
-            })
-        },
+        |status| resources(status, |resource| resource.healthy),
     ),
     metric(
         "macvtap_attachments",
@@ -190,8 +191,11 @@ pub const METRICS: [Metric; 31] = [
     metric(
         "macvtap_nri_enabled",
         "gauge",
-        "Whether containers get taps by NRI",
-        |status| vec![(vec![], u64::from(status.nri.is_some()))],
+        "Whether containers get taps by NRI; not where it may be absent and is",
+        |status| {
+            let nri = status.nri.as_ref();
+            vec![(vec![], u64::from(nri.is_some_and(|nri| !nri.absent)))]
+        },
     ),
     metric(
         "macvtap_nri_connected",
@@ -380,5 +384,22 @@ mod tests {
         };
         assert!(text(true).contains("\nmacvtap_learning_enabled 1\n"));
         assert!(text(false).contains("\nmacvtap_learning_enabled 0\n"));
+    }
+
+    #[test]
+    fn a_runtime_without_nri_is_not_expected_to_be_connected() {
+        let text = |absent| {
+            let nri = NriStatus {
+                running: true,
+                absent,
+                ..NriStatus::default()
+            };
+            super::text(&Status {
+                nri: Some(nri),
+                ..Status::default()
+            })
+        };
+        assert!(text(true).contains("\nmacvtap_nri_enabled 0\n"));
+        assert!(text(false).contains("\nmacvtap_nri_enabled 1\n"));
     }
 }

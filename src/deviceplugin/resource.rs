@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     device_list::DeviceList,
-    event::{EventSender, ResourceEvent},
+    event::{EventSender, FAILURES, ResourceEvent},
     grpc::{
         kubelet,
         server::{OtherServer, ResourceServer, StartError},
@@ -84,7 +84,11 @@ impl Resource {
             calls: 0,
             wait: None,
             last_error: String::new(),
-            counts: Counts::default(),
+            counts: Counts {
+                // From the start, so that the first one of a reason is an increase.
+                failures: FAILURES.map(|reason| (reason.to_owned(), 0)).into(),
+                ..Counts::default()
+            },
         }
     }
 
@@ -264,8 +268,8 @@ impl Resource {
 
     /// Registers again, with a new server if the socket of the present one is lost.
     ///
-    /// The former server is stopped first, and its connections with it: some kubelets drop the
-    /// new endpoint when the old stream ends after the registration.
+    /// The former server is stopped before: some kubelets drop the new endpoint when the stream of
+    /// the former one ends after the registration.
     pub async fn restart(&mut self) {
         self.cancel_call();
         if self.lost_socket() {
@@ -288,6 +292,7 @@ impl Resource {
             lower_up,
             registered: self.registration.is_registered() && !self.lost_socket(),
             devices: count(self.list.size()),
+            healthy: count(self.list.healthy()),
             attachments: count(attached.count()),
             unhealthy_reason: self.list.unhealthy_reason.clone(),
             last_error: self.last_error.clone(),

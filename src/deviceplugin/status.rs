@@ -129,12 +129,14 @@ async fn answer(mut client: UnixStream, status: oneshot::Receiver<Status>) {
     }
 }
 
-/// Queries the device plugin of a kubelet's directory, and prints its summary.
-pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
+/// Queries the device plugin of a kubelet's directory, and prints its summary. Fails if it is not
+/// healthy, or with `live` only if a restart would help against that.
+pub fn probe(kubelet_dir: &Path, live: bool) -> Result<ExitCode> {
     let status = query(kubelet_dir).with_context(|| {
         let dir = kubelet_dir.display();
         format!("the device plugin of {dir} does not answer; is it running?")
     })?;
+    let is_live = status.is_live();
     let Summary {
         mut ok,
         notes,
@@ -143,7 +145,9 @@ pub fn probe(kubelet_dir: &Path) -> Result<ExitCode> {
     } = status.summary();
     ok.extend(notes);
     ok.extend(warnings.iter().map(|text| format!("warning: {text}")));
-    if !failures.is_empty() {
+    if live && is_live {
+        ok.extend(failures.iter().map(|text| format!("not ready: {text}")));
+    } else if !failures.is_empty() {
         bail!("unhealthy: {}", failures.join("; "));
     }
     let text = format!("{}\n", ok.join("\n"));

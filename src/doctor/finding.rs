@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    link::terminal::{width, wrapped},
+    link::terminal::{printable, width, wrapped},
     types::plural::count,
 };
 
@@ -73,7 +73,7 @@ impl Finding {
 
     /// Its text and its fix, in lines of `width` characters.
     pub fn lines(&self, width: usize) -> String {
-        let (verdict, check) = (self.verdict.name(), &self.check);
+        let (verdict, check) = (self.verdict.name(), printable(&self.check));
         let text = paragraph(&format!("  {verdict:4} {check:14} "), &self.text, width);
         let fix = self.fix.as_ref();
         let fix = fix.map(|fix| paragraph(&format!("{:22}fix: ", ""), fix, width));
@@ -84,10 +84,8 @@ impl Finding {
 /// A text beside its heading. It breaks only where more than a word fits in a line.
 fn paragraph(heading: &str, text: &str, width: usize) -> String {
     let indent = heading.chars().count();
-    let lines = match width.checked_sub(indent) {
-        Some(rest) if rest >= MIN_WIDTH => wrapped(text, rest),
-        _ => vec![text.to_owned()],
-    };
+    let rest = width.checked_sub(indent).filter(|rest| *rest >= MIN_WIDTH);
+    let lines = wrapped(text, rest.unwrap_or(usize::MAX));
     let between = format!("\n{:indent$}", "");
     format!("{heading}{}\n", lines.join(&between))
 }

@@ -37,6 +37,7 @@ fn check(options: &cli::Doctor) -> Vec<Finding> {
         plugins::bandwidth(),
         plugins::kubelet_socket(&options.kubelet_dir),
     ];
+    findings.extend(plugins::pod_resources(&options.kubelet_dir));
     let (device_plugin, named) = plugins::device_plugin(&options.kubelet_dir);
     findings.extend(device_plugin);
     findings.extend(runtime::findings(options));

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -13,9 +13,12 @@ use nix::errno::Errno;
 
 use super::finding::Finding;
 use crate::{
-    deviceplugin::{names::KUBELET_SOCKET, status},
+    deviceplugin::{grpc::pod_resources, names::KUBELET_SOCKET, status},
     dispatch::NAME,
-    host::container,
+    host::{
+        container,
+        program::{self, Bounds},
+    },
     learning::query,
     macvtap::{
         port_security::{self, Mechanism},
@@ -76,6 +79,20 @@ pub fn kubelet_socket(kubelet_dir: &Path) -> Finding {
         format!("{shown} does not exist"),
         "start the kubelet, or give the directory of its device plugin socket with --kubelet-dir",
     )
+}
+
+/// Says that the kubelet's socket for pod resources is not found. It is in the kubelet's
+/// `--root-dir`, other than that for device plugins.
+pub fn pod_resources(kubelet_dir: &Path) -> Option<Finding> {
+    let found = pod_resources::socket(kubelet_dir).is_some();
+    (!found && kubelet_dir.join(KUBELET_SOCKET).exists()).then(|| {
+        Finding::note(
+            "kubelet",
+            "its pod-resources/kubelet.sock is not found, so the macvtap of a pod without a \
+             network is deleted only when another pod gets one; mount pod-resources of the \
+             kubelet's --root-dir",
+        )
+    })
 }
 
 /// The findings about the device plugin, and the lower devices that they already name.
@@ -171,11 +188,8 @@ pub fn cni_plugin(dir: &Path) -> Finding {
 /// The version that a binary prints, which may be another program.
 fn version(path: &Path) -> Result<String> {
     let mut command = Command::new(path);
-    let command = command
-        .arg("--version")
-        .env_remove("CNI_COMMAND")
-        .stdin(Stdio::null());
-    let output = command.output();
+    command.arg("--version").env_remove("CNI_COMMAND");
+    let output = program::run(&mut command, b"", Bounds::SHORT);
     let output = output.with_context(|| format!("executing {}", path.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let version = text

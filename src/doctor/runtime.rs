@@ -1,16 +1,20 @@
 //! The container runtime and the kubelet of a node: which of the ways to a tap it has.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
 use super::{
     finding::Finding,
     requests::{self, Kind, Runtime},
 };
-use crate::{cli, deviceplugin::status, host::container, types::release::Release};
+use crate::{
+    cli,
+    deviceplugin::status,
+    host::{
+        container,
+        program::{self, Bounds},
+    },
+    types::release::Release,
+};
 
 /// Whether the runtime has NRI, and what pods need for their taps. Once NRI is in use, the device
 /// plugin's status says so.
@@ -82,6 +86,6 @@ fn configuration(kind: Kind, dir: &Path) -> String {
 /// What a program prints as its version; none if it cannot be executed.
 fn printed(program: &str) -> Option<String> {
     let mut command = Command::new(program);
-    let output = command.arg("--version").stdin(Stdio::null()).output();
+    let output = program::run(command.arg("--version"), b"", Bounds::SHORT);
     Some(String::from_utf8_lossy(&output.ok()?.stdout).into_owned())
 }

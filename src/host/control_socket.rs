@@ -35,12 +35,9 @@ pub const RUN_DIR: &str = "/run/macvtap";
 /// starting kubelet removes files there, not directories. Probes list that directory by
 /// patterns that a hidden name does not match.
 const IN_KUBELET_DIR: &str = ".macvtap";
-/// The device-plugins directories of the kubelet, k0s and `MicroK8s`.
-pub const KUBELET_DIRS: [&str; 3] = [
-    "/var/lib/kubelet/device-plugins",
-    "/var/lib/k0s/kubelet/device-plugins",
-    "/var/snap/microk8s/common/var/lib/kubelet/device-plugins",
-];
+/// Where the kubelet has its socket for device plugins, whatever its `--root-dir` is
+/// (`DevicePluginPath` of Kubernetes' `deviceplugin/v1beta1`).
+pub const KUBELET_DIR: &str = "/var/lib/kubelet/device-plugins";
 /// Bytes of the longest message that is read.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
 
@@ -52,8 +49,7 @@ pub fn server_dirs(kubelet_dir: &Path) -> [PathBuf; 2] {
 
 /// The directories in which the CNI plugin looks for a device plugin.
 pub fn client_dirs() -> impl Iterator<Item = PathBuf> {
-    let in_kubelet_dirs = KUBELET_DIRS.iter().map(|dir| dir_in(Path::new(dir)));
-    [RUN_DIR.into()].into_iter().chain(in_kubelet_dirs)
+    server_dirs(Path::new(KUBELET_DIR)).into_iter()
 }
 
 /// Our directory in a kubelet's device-plugins directory.

@@ -94,9 +94,9 @@ pub fn tap_source() -> TapSource {
 }
 
 fn is_marked() -> bool {
-    let own = control_socket::KUBELET_DIRS.iter();
-    let own = own.map(|dir| own_marker(Path::new(dir)));
-    own.chain(shared_marker()).any(|marker| marker.exists())
+    let own = own_marker(Path::new(control_socket::KUBELET_DIR));
+    let mut markers = [own].into_iter().chain(shared_marker());
+    markers.any(|marker| marker.exists())
 }
 
 fn receive(mut connection: Connection) -> Result<Option<String>> {

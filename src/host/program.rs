@@ -43,6 +43,14 @@ pub struct Bounds {
     pub max_bytes: usize,
 }
 
+impl Bounds {
+    /// Of a program that prints a line or two, such as its version.
+    pub const SHORT: Self = Self {
+        timeout: Duration::from_secs(5),
+        max_bytes: 64 << 10,
+    };
+}
+
 /// What a program that ended left.
 #[derive(Debug)]
 pub struct Output {

@@ -73,12 +73,23 @@ impl Kubectl {
 
     /// Runs a command of this program on each node. The answers are in the order of the nodes.
     pub fn exec(&self, nodes: &[Node], words: &[String]) -> Vec<Result<Output>> {
+        self.exec_long(nodes, words, Duration::ZERO)
+    }
+
+    /// The same with a command that takes so long by itself.
+    pub fn exec_long(
+        &self,
+        nodes: &[Node],
+        words: &[String],
+        duration: Duration,
+    ) -> Vec<Result<Output>> {
+        let timeout = self.timeout + duration;
         let answers = nodes.chunks(MAX_CALLS).flat_map(|nodes| {
             let running: Vec<Result<Running>> = nodes
                 .iter()
                 .map(|node| self.start_on(node, words))
                 .collect();
-            let finished = running.into_iter().map(|call| call?.finish(self.timeout));
+            let finished = running.into_iter().map(|call| call?.finish(timeout));
             finished.collect::<Vec<_>>()
         });
         answers.collect()

@@ -8,6 +8,8 @@ pub struct Node {
     pub name: String,
     pub namespace: String,
     pub pod: String,
+    /// Whether its pod runs and is not about to end.
+    pub is_running: bool,
     /// Why nothing can be run there.
     pub unavailable: Option<String>,
 }
@@ -22,9 +24,20 @@ pub struct Pod {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     name: String,
     namespace: String,
+    deletion_timestamp: Option<String>,
+    #[serde(default)]
+    owner_references: Vec<OwnerReference>,
+}
+
+#[derive(Deserialize)]
+struct OwnerReference {
+    kind: String,
+    #[serde(default)]
+    controller: bool,
 }
 
 #[derive(Deserialize)]
@@ -39,11 +52,15 @@ struct PodStatus {
 }
 
 impl Node {
-    /// The node of a pod, if that is on one.
+    /// The node of a pod of a `DaemonSet`, if that is on one. Any user of the cluster can give his
+    /// own pods our label.
     pub fn of(pod: Pod) -> Option<Self> {
+        let mut owners = pod.metadata.owner_references.iter();
+        owners.find(|owner| owner.controller && owner.kind == "DaemonSet")?;
         let phase = pod.status.phase.unwrap_or_default();
         let running = phase == "Running";
         Some(Self {
+            is_running: running && pod.metadata.deletion_timestamp.is_none(),
             name: pod.spec.node_name?,
             unavailable: (!running).then(|| format!("pod {} is {phase}", pod.metadata.name)),
             namespace: pod.metadata.namespace,
@@ -57,6 +74,7 @@ impl Node {
             name: name.to_owned(),
             namespace: String::new(),
             pod: String::new(),
+            is_running: false,
             unavailable: Some("macvtap does not run on this node".to_owned()),
         }
     }

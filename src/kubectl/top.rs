@@ -66,7 +66,8 @@ fn measure(kubectl: &Kubectl, nodes: &[Node], options: &cli::Top) -> Merged {
     ];
     let words = words.map(str::to_owned).into_iter();
     let words: Vec<String> = words.chain(on_node(&options.kubelet_dir)).collect();
-    let answers = kubectl.exec(nodes, &words);
+    let duration = Duration::from_secs_f64(options.interval);
+    let answers = kubectl.exec_long(nodes, &words, duration);
     let mut merged = Merged {
         time: timestamp(),
         macvtaps: Vec::new(),

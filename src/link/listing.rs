@@ -94,6 +94,14 @@ pub struct MacvtapEntry {
     pub egress: Option<RateEntry>,
 }
 
+impl MacvtapEntry {
+    /// What tells it from all others of the machine: its network namespace and its number there.
+    #[must_use]
+    pub fn key(&self) -> (String, u32) {
+        (self.netns.clone(), self.tap)
+    }
+}
+
 /// A rate, and what it did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::terminal::{heading, print_sentence, width};
+use super::terminal::{heading, print_sentence, printable, width};
 use crate::host::stdout::print;
 
 /// Spaces between columns.
@@ -103,13 +103,6 @@ impl Fitted {
         let lines: Vec<String> = head.into_iter().chain(lines.cloned()).collect();
         lines.join("\n") + "\n"
     }
-}
-
-/// The kernel accepts nearly every byte in names; a terminal obeys some of them.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|letter| if letter.is_control() { '?' } else { letter })
-        .collect()
 }
 
 /// Bytes in the unit that suits.

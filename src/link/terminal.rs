@@ -53,17 +53,25 @@ pub fn print_sentence(text: &str) -> Result<()> {
     print(&format!("{}\n", lines.join("\n")))
 }
 
-/// The lines of a text, broken between words.
+/// A text without what a terminal obeys: the kernel accepts nearly every byte in names, and other
+/// nodes answer what they like.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { '?' } else { letter })
+        .collect()
+}
+
+/// The lines of a text, broken between words, as it can be printed.
 pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().map(printable) {
         let length = word.chars().count();
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + length <= width => {
                 line.push(' ');
-                line.push_str(word);
+                line.push_str(&word);
             }
-            _ => lines.push(word.to_owned()),
+            _ => lines.push(word),
         }
     }
     lines
@@ -77,6 +85,8 @@ mod tests {
     fn breaks_sentences_between_words() {
         assert_eq!(wrapped("one two, three", 8), ["one two,", "three"]);
         assert_eq!(wrapped("one two", usize::MAX), ["one two"]);
+        let escapes = "a\x1b[2J\u{9b}31m\nb\x07";
+        assert_eq!(wrapped(escapes, usize::MAX), ["a?[2J?31m b?"]);
         assert_eq!(wrapped("longer than that", 3), ["longer", "than", "that"]);
     }
 }

@@ -65,11 +65,12 @@ impl Traffic {
 
 /// The traffic between two listings, `seconds` apart. All that a new macvtap has is new.
 pub fn between(before: &[MacvtapEntry], now: &[MacvtapEntry], seconds: f64) -> Vec<Traffic> {
-    let before: BTreeMap<u32, &MacvtapEntry> = before.iter().map(|each| (each.tap, each)).collect();
+    let before = before.iter().map(|each| (each.key(), each));
+    let before: BTreeMap<(String, u32), &MacvtapEntry> = before.collect();
     let mut list: Vec<Traffic> = now
         .iter()
         .map(|macvtap| {
-            let before = before.get(&macvtap.tap);
+            let before = before.get(&macvtap.key());
             let rate = |counter: fn(&MacvtapEntry) -> u64| {
                 let former = before.map_or(0, |before| counter(before));
                 per_second(counter(macvtap).saturating_sub(former), seconds)
@@ -99,4 +100,26 @@ pub fn between(before: &[MacvtapEntry], now: &[MacvtapEntry], seconds: f64) -> V
 )]
 fn per_second(count: u64, seconds: f64) -> u64 {
     (count as f64 / seconds) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macvtaps_of_one_number_are_told_apart_by_their_network_namespaces() {
+        let of = |counts: [u64; 2]| {
+            let netns = ["a", "b"].into_iter().zip(counts);
+            let macvtaps = netns.map(|(netns, received_bytes)| MacvtapEntry {
+                tap: 7,
+                netns: netns.to_owned(),
+                received_bytes,
+                ..MacvtapEntry::default()
+            });
+            macvtaps.collect::<Vec<_>>()
+        };
+        let traffic = between(&of([1000, 50]), &of([1020, 51]), 1.0);
+        let rates: Vec<u64> = traffic.iter().map(|each| each.received_bytes).collect();
+        assert_eq!(rates, [20, 1]);
+    }
 }

@@ -18,7 +18,8 @@ use crate::{host::stdout::print, macvtap::inventory::Inventory};
 /// How often the machine is looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-type Snapshot = BTreeMap<u32, MacvtapEntry>;
+/// The macvtaps, by network namespace and tap: a number is unique within a namespace only.
+type Snapshot = BTreeMap<(String, u32), MacvtapEntry>;
 
 /// What happened to a macvtap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +61,7 @@ fn snapshot(kubelet_dir: &Path) -> Result<Snapshot> {
     inventory.find_holders();
     pods::find(&mut inventory, kubelet_dir);
     let macvtaps = Listing::from(&inventory).macvtaps.into_iter();
-    Ok(macvtaps.map(|macvtap| (macvtap.tap, macvtap)).collect())
+    Ok(macvtaps.map(|macvtap| (macvtap.key(), macvtap)).collect())
 }
 
 fn changes<'a>(before: &'a Snapshot, now: &'a Snapshot) -> Vec<(Event, &'a MacvtapEntry)> {
@@ -128,12 +129,13 @@ mod tests {
         let of = |list: &[(u32, u32, u64)]| -> Snapshot {
             let macvtaps = list.iter().map(|&(tap, mtu, received_bytes)| {
                 let macvtap = MacvtapEntry {
+                    netns: if mtu == 9000 { "b" } else { "a" }.to_owned(),
                     tap,
                     mtu,
                     received_bytes,
                     ..MacvtapEntry::default()
                 };
-                (tap, macvtap)
+                (macvtap.key(), macvtap)
             });
             macvtaps.collect()
         };
@@ -146,5 +148,9 @@ mod tests {
             .collect();
         let expected = [(Event::Gone, 3), (Event::Changed, 2), (Event::New, 4)];
         assert_eq!(found, expected);
+        // One of the same number in another network namespace.
+        let both = of(&[(1, 1500, 0), (1, 9000, 0)]);
+        assert_eq!(both.len(), 2);
+        assert_eq!(changes(&both, &of(&[(1, 1500, 0)])).len(), 1);
     }
 }

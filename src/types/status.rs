@@ -97,6 +97,9 @@ pub struct ResourceStatus {
     pub registered: bool,
     /// The number of devices.
     pub devices: u64,
+    /// The number of devices that pods can use.
+    #[serde(default)]
+    pub healthy: u64,
     /// The number of devices whose tap exists.
     pub attachments: u64,
     /// Why the devices are unhealthy; none if they are healthy.
@@ -217,6 +220,13 @@ fn is_zero(number: &usize) -> bool {
 }
 
 impl Status {
+    /// Whether it works itself, whatever kubelet, runtime and configuration do: a restart would not
+    /// help against those.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.netlink_error.is_none()
+    }
+
     /// Learning, if it is on and its thread runs.
     #[must_use]
     pub fn running_learning(&self) -> Option<&LearningStatus> {
@@ -501,7 +511,7 @@ mod tests {
         };
         let resource = json!({
             "name": "dataplane", "lowerDevice": "", "lowerUp": false, "registered": true,
-            "devices": 100, "attachments": 0, "unhealthyReason": null, "lastError": "",
+            "devices": 100, "healthy": 0, "attachments": 0, "unhealthyReason": null, "lastError": "",
             "allocations": 0, "failures": {}, "registrations": 0, "streamRestarts": 0,
         });
         let learning = json!({

@@ -215,7 +215,10 @@ fn what_no_pod_has_is_stale_and_what_cannot_be_known_stays() {
     let call = node.allocated(&pod, number);
     let empty = Mounted::on("/var/lib");
     for (call, why) in [
-        (empty.enter(&call), "checkpoint is in none of"),
+        (
+            empty.enter(&call),
+            "reading the kubelet's checkpoint /var/lib/kubelet/device-plugins/",
+        ),
         (
             Checkpoint::of("{").enter(&of_pod(&call, "8a-b")),
             "decoding",

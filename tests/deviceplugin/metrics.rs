@@ -200,6 +200,27 @@ fn idle_connections_do_not_deny_health() {
     served.kubelet.allocate(RESOURCE, &[id]).unwrap();
 }
 
+/// Reading the limits of attachments goes through all network namespaces.
+#[test]
+fn many_scrapes_at_a_time_read_the_limits_one_after_the_other() {
+    let served = Served::new();
+    let threads = || {
+        let path = format!("/proc/{}/task", served.plugin.id());
+        std::fs::read_dir(path).unwrap().count()
+    };
+    let before = threads();
+    let mut scrapes: Vec<TcpStream> = (0..50).map(|_| served.connect()).collect();
+    for scrape in &mut scrapes {
+        write!(scrape, "GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").unwrap();
+    }
+    for scrape in &mut scrapes {
+        let mut text = String::new();
+        scrape.read_to_string(&mut text).unwrap();
+        assert!(text.contains("macvtap_devices_healthy"), "{text}");
+    }
+    assert!(threads() <= before + 1, "{before}, then {}", threads());
+}
+
 #[test]
 fn at_the_limit_of_descriptors_it_does_not_spin() {
     let mut served = Served::by(&["prlimit", "--nofile=26"]);

@@ -48,6 +48,32 @@ fn is_content_while_registered_and_says_what_is_not_well() {
     wait_until("it is not well", || !probe(&node.host, dir.path()).0);
 }
 
+/// A restart of the device plugin does not help against a kubelet that is away.
+#[test]
+fn the_liveness_probe_fails_for_nothing_else_than_the_device_plugin() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let live = || {
+        let mut command = Command::new(binary());
+        command
+            .args(["probe", "--live", "--kubelet-dir"])
+            .arg(dir.path());
+        let output = node.host.output(&mut command);
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    assert!(!live().0, "there is no device plugin");
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("not registered; retrying");
+    assert!(!probe(&node.host, dir.path()).0);
+    let (ok, text) = live();
+    assert!(
+        ok && text.contains("not ready: resource dataplane is not registered"),
+        "{text}"
+    );
+}
+
 #[test]
 fn only_root_may_ask() {
     let (node, dir) = (Node::new(), tempdir().unwrap());

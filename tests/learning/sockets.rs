@@ -16,7 +16,7 @@ use kit::{
 };
 use macvtap::{
     deviceplugin::status,
-    host::control_socket::{Connection, KUBELET_DIRS},
+    host::control_socket::{Connection, KUBELET_DIR},
 };
 
 const RUN_DIR: &str = "/run/macvtap";
@@ -210,29 +210,27 @@ fn without_descriptors_it_waits() {
     );
 }
 
-/// Where `/run/macvtap` is not mounted, ADD finds the device plugin in the kubelet's directory,
-/// also in that of k0s and `MicroK8s`.
+/// Where `/run/macvtap` is not mounted, ADD finds the device plugin in the kubelet's directory.
 #[test]
-fn add_finds_them_in_the_directory_of_every_kubelet() {
-    for dir in KUBELET_DIRS {
-        let (node, pod) = (Node::new(), Host::named());
-        let script = format!(
-            "mkdir -p {RUN_DIR} && mount -t tmpfs -o ro none {RUN_DIR} && \
-             mount -t tmpfs none /var && mkdir -p {dir}"
-        );
-        let plugin = Plugin::mounted(&node.host, Path::new(dir), &script);
-        plugin.wait_for_log("learning ports=");
-        let target = plugin.id().to_string();
-        let inside = ["nsenter", "--mount", "--target", &target];
-        let call = node.allocated(&pod, tap_number()).by(&inside);
-        let call = call.with("mac", VM.to_string());
-        wait_until("it begins parked", || {
-            call.add();
-            let parked = pod.mode() == "vepa";
-            call.succeed("DEL");
-            parked
-        });
-    }
+fn add_finds_them_in_the_kubelets_directory() {
+    let dir = KUBELET_DIR;
+    let (node, pod) = (Node::new(), Host::named());
+    let script = format!(
+        "mkdir -p {RUN_DIR} && mount -t tmpfs -o ro none {RUN_DIR} && \
+         mount -t tmpfs none /var && mkdir -p {dir}"
+    );
+    let plugin = Plugin::mounted(&node.host, Path::new(dir), &script);
+    plugin.wait_for_log("learning ports=");
+    let target = plugin.id().to_string();
+    let inside = ["nsenter", "--mount", "--target", &target];
+    let call = node.allocated(&pod, tap_number()).by(&inside);
+    let call = call.with("mac", VM.to_string());
+    wait_until("it begins parked", || {
+        call.add();
+        let parked = pod.mode() == "vepa";
+        call.succeed("DEL");
+        parked
+    });
 }
 
 /// Until they follow, the port is watched. A filter of the MACs of all ports takes the kernel the

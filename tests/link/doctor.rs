@@ -33,9 +33,10 @@ struct Healthy {
 impl Healthy {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["kubelet", "bin", "net.d"] {
+        for name in ["kubelet", "bin", "net.d", "pod-resources"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
+        fs::write(dir.path().join("pod-resources/kubelet.sock"), "").unwrap();
         fs::write(dir.path().join("net.d/00-multus.conf"), "{}").unwrap();
         fs::copy(binary(), dir.path().join("bin/macvtap")).unwrap();
         let (node, pod, number) = (Node::new(), Host::new(), tap_number());
@@ -119,6 +120,14 @@ fn a_healthy_node_has_no_problems() {
         line.is_empty() || line.starts_with("  ok ") || line.starts_with('N') || note
     };
     assert!(text.lines().all(expected), "{text}");
+    // Elsewhere, with another --root-dir.
+    fs::remove_file(healthy.path("pod-resources/kubelet.sock")).unwrap();
+    let output = run(&healthy.node.host, &words);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.contains("pod-resources/kubelet.sock is not found"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -137,6 +146,8 @@ fn finds_problems_of_the_plugins() {
     };
     script("#!/bin/sh\necho macvtap 0.0.1\n");
     healthy.finds("CNI plugin", "is version 0.0.1, this program is ");
+    script("#!/bin/sh\nexec sleep 60\n");
+    healthy.finds("CNI plugin", "did not end within 5s and was killed");
     script("#!/bin/sh\necho hello\n");
     healthy.finds("CNI plugin", "is another program");
     fs::remove_file(&program).unwrap();

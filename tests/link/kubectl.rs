@@ -78,7 +78,10 @@ impl Cluster {
         let pods = ["a", "b", "c", "d"].map(|name| {
             let phase = if name == "d" { "Pending" } else { "Running" };
             serde_json::json!({
-                "metadata": {"name": format!("macvtap-{name}"), "namespace": "kube-system"},
+                "metadata": {
+                    "name": format!("macvtap-{name}"), "namespace": "kube-system",
+                    "ownerReferences": [{"kind": "DaemonSet", "controller": true}],
+                },
                 "spec": {"nodeName": format!("node-{name}")},
                 "status": {"phase": phase},
             })
@@ -158,7 +161,8 @@ fn diagnoses_probes_and_measures_all_nodes() {
         assert!(text.contains(&format!("\n{node}  FAIL ")), "{text}");
     }
     assert!(!text.contains("command terminated"), "{text}");
-    let top = ["top", "--count", "1", "--interval", "0.1"];
+    // The measurement takes longer than an answer may.
+    let top = ["top", "--count", "1", "--interval", "2", "--timeout", "1.5"];
     let (text, ok) = cluster.text(&[&top, &HEALTHY[..]].concat());
     assert!(ok, "{text}");
     for tap in &cluster.taps {
@@ -187,7 +191,10 @@ fn works_with_the_rights_and_the_context_of_the_user() {
     fs::write(cluster.dir.path().join("pods.json"), r#"{"items": []}"#).unwrap();
     let output = cluster.run(&["probe"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.contains("no pods with the label"), "{stderr}");
+    assert!(
+        stderr.contains("no pods of a DaemonSet with the label"),
+        "{stderr}"
+    );
     let mut command = Command::new(cluster.dir.path().join("kubectl-macvtap"));
     let output = command
         .arg("probe")

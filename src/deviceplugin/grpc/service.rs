@@ -22,7 +22,7 @@ use crate::{
     deviceplugin::{
         config::ResourceConfig,
         device_list::{self, DeviceList, Former},
-        event::{EventSender, ResourceEvent},
+        event::{DEVICE_ID_FAILURE, EventSender, ResourceEvent, TAP_FAILURE},
         tap_only::TapOnly,
     },
     host::tap,
@@ -83,7 +83,7 @@ impl PluginService {
             Err(Status::invalid_argument(text))
         });
         let requested: Result<_, _> = requested.collect();
-        requested.inspect_err(|_| self.report_failure("device_id"))
+        requested.inspect_err(|_| self.report_failure(DEVICE_ID_FAILURE))
     }
 
     /// Allocates devices to a container; the numbers of their taps.
@@ -125,7 +125,7 @@ impl PluginService {
     fn refuse(&self, error: &anyhow::Error) -> Status {
         let error = format!("{error:#}");
         warn!(resource = self.events.resource(), error; "container refused: no tap");
-        self.report_failure("tap");
+        self.report_failure(TAP_FAILURE);
         Status::failed_precondition(error)
     }
 }
