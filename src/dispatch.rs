@@ -78,7 +78,8 @@ pub fn read(args: &[OsString], cni_command: bool) -> Call {
 }
 
 /// Reads flags as Go's `flag` package and glog do: with one dash or two, with `=value` or the
-/// value as next word, the last one of several, up to the first word that is no flag.
+/// value as next word, the last one of several, up to the first word that is no flag. What follows
+/// it is ignored, but not where that is an option of ours: clap refuses the word then.
 fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
     let mut words = line.into_iter();
     let mut kept: Vec<OsString> = words.by_ref().take(2).collect();
@@ -86,6 +87,14 @@ fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
     while let Some(word) = words.next() {
         let text = word.to_string_lossy().into_owned();
         let Some((name, value)) = flag(&text) else {
+            let rest: Vec<OsString> = [word].into_iter().chain(words).collect();
+            kept.extend(
+                rest.iter()
+                    .any(is_ours)
+                    .then_some(rest)
+                    .into_iter()
+                    .flatten(),
+            );
             break;
         };
         if GLOG_SWITCHES.contains(&name) {
@@ -107,6 +116,13 @@ fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
         kept.extend(["-v".into(), verbosity]);
     }
     kept
+}
+
+/// Whether a word is a long option that glog does not have.
+fn is_ours(word: &OsString) -> bool {
+    let text = word.to_string_lossy();
+    let name = flag(&text).map_or("", |(name, _)| name);
+    name.len() > 1 && !GLOG_SWITCHES.contains(&name) && !GLOG_VALUES.contains(&name)
 }
 
 /// A flag of ours, or one that clap refuses: an unknown one, or one of glog without its value.
@@ -270,6 +286,17 @@ mod tests {
         let ours = line(&["macvtap", "deviceplugin", "--kubelet-dir", "/k"]);
         let words = ["macvtap-deviceplugin", "--kubelet-dir", "/k", "word"];
         assert_eq!(read(&words, false), ours);
+        // Not dropped without a word.
+        let words = [
+            "macvtap",
+            "deviceplugin",
+            "word",
+            "-v",
+            "3",
+            "--kubelet-dir",
+            "/k",
+        ];
+        assert_eq!(read(&words, false), line(&words));
         let words = [
             "macvtap-deviceplugin",
             "-kubelet-dir=/k",
