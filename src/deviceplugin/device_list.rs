@@ -455,15 +455,6 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert_eq!((list.size(), list.healthy()), (4, 3));
-        let down = DeviceList {
-            unhealthy_reason: Some("down".to_owned()),
-            ..list.clone()
-        };
-        assert_eq!(
-            down.healthy(),
-            2,
-            "former devices are on other lower devices"
-        );
         assert!(list.taps().any(|tap| tap == 77));
     }
 

@@ -93,7 +93,6 @@ mod tests {
         let devices = |name: &str, ids: &[&str]| ContainerDevices {
             resource_name: name.to_owned(),
             device_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
-            ..ContainerDevices::default()
         };
         let pod = |name: &str, devices| PodResources {
             name: name.to_owned(),
@@ -101,9 +100,7 @@ mod tests {
             containers: vec![ContainerResources {
                 name: "compute".to_owned(),
                 devices: vec![devices],
-                ..ContainerResources::default()
             }],
-            ..PodResources::default()
         };
         let answer = ListPodResourcesResponse {
             pod_resources: vec![
