@@ -29,12 +29,16 @@ use crate::{
     macvtap::error::AttachError,
 };
 
-/// A plugin may wait for a DHCP server, or for a lock in the API server. The kubelet gives up
-/// after 2 minutes.
-const BOUNDS: Bounds = Bounds {
-    timeout: Duration::from_secs(90),
-    max_bytes: 1 << 20,
-};
+/// How long a call of ours may take in all: a plugin may wait for a DHCP server, or for a lock in
+/// the API server. The kubelet gives a sandbox 4 minutes to start and 2 to stop, with all its
+/// networks; a runtime that asks for STATUS answers nobody meanwhile.
+const ADD_TIMEOUT: Duration = Duration::from_mins(1);
+const OTHER_TIMEOUT: Duration = Duration::from_secs(30);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The part of ADD that is kept for releasing what a plugin may have reserved.
+const CLEAN_UP_TIME: Duration = Duration::from_secs(15);
+/// Bytes that a plugin may print.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// Characters of a plugin's message that are passed on.
 const MAX_MESSAGE: usize = 2000;
 
@@ -119,7 +123,15 @@ impl<'a> Delegate<'a> {
             let why = format!("{error:#}");
             self.error(code::INTERNAL, verb, &why)
         })?;
-        let output = program::run(&mut command, self.stdin, BOUNDS);
+        let bounds = Bounds {
+            timeout: time_left(
+                &self.environment.verb,
+                verb,
+                self.environment.called.elapsed(),
+            ),
+            max_bytes: MAX_OUTPUT_BYTES,
+        };
+        let output = program::run(&mut command, self.stdin, bounds);
         let output = output.map_err(|error| self.failed(verb, &error))?;
         // A reader that has closed it loses what it did not read.
         let _ = io::stderr().write_all(&output.stderr);
@@ -197,6 +209,18 @@ impl Lease<'_> {
     }
 }
 
+/// How long a plugin may take to serve `verb` when `elapsed` of our own call `called` is over. All
+/// that it does for one call shares one time.
+fn time_left(called: &Verb, verb: &Verb, elapsed: Duration) -> Duration {
+    let whole = match (called, verb) {
+        (Verb::Add, Verb::Add) => ADD_TIMEOUT.saturating_sub(CLEAN_UP_TIME),
+        (Verb::Add, _) => ADD_TIMEOUT,
+        (Verb::Status, _) => STATUS_TIMEOUT,
+        _ => OTHER_TIMEOUT,
+    };
+    whole.saturating_sub(elapsed)
+}
+
 /// The plugin's file: the first one of that name in the directories of `CNI_PATH`. With the texts
 /// of the reference implementation.
 fn find(plugin: &str, path: &str) -> Result<PathBuf> {
@@ -229,5 +253,35 @@ fn shortened(text: &str) -> String {
     match text.char_indices().nth(MAX_MESSAGE) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_calls_of_a_plugin_share_the_time_of_one_call() {
+        let left = |called, verb, elapsed| {
+            time_left(&called, &verb, Duration::from_secs(elapsed)).as_secs()
+        };
+        for (called, verb, elapsed, expected) in [
+            (Verb::Add, Verb::Add, 0, 45),
+            (Verb::Add, Verb::Add, 2, 43),
+            // It hung: its addresses are released in the time that was kept.
+            (Verb::Add, Verb::Del, 45, 15),
+            (Verb::Add, Verb::Del, 59, 1),
+            (Verb::Add, Verb::Del, 61, 0),
+            (Verb::Del, Verb::Del, 0, 30),
+            (Verb::Check, Verb::Check, 1, 29),
+            (Verb::Gc, Verb::Gc, 0, 30),
+            (Verb::Status, Verb::Status, 0, 5),
+        ] {
+            assert_eq!(
+                left(called.clone(), verb, elapsed),
+                expected,
+                "{called:?} {elapsed}"
+            );
+        }
     }
 }

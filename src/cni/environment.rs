@@ -1,6 +1,8 @@
 //! The environment variables of a CNI call, checked as the reference
 //! implementation checks them: same order, codes and texts. Pure.
 
+use std::time::Instant;
+
 use super::error::{CniError, Result, code};
 use crate::types::link_name::{Flaw, LinkName, MAX_NAME};
 
@@ -68,6 +70,8 @@ pub struct Environment {
     pub path: String,
     /// `CNI_NETNS_OVERRIDE`: the pod's network namespace may be the plugin's own.
     pub netns_override: bool,
+    /// When it called.
+    pub called: Instant,
 }
 
 /// A variable: its name, the verbs that need it, the check of its value.
@@ -122,6 +126,7 @@ impl Environment {
             args: get("CNI_ARGS"),
             path: get("CNI_PATH"),
             netns_override: netns_override == "1" || netns_override.eq_ignore_ascii_case("true"),
+            called: Instant::now(),
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Another program: run with bounds on its time and output, and never left running.
+//! Another program: run with bounds on its time and output. It is killed where it goes beyond them;
+//! if this process is killed itself, it runs on to its end.
 
 use std::{
     fmt,
@@ -80,7 +81,7 @@ impl fmt::Display for ProgramError {
         match self {
             Self::NotStarted(error) => write!(f, "it could not be started: {error}"),
             Self::TimedOut(timeout) => {
-                write!(f, "it did not end within {timeout:?} and was killed")
+                write!(f, "it did not end within {timeout:.0?} and was killed")
             }
             Self::TooLong(bytes) => write!(f, "it printed more than {bytes} bytes and was killed"),
             Self::Failed(error) => write!(f, "{error:#}"),
@@ -99,8 +100,8 @@ impl From<Error> for ProgramError {
 /// Runs `command` with `input` as its standard input. If it goes beyond `bounds`, it is killed with
 /// all processes of its group.
 pub fn run(command: &mut Command, input: &[u8], bounds: Bounds) -> Result<Output, ProgramError> {
-    let mut running = Running::start(command, input)?;
     let deadline = Instant::now() + bounds.timeout;
+    let mut running = Running::start(command, input, deadline)?;
     loop {
         running.receive(deadline)?;
         if running.stdout.bytes.len() > bounds.max_bytes {
@@ -130,13 +131,13 @@ struct Pipe {
 }
 
 impl Running {
-    fn start(command: &mut Command, input: &[u8]) -> Result<Self, ProgramError> {
+    fn start(command: &mut Command, input: &[u8], deadline: Instant) -> Result<Self, ProgramError> {
         command
             .stdin(in_memory(input)?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = spawn(command).map_err(ProgramError::NotStarted)?;
+        let mut child = spawn(command, deadline).map_err(ProgramError::NotStarted)?;
         let stdout = child.stdout.take().map(OwnedFd::from);
         let stderr = child.stderr.take().map(OwnedFd::from);
         let mut running = Self {
@@ -260,8 +261,8 @@ fn in_memory(input: &[u8]) -> Result<Stdio, ProgramError> {
 
 /// Starts a program. The file may be open for writing still: one that is being installed, or,
 /// in a process with threads, one that another child has inherited for a moment.
-fn spawn(command: &mut Command) -> io::Result<Child> {
-    let deadline = Instant::now() + BUSY_TIMEOUT;
+fn spawn(command: &mut Command, deadline: Instant) -> io::Result<Child> {
+    let deadline = deadline.min(Instant::now() + BUSY_TIMEOUT);
     loop {
         match command.spawn() {
             Err(error)

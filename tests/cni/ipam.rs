@@ -490,6 +490,37 @@ fn del_releases_what_a_killed_add_left() {
     assert!(lan.pod.links().is_empty());
 }
 
+/// The plugin's program outlives an ADD that is killed with SIGKILL. What it leased by the time of
+/// DEL is released, and the macvtap is removed.
+#[test]
+fn del_releases_what_a_plugin_leased_whose_add_was_killed() {
+    let lan = Lan::new();
+    let ipam = lan.script(&format!(
+        "[ $CNI_COMMAND != ADD ] || {{ kill -KILL $PPID; sleep 0.2; }}; exec {PLUGINS}/host-local"
+    ));
+    let mut config = lan.host_local();
+    config["type"] = ipam["type"].clone();
+    let call = lan.call(&config);
+    assert_eq!(call.output("ADD").status.code(), None);
+    wait_until("the addresses are leased", || lan.leases().len() == 2);
+    call.succeed("DEL");
+    assert!(lan.leases().is_empty() && lan.pod.links().is_empty());
+}
+
+/// A runtime that asks for STATUS answers nobody meanwhile.
+#[test]
+fn a_plugin_that_hangs_does_not_hang_status() {
+    let lan = Lan::new();
+    let ipam = lan.script("sleep 1000");
+    let call = lan.call(&ipam).with("cniVersion", "1.1.0");
+    let error = call.call("STATUS").error();
+    let msg = error["msg"].as_str().unwrap();
+    assert!(
+        msg.contains("did not end within 5s and was killed"),
+        "{msg}"
+    );
+}
+
 #[test]
 fn del_releases_without_a_netns() {
     let lan = Lan::new();
