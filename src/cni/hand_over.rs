@@ -52,6 +52,7 @@ pub fn hand_over<'a>(
         name: &environment.ifname,
         mac: config.mac,
         mtu: config.mtu,
+        deadline: request.deadline,
     };
     let moved = take_over(host, &link, netns, &to)?;
     let ((), moved) = moved.attach(|macvtap| {

@@ -23,7 +23,28 @@ use super::{
     files,
     tap::{self, Tap},
 };
-use crate::types::{device_number::DeviceNumber, owner::Access};
+use crate::types::{
+    device_number::DeviceNumber,
+    owner::{Access, Owner},
+};
+
+/// Whom a node belongs to, and its permission bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Rights {
+    /// Its owner.
+    pub owner: Owner,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+impl From<Access> for Rights {
+    fn from(access: Access) -> Self {
+        Self {
+            owner: access.owner,
+            mode: access.mode(),
+        }
+    }
+}
 
 /// How often a node is made that a DEL at the same time removes.
 const MKNOD_ATTEMPTS: u32 = 8;
@@ -38,7 +59,12 @@ pub fn find(number: u32) -> Result<Found> {
 /// another tap has the same name, and the link has to be made again. The
 /// kernel would not remove a node that we put there.
 pub fn claim(number: u32, device: DeviceNumber, access: Access) -> Result<bool> {
-    if chown_checked(&tap::path(number), device, access)? {
+    give(number, device, access.into())
+}
+
+/// The same with any rights.
+pub fn give(number: u32, device: DeviceNumber, rights: Rights) -> Result<bool> {
+    if chown_checked(&tap::path(number), device, rights)? {
         return Ok(true);
     }
     // No kernel decides there between two that claim one path at a time, so what it says of all
@@ -48,7 +74,7 @@ pub fn claim(number: u32, device: DeviceNumber, access: Access) -> Result<bool> 
         return Ok(false);
     }
     for _ in 0..MKNOD_ATTEMPTS {
-        if mknod_atomic(number, device, access)? {
+        if mknod_atomic(number, device, rights)? {
             return Ok(true);
         }
     }
@@ -182,7 +208,7 @@ pub fn numbers() -> Result<Vec<u32>> {
 
 /// Changes owner and mode of the node at `path` by a descriptor whose device number
 /// was compared first, so that no other file can be put in between.
-fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bool> {
+fn chown_checked(path: &Path, device: DeviceNumber, rights: Rights) -> Result<bool> {
     let file = match files::open_with(path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
@@ -192,7 +218,7 @@ fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bo
     if Found::of(&metadata).number() != Some(device) {
         return Ok(false);
     }
-    let owner = access.owner;
+    let owner = rights.owner;
     let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
     let given = fchownat(&file, "", Some(user), Some(group), AtFlags::AT_EMPTY_PATH);
     let given = match given {
@@ -205,7 +231,7 @@ fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bo
     given.with_context(|| format!("giving {} to {owner}", path.display()))?;
     // fchmod refuses descriptors that were opened with O_PATH.
     let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let set = fs::set_permissions(by_descriptor, Permissions::from_mode(access.mode()));
+    let set = fs::set_permissions(by_descriptor, Permissions::from_mode(rights.mode));
     permitted(set, "CAP_FOWNER")
         .with_context(|| format!("setting the mode of {}", path.display()))?;
     Ok(true)
@@ -213,7 +239,7 @@ fn chown_checked(path: &Path, device: DeviceNumber, access: Access) -> Result<bo
 
 /// Makes the node under another name first: at its path there is the right one or none. False if
 /// a DEL at the same time took it for what a killed ADD left.
-fn mknod_atomic(number: u32, device: DeviceNumber, access: Access) -> Result<bool> {
+fn mknod_atomic(number: u32, device: DeviceNumber, rights: Rights) -> Result<bool> {
     let (path, unfinished) = (tap::path(number), unfinished(number));
     files::remove(&unfinished)?;
     let rdev = stat::makedev(device.major, device.minor);
@@ -221,7 +247,7 @@ fn mknod_atomic(number: u32, device: DeviceNumber, access: Access) -> Result<boo
     let made = stat::mknod(&unfinished, SFlag::S_IFCHR, root_only, rdev);
     permitted(made.map_err(io::Error::from), "CAP_MKNOD")
         .with_context(|| format!("making the node {}", path.display()))?;
-    let placed = chown_checked(&unfinished, device, access).and_then(|there| {
+    let placed = chown_checked(&unfinished, device, rights).and_then(|there| {
         match fs::rename(&unfinished, &path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             renamed => {

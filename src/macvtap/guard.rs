@@ -3,7 +3,6 @@
 use std::{
     cell::OnceCell,
     fs::{self, File},
-    os::fd::AsFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -17,13 +16,14 @@ use super::{
     bandwidth::Bandwidth,
     error::{AttachError, Kind},
     inventory,
+    origin::Origin,
     port_security::Interface,
     security::Security,
     shaping,
 };
 use crate::{
     host::{devnode, netns::Netns, tap, userns},
-    netlink::{Change, Link, Socket, Uevents},
+    netlink::{Change, Link, NO_IPV6_ADDRESSES, NetlinkError, Socket, Uevents},
     types::{
         device_number::DeviceNumber,
         errors::together,
@@ -62,8 +62,8 @@ pub struct NewMacvtap<'a> {
 pub(super) enum Undo {
     /// The macvtap was made: delete it.
     Delete,
-    /// It existed in this netns, the host's, as this link: move it back.
-    MoveBack(Netns, Box<Link>),
+    /// It existed on the host: put it back.
+    Restore(Box<Origin>),
     /// It is attached: leave it.
     Keep,
 }
@@ -171,7 +171,7 @@ impl<'a> NewMacvtap<'a> {
         }
     }
 
-    /// Deletes it, or moves it back.
+    /// Deletes it, or puts it back.
     pub fn remove(mut self) -> anyhow::Result<()> {
         self.try_undo()
     }
@@ -215,7 +215,7 @@ impl<'a> NewMacvtap<'a> {
             ..Change::default()
         };
         let with_ipv6 = Change {
-            no_ipv6_addresses: quiet,
+            address_mode: quiet.then_some(NO_IPV6_ADDRESSES),
             ..flags
         };
         match self.socket.change(self.index, &with_ipv6) {
@@ -229,7 +229,7 @@ impl<'a> NewMacvtap<'a> {
         if quiet { self.disable_ipv6() } else { Ok(()) }
     }
 
-    /// `no_ipv6_addresses` was against the link-local address. A router advertisement before QEMU
+    /// `NO_IPV6_ADDRESSES` was against the link-local address. A router advertisement before QEMU
     /// opens the tap would still give the link an address, and make it send (net/ipv6/addrconf.c:
     /// `addr_gen_mode` "none" leaves autoconfiguration by prefix on).
     fn disable_ipv6(&self) -> Result<(), AttachError> {
@@ -316,22 +316,13 @@ impl<'a> NewMacvtap<'a> {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if !matches!(error.errno(), Some(Errno::EADDRINUSE | Errno::EBUSY)) {
+            if !is_mac_in_use(&error) {
                 return Err(AttachError::from(error).context("setting the macvtap up"));
             }
-            pause(deadline, || self.mac_in_use())?;
+            pause(deadline, || {
+                mac_in_use(&self.read_back().unwrap_or_default())
+            })?;
         }
-    }
-
-    /// The kernel lets no two up on one lower device have one MAC (`macvlan_addr_busy`).
-    fn mac_in_use(&mut self) -> AttachError {
-        let link = self.read_back().unwrap_or_default();
-        let mac = link.mac;
-        let mac = mac.map_or_else(|| "the MAC".to_owned(), |mac| format!("MAC {mac}"));
-        let holder = inventory::holder_of_mac(&link)
-            .unwrap_or_else(|| "the device itself or another macvtap or macvlan on it".to_owned());
-        let text = format!("{mac} is in use on the lower device already, by {holder}");
-        AttachError::new(Kind::TryAgain, text)
     }
 
     /// What the kernel made of it.
@@ -390,34 +381,9 @@ impl<'a> NewMacvtap<'a> {
                 self.socket.delete(self.index)?;
                 devnode::remove_stale(self.index).map(|_| ())
             }
-            Undo::MoveBack(home, old) => self.move_back(&home, &old),
+            Undo::Restore(origin) => origin.restore(&mut self.socket, &self.name),
             Undo::Keep => Ok(()),
         }
-    }
-
-    /// The kernel leaves a half-done move where it is: under the old name or the new one.
-    fn move_back(&mut self, home: &Netns, old: &Link) -> anyhow::Result<()> {
-        for name in [self.name.clone(), old.name.clone()] {
-            let found = self.socket.link_by_name(&name)?;
-            let Some(link) = found.filter(Link::is_macvtap) else {
-                continue;
-            };
-            let change = Change {
-                netns: Some(home.as_fd()),
-                name: Some(&old.name),
-                mac: old.mac,
-                mtu: Some(old.mtu),
-                up: Some(false),
-                ..Change::default()
-            };
-            if let Err(error) = self.socket.change(link.index, &change) {
-                self.socket.delete(link.index)?;
-                return Err(
-                    Error::from(error).context("it could not be moved back and was deleted")
-                );
-            }
-        }
-        Ok(())
     }
 }
 
@@ -427,6 +393,22 @@ impl Drop for NewMacvtap<'_> {
             error!(tap = self.index, error = format!("{error:#}").as_str(); "cannot remove the macvtap");
         }
     }
+}
+
+/// Whether the kernel refused a MAC because of another user of it: it lets no two up on one lower
+/// device have one MAC (`macvlan_addr_busy`).
+pub(super) fn is_mac_in_use(error: &NetlinkError) -> bool {
+    matches!(error.errno(), Some(Errno::EADDRINUSE | Errno::EBUSY))
+}
+
+/// Says who has the MAC of `link` on its lower device.
+pub(super) fn mac_in_use(link: &Link) -> AttachError {
+    let mac = link.mac;
+    let mac = mac.map_or_else(|| "the MAC".to_owned(), |mac| format!("MAC {mac}"));
+    let holder = inventory::holder_of_mac(link)
+        .unwrap_or_else(|| "the device itself or another macvtap or macvlan on it".to_owned());
+    let text = format!("{mac} is in use on the lower device already, by {holder}");
+    AttachError::new(Kind::TryAgain, text)
 }
 
 /// Waits a moment, or fails with `why` if `deadline` has passed.

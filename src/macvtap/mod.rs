@@ -9,6 +9,7 @@ pub mod guard;
 pub mod inventory;
 pub mod limits;
 pub mod lower;
+mod origin;
 pub mod port_security;
 pub mod security;
 pub mod selector;

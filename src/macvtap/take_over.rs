@@ -1,12 +1,13 @@
 //! How a macvtap that exists on the host comes into a pod.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, time::Instant};
 
 use anyhow::Context;
 
 use super::{
     error::AttachError,
-    guard::{NewMacvtap, Place, Undo},
+    guard::{NewMacvtap, Place, Undo, is_mac_in_use, mac_in_use, pause},
+    origin::Origin,
 };
 use crate::{
     host::netns::Netns,
@@ -23,10 +24,12 @@ pub struct Move<'a> {
     pub mac: Option<MacAddr>,
     /// The MTU in bytes; as it is if none.
     pub mtu: Option<u32>,
+    /// Until when a MAC that is in use is waited for.
+    pub deadline: Instant,
 }
 
 /// Moves the macvtap `link` of `host`, our own network namespace, into `netns`, where it is down.
-/// What fails is moved back.
+/// After a failure it is put back.
 pub fn take_over<'a>(
     host: &mut Socket,
     link: &Link,
@@ -34,8 +37,7 @@ pub fn take_over<'a>(
     to: &Move<'_>,
 ) -> Result<NewMacvtap<'a>, AttachError> {
     let place = Place::open(Some(netns))?;
-    // By now: where a thread does not come back from a pod's netns, it is not the host's.
-    let undo = Undo::MoveBack(Netns::current()?, Box::new(link.clone()));
+    let undo = Undo::Restore(Box::new(Origin::of(host, link, to.mac)?));
     let change = Change {
         netns: Some(netns.as_fd()),
         name: Some(to.name),
@@ -45,16 +47,34 @@ pub fn take_over<'a>(
         up: Some(false),
         ..Change::default()
     };
-    let moved = host.change(link.index, &change);
-    let index = match moved {
-        Ok(()) => place_of(netns, to.name),
-        Err(error) => Err(AttachError::from(error)),
-    };
-    match index {
+    let moved = claim_mac(host, link, to).and_then(|()| Ok(host.change(link.index, &change)?));
+    match moved.and_then(|()| place_of(netns, to.name)) {
         Ok(index) => Ok(NewMacvtap::new(place, to.name, index, undo).in_mode(link.mode)),
         Err(error) => {
             let error = error.context(format!("moving macvtap {:?} into the pod", link.name));
             Err(NewMacvtap::new(place, to.name, link.index, undo).undo(error))
+        }
+    }
+}
+
+/// Gives it its MAC before it is moved, if it is up: then the kernel says whether that is free on
+/// the lower device, while nothing is lost yet. The former user may be going away.
+fn claim_mac(host: &mut Socket, link: &Link, to: &Move<'_>) -> Result<(), AttachError> {
+    let Some(mac) = to.mac.filter(|mac| link.up && link.mac != Some(*mac)) else {
+        return Ok(());
+    };
+    let change = Change {
+        mac: Some(mac),
+        ..Change::default()
+    };
+    let with_mac = Link {
+        mac: Some(mac),
+        ..link.clone()
+    };
+    loop {
+        match host.change(link.index, &change) {
+            Err(error) if is_mac_in_use(&error) => pause(to.deadline, || mac_in_use(&with_mac))?,
+            changed => return Ok(changed?),
         }
     }
 }

@@ -22,19 +22,35 @@ const ETHERNET: u16 = 1;
 
 /// `IFLA_ALT_IFNAME` of `linux/if_link.h`.
 const ALT_IFNAME: u16 = 53;
-/// `IFLA_MACVLAN_MACADDR` and its like.
-const MACADDR: u16 = 4;
-const MACADDR_DATA: u16 = 5;
-const BC_QUEUE_LEN: u16 = 7;
-const BC_CUTOFF: u16 = 9;
+/// `AF_INET6`, a family within `IFLA_AF_SPEC`.
+const INET6: u16 = 10;
+/// `IFLA_INET6_ADDR_GEN_MODE` of `linux/if_link.h`.
+const ADDR_GEN_MODE: u16 = 8;
 /// `IFLA_INFO_SLAVE_KIND`.
 const MASTER_KIND: u16 = 4;
-/// `IFLA_VLAN_ID`.
-const VLAN_ID: u16 = 1;
 /// `IFLA_VLAN_PROTOCOL`, in network byte order.
 const VLAN_PROTOCOL: u16 = 5;
 /// IEEE 802.1Q; service VLANs, 802.1ad, have numbers of their own.
 const ETH_P_8021Q: u16 = 0x8100;
+
+/// `IFLA_MACVLAN_MODE` and its like of `linux/if_link.h`.
+#[neli::neli_enum(serialized_type = "u16")]
+pub(super) enum IflaMacvlan {
+    Mode = 1,
+    MacaddrMode = 3,
+    Macaddr = 4,
+    MacaddrData = 5,
+    BcQueueLen = 7,
+    BcCutoff = 9,
+}
+impl neli::consts::rtnl::RtaType for IflaMacvlan {}
+
+/// `IFLA_VLAN_ID` of `linux/if_link.h`.
+#[neli::neli_enum(serialized_type = "u16")]
+pub(super) enum IflaVlan {
+    Id = 1,
+}
+impl neli::consts::rtnl::RtaType for IflaVlan {}
 
 /// What the kernel says of a network interface.
 #[expect(clippy::struct_excessive_bools, reason = "the kernel's flags")]
@@ -86,6 +102,9 @@ pub struct Link {
     pub all_multicast: bool,
     /// Whether the kernel answers and sends ARP requests on it (no `IFF_NOARP`).
     pub arp: bool,
+    /// By which of `IN6_ADDR_GEN_MODE_*` of `linux/if_link.h` the kernel gives it IPv6 addresses;
+    /// none without IPv6.
+    pub address_mode: Option<u8>,
 }
 
 /// What went through a link since it was made, `rtnl_link_stats64` of `linux/if_link.h`.
@@ -194,6 +213,11 @@ impl Link {
             Ifla::Stats64 => self.stats = Stats::decode(payload),
             Ifla::Master => self.master = number(payload),
             Ifla::Linkinfo => self.read_info(payload),
+            Ifla::AfSpec => {
+                let inet6 = nested(payload, INET6).unwrap_or_default();
+                let mode = nested(inet6, ADDR_GEN_MODE);
+                self.address_mode = mode.and_then(|mode| mode.first().copied());
+            }
             Ifla::PropList => self.alt_names = all(payload, ALT_IFNAME).map(text).collect(),
             _ => {}
         }
@@ -207,17 +231,20 @@ impl Link {
             let data = nested(payload, 2).unwrap_or_default();
             let protocol = nested(data, VLAN_PROTOCOL).and_then(|value| value.try_into().ok());
             let is_802_1q = protocol.is_none_or(|value| u16::from_be_bytes(value) == ETH_P_8021Q);
-            let id = nested(data, VLAN_ID).and_then(|id| id.try_into().ok());
+            let id = nested(data, IflaVlan::Id.into()).and_then(|id| id.try_into().ok());
             self.vlan = id.map(u16::from_ne_bytes).filter(|_| is_802_1q);
         }
         if matches!(self.kind.as_deref(), Some("macvtap" | "macvlan")) {
             let data = nested(payload, 2).unwrap_or_default();
-            self.mode = nested(data, 1).and_then(number).and_then(Mode::from_raw);
-            let sources = nested(data, MACADDR_DATA).unwrap_or_default();
-            let sources = all(sources, MACADDR).filter_map(|mac| mac.try_into().ok());
+            let find = |kind: IflaMacvlan| nested(data, kind.into());
+            let mode = find(IflaMacvlan::Mode).and_then(number);
+            self.mode = mode.and_then(Mode::from_raw);
+            let sources = find(IflaMacvlan::MacaddrData).unwrap_or_default();
+            let sources = all(sources, IflaMacvlan::Macaddr.into());
+            let sources = sources.filter_map(|mac| mac.try_into().ok());
             self.options.allowed_sources = sources.map(MacAddr).collect();
-            self.options.broadcast_queue_length = nested(data, BC_QUEUE_LEN).and_then(number);
-            let cutoff = nested(data, BC_CUTOFF).and_then(number);
+            self.options.broadcast_queue_length = find(IflaMacvlan::BcQueueLen).and_then(number);
+            let cutoff = find(IflaMacvlan::BcCutoff).and_then(number);
             self.options.broadcast_cutoff = cutoff.map(u32::cast_signed);
         }
     }

@@ -22,7 +22,7 @@ pub use bpf::compile;
 pub use error::NetlinkError;
 pub use link::{Link, Stats, read_links};
 pub use nft::{Counter, Nft, Table};
-pub use request::{Change, Create, CreateUpper, UpperKind};
+pub use request::{Change, Create, CreateUpper, NO_IPV6_ADDRESSES, UpperKind};
 pub use single_address::{AddressRoute, Neighbor, ROUTE_PROTOCOL};
 pub use socket::Socket;
 pub use tc::{Direction, Qdisc, Tbf};

@@ -207,9 +207,7 @@ impl Nft {
         }
         let of_table = |to: &mut Attributes<'_>| to.text(RULE_TABLE, table.name);
         let rules = self.list(GET_RULE, of_table, |attributes| {
-            // Kernels before 4.13 list the rules of all tables.
-            let chain = nested(attributes, RULE_TABLE).filter(|name| text(name) == table.name);
-            let chain = chain.and(nested(attributes, RULE_CHAIN)).map(text)?;
+            let chain = nested(attributes, RULE_CHAIN).map(text)?;
             Some((chain, nested(attributes, RULE_EXPRESSIONS)?.to_vec()))
         })?;
         Ok(table.has_rules(&rules))

@@ -13,30 +13,16 @@ use neli::{
 };
 use nix::errno::Errno;
 
-use super::{attr::attribute, error::NetlinkError, link::Link, socket::Socket};
+use super::{
+    attr::attribute,
+    error::NetlinkError,
+    link::{IflaMacvlan, IflaVlan, Link},
+    socket::Socket,
+};
 use crate::types::{mac::MacAddr, mode::Mode, port_options::PortOptions};
-
-/// `IFLA_MACVLAN_MODE` and its like of `linux/if_link.h`.
-#[neli::neli_enum(serialized_type = "u16")]
-enum IflaMacvlan {
-    Mode = 1,
-    MacaddrMode = 3,
-    Macaddr = 4,
-    MacaddrData = 5,
-    BcQueueLen = 7,
-    BcCutoff = 9,
-}
-impl neli::consts::rtnl::RtaType for IflaMacvlan {}
 
 /// `MACVLAN_MACADDR_SET`: the list replaces the one that there was.
 const MACADDR_SET: u32 = 3;
-
-/// `IFLA_VLAN_ID` of `linux/if_link.h`.
-#[neli::neli_enum(serialized_type = "u16")]
-enum IflaVlan {
-    Id = 1,
-}
-impl neli::consts::rtnl::RtaType for IflaVlan {}
 
 /// `VETH_INFO_PEER` of `linux/veth.h`.
 #[neli::neli_enum(serialized_type = "u16")]
@@ -60,7 +46,7 @@ enum IflaInet6 {
 impl neli::consts::rtnl::RtaType for IflaInet6 {}
 
 /// `IN6_ADDR_GEN_MODE_NONE`: the kernel gives the link no address by itself.
-const ADDR_GEN_MODE_NONE: u8 = 1;
+pub const NO_IPV6_ADDRESSES: u8 = 1;
 
 /// Bits of `IFLA_EXT_MASK`, of `linux/rtnetlink.h`. With any of them the kernel sizes the reply
 /// to a dump by the largest link (`rtnl_calcit`); without, a link beyond 16 KiB cuts it short.
@@ -146,9 +132,10 @@ pub struct Change<'a> {
     pub all_multicast: Option<bool>,
     /// Let the kernel answer and send ARP requests, or not (`IFF_NOARP`).
     pub arp: Option<bool>,
-    /// Let the kernel give the link no IPv6 address by itself. Has to be set in a request of
-    /// its own before the link goes up: in one request the flags are applied first.
-    pub no_ipv6_addresses: bool,
+    /// How the kernel gives the link IPv6 addresses by itself, as [`Link::address_mode`]. Has to be
+    /// set in a request of its own before the link goes up: in one request the flags are applied
+    /// first.
+    pub address_mode: Option<u8>,
 }
 
 impl Socket {
@@ -249,8 +236,8 @@ impl Socket {
             let mode = attribute(IflaMacvlan::Mode, mode.raw())?;
             attributes.push(link_info("macvtap", &[mode])?);
         }
-        if change.no_ipv6_addresses {
-            attributes.push(no_ipv6_addresses()?);
+        if let Some(mode) = change.address_mode {
+            attributes.push(address_mode(mode)?);
         }
         let (value, mask) = change.flags();
         let body = message(Some(index))?
@@ -265,7 +252,7 @@ impl Socket {
     /// Sets a link up that gets no IPv6 address of its own.
     pub fn set_up_without_addresses(&mut self, index: u32) -> Result<(), NetlinkError> {
         let without_addresses = Change {
-            no_ipv6_addresses: true,
+            address_mode: Some(NO_IPV6_ADDRESSES),
             ..Change::default()
         };
         match self.change(index, &without_addresses) {
@@ -442,8 +429,8 @@ fn link_info<T: neli::consts::rtnl::RtaType>(
         .nest(&data)?)
 }
 
-fn no_ipv6_addresses() -> anyhow::Result<Attribute> {
-    let mode = attribute(IflaInet6::AddrGenMode, ADDR_GEN_MODE_NONE)?;
+fn address_mode(mode: u8) -> anyhow::Result<Attribute> {
+    let mode = attribute(IflaInet6::AddrGenMode, mode)?;
     let inet6 = attribute(AfSpec::Inet6, Buffer::new())?.nest(&mode)?;
     Ok(attribute(Ifla::AfSpec, Buffer::new())?.nest(&inet6)?)
 }

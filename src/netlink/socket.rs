@@ -57,9 +57,9 @@ impl Socket {
         let netlink = netlink.context("opening a netlink socket")?;
         let asked = netlink.enable_ext_ack(true);
         asked.context("asking netlink for extended acknowledgements")?;
-        // Without strict checking the kernel ignores the filters of a dump, among
-        // them the network namespace. Kernels before 4.20 do not know the option.
-        let _ = netlink.enable_strict_checking(true);
+        // Without it the kernel ignores the filters of a dump, among them the network namespace.
+        let strict = netlink.enable_strict_checking(true);
+        strict.context("asking netlink for strict checking")?;
         Ok(Self {
             netlink,
             sequence: 0,
@@ -98,10 +98,10 @@ impl Socket {
         self.answer(read)
     }
 
-    /// Sends a request that is answered by a list, whose messages `each` takes.
+    /// Sends a request that is answered by a list; `read` takes what is wanted from each message.
     ///
     /// Where the kernel says that things changed while it was listing them
-    /// (`NLM_F_DUMP_INTR`), the list may be wrong: it is asked for again, after `restart`.
+    /// (`NLM_F_DUMP_INTR`), the list may be wrong: it is asked for again.
     pub(super) fn dump<T, P, R>(
         &mut self,
         kind: T,

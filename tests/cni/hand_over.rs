@@ -1,5 +1,10 @@
 //! Device IDs of kubevirt/macvtap-cni, and macvtaps that exist on the host: moved into the pod.
 
+use std::{
+    fs::{Permissions, set_permissions},
+    os::unix::fs::{PermissionsExt, chown},
+};
+
 use kit::netns::{
     Cni, Host, IFNAME, LOWER, Node, device_id, mounted::Checkpoint, owner, tap, tap_exists,
     tap_number, taps::open,
@@ -187,6 +192,99 @@ fn what_fails_puts_it_back() {
     // And then it works.
     call(&node, &pod, "dev5Mvp0").add();
     assert_eq!(pod.links(), [IFNAME]);
+}
+
+/// A network whose IPAM plugin fails, after the macvtap was moved.
+fn without_addresses<'a>(call: &Cni<'a>, plugin: &str) -> Cni<'a> {
+    let call = call
+        .clone()
+        .with("ipamMode", "report")
+        .with("takeOverByName", true);
+    call.with("ipam", json!({"type": plugin}))
+}
+
+#[test]
+fn what_fails_makes_it_what_it_was() {
+    for state in ["up", "down"] {
+        let number = low_number();
+        let node = waiting("dev500", number);
+        let pod = Host::new();
+        for words in [state, "promisc on", "mtu 1400", "addrgenmode none"] {
+            node.host.ip(&format!("link set dev500 {words}"));
+        }
+        chown(tap(number), Some(1), Some(2)).unwrap();
+        set_permissions(tap(number), Permissions::from_mode(0o640)).unwrap();
+        let before = node.host.link("dev500").unwrap();
+        let call = without_addresses(&call(&node, &pod, "dev500"), "nonexistent");
+        let (_, msg) = call.clone().with("mac", "02:00:00:00:00:12").fail("ADD");
+        assert!(!msg.contains("could not be undone"), "{msg}");
+        let after = node.host.link("dev500").expect("it is lost");
+        let keys = [
+            "ifindex",
+            "flags",
+            "address",
+            "mtu",
+            "inet6_addr_gen_mode",
+            "promiscuity",
+        ];
+        for key in keys {
+            assert_eq!(after[key], before[key], "{state}: {key}");
+        }
+        assert_eq!(owner(&tap(number)), (1, 2, 0o640), "{state}");
+        // The kernel takes these with the move.
+        node.host.ip("address add 192.0.2.7/24 dev dev500");
+        let (_, msg) = call.fail("ADD");
+        assert!(msg.contains("without its addresses 192.0.2.7"), "{msg}");
+        assert!(pod.links().is_empty());
+    }
+}
+
+/// What is seen before the move costs the host's interface nothing.
+#[test]
+fn a_mac_in_use_is_seen_before_the_move() {
+    let node = waiting("dev500", low_number());
+    let (pod, sibling) = (Host::new(), Host::new());
+    let mac = "02:00:00:00:00:13";
+    node.allocated(&sibling, tap_number())
+        .with("mac", mac)
+        .add();
+    node.host.ip("address add 192.0.2.7/24 dev dev500");
+    let addresses = node.host.ip("-4 address show dev dev500");
+    let call = call(&node, &pod, "dev500").with("takeOverByName", true);
+    let (code, msg) = call.with("mac", mac).fail("ADD");
+    assert!(
+        code == 11 && msg.contains("is in use on the lower device"),
+        "{msg}"
+    );
+    assert_eq!(node.host.ip("-4 address show dev dev500"), addresses);
+}
+
+/// Neither made by this program.
+#[test]
+fn what_fails_deletes_no_macvtap() {
+    let node = waiting("dev500", low_number());
+    let pod = Host::new();
+    pod.ip("link add inner type veth peer name other");
+    pod.ip("link add dev500 link inner type macvtap");
+    let call = call(&node, &pod, "dev500");
+    without_addresses(&call, "nonexistent").fail("ADD");
+    assert!(node.host.link("dev500").is_some());
+    assert!(pod.link("dev500").is_some() && pod.link(IFNAME).is_none());
+    pod.ip("link delete dev500");
+    // Its name is taken on the host before it comes back.
+    let plugins = tempfile::tempdir().unwrap();
+    let script = plugins.path().join("taking");
+    std::fs::write(
+        &script,
+        "#!/bin/sh\nip link add dev500 type bridge\nexit 1\n",
+    )
+    .unwrap();
+    set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    let call = call.env("CNI_PATH", plugins.path().to_str().unwrap());
+    let (_, msg) = without_addresses(&call, "taking").fail("ADD");
+    let left = "macvtap \"dev500\" is on the host now, as \"net1\"";
+    assert!(msg.contains(left), "{msg}");
+    assert!(node.host.link(IFNAME).is_some());
 }
 
 #[test]
