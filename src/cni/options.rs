@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn reads_what_the_kernel_takes() {
         let json = json!({
-            "txQueueLen": 500, "queues": 4, "bcqueuelen": 4_294_967_295_u32,
+            "txQueueLen": 500, "queues": 4, "bcqueuelen": 65_536,
             "broadcastCutoff": -1,
             "allowedSources": ["02:00:00:00:00:02", "02-00-00-00-00-01", "02:00:00:00:00:02"],
         });
@@ -150,7 +150,7 @@ mod tests {
         let expected = PortOptions {
             queue_length: Some(500),
             queues: Some(4),
-            broadcast_queue_length: Some(u32::MAX),
+            broadcast_queue_length: Some(65_536),
             broadcast_cutoff: Some(-1),
             allowed_sources: vec![MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])],
         };
@@ -168,6 +168,7 @@ mod tests {
             (json!({"queues": 257}), ["queues 257", "from 1 to 256"]),
             (json!({"queues": -1}), ["queues -1", "from 1"]),
             (json!({"bcQueueLen": -1}), ["bcQueueLen -1", "from 0"]),
+            (json!({"bcQueueLen": 65_537}), ["bcQueueLen 65537", "from 0 to 65536"]),
             (json!({"broadcastCutoff": -2}), ["broadcastCutoff -2", "from -1"]),
             (json!({"broadcastCutoff": 1 << 31_u64}), ["broadcastCutoff", "2147483647"]),
             (json!({"allowedSources": []}), ["allowedSources []", "list of up to 256"]),

@@ -18,12 +18,11 @@ use crate::{
         json::{Fields, Invalid},
         mac::MacAddr,
         prefix::Prefix,
+        vlan::MAX_VLAN,
     },
 };
 
 const ANY: &str = "any";
-/// The highest number of a VLAN (IEEE 802.1Q: 4095 is reserved). 0 is a tag with a priority only.
-const MAX_VLAN: u64 = 4094;
 
 // === security ===
 
@@ -188,6 +187,7 @@ fn mac(value: &Value) -> Option<MacAddr> {
     mac.is_assignable().then_some(mac)
 }
 
+/// 0 is a tag with a priority only.
 fn vlan(value: &Value) -> Option<u16> {
     let number = value.as_u64().filter(|number| *number <= MAX_VLAN)?;
     u16::try_from(number).ok()

@@ -395,7 +395,7 @@ mod tests {
     /// A kubelet accepts messages of 4 MiB.
     #[test]
     fn the_longest_list_is_accepted() {
-        let options = format!("+m65535+t65536+q256+b{}+c{}", u32::MAX, i32::MAX);
+        let options = format!("+m65535+t65536+q256+b65536+c{}", i32::MAX);
         let options = options + &"+s020000000001".repeat(MAX_SOURCES);
         let longest = ResourceConfig {
             lower: "enp175s0f0np0.4".parse().unwrap(),

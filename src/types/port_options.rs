@@ -7,10 +7,11 @@ use super::{
     mac::MacAddr,
 };
 
-/// Frames in a tap's ring, which is allocated at once.
-const MAX_QUEUE_LENGTH: u64 = 65_536;
+/// Frames in a tap's ring, which is allocated at once, and of those that wait on a lower device:
+/// there the highest number of all its ports counts, also for other pods.
+pub const MAX_QUEUE_LENGTH: u64 = 65_536;
 /// `MAX_TAP_QUEUES` of the kernel.
-const MAX_QUEUES: u64 = 256;
+pub const MAX_QUEUES: u64 = 256;
 
 /// Frames that wait on a lower device to be copied to its ports, in the kernel's default.
 const DEFAULT_CUTOFF: i32 = 1;
@@ -94,7 +95,7 @@ pub fn queues(fields: &Fields<'_>) -> Result<Option<u32>, Invalid> {
 
 /// The key `bcQueueLen`.
 pub fn broadcast_queue_length(fields: &Fields<'_>) -> Result<Option<u32>, Invalid> {
-    number(fields, "bcQueueLen", (0, u32::MAX.into()))
+    number(fields, "bcQueueLen", (0, MAX_QUEUE_LENGTH))
 }
 
 /// The key `broadcastCutoff`.

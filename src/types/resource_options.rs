@@ -16,7 +16,7 @@ use super::{
     json::{Fields, Invalid},
     mac::MacAddr,
     mode::Mode,
-    port_options::{self, PortOptions},
+    port_options::{self, MAX_QUEUE_LENGTH, MAX_QUEUES, PortOptions},
 };
 
 /// The addresses that a resource allows at most: each takes 14 bytes of each of its device IDs.
@@ -122,9 +122,9 @@ impl ResourceOptions {
         let value = &option[letter.len_utf8()..];
         match letter {
             'm' => self.mtu = Some(value.parse()?),
-            't' => port.queue_length = Some(value.parse()?),
-            'q' => port.queues = Some(value.parse()?),
-            'b' => port.broadcast_queue_length = Some(value.parse()?),
+            't' => port.queue_length = Some(bounded(value, (1, MAX_QUEUE_LENGTH))?),
+            'q' => port.queues = Some(bounded(value, (1, MAX_QUEUES))?),
+            'b' => port.broadcast_queue_length = Some(bounded(value, (0, MAX_QUEUE_LENGTH))?),
             'c' => port.broadcast_cutoff = Some(value.parse()?),
             's' => {
                 let mut mac = [0; 6];
@@ -136,6 +136,14 @@ impl ResourceOptions {
         }
         Ok(())
     }
+}
+
+/// A device ID can be written by hand, so that its numbers have the bounds of a configuration's.
+fn bounded(value: &str, (lowest, highest): (u64, u64)) -> Result<u32> {
+    let number: u32 = value.parse()?;
+    let within = (lowest..=highest).contains(&number.into());
+    ensure!(within, "it is not from {lowest} to {highest}");
+    Ok(number)
 }
 
 #[cfg(test)]
@@ -151,7 +159,7 @@ mod tests {
     #[test]
     fn what_is_read_is_written_and_read_back() {
         let all = json!({
-            "mtu": 9000, "txQueueLen": 65_536, "queues": 256, "bcQueueLen": 4_294_967_295_u32,
+            "mtu": 9000, "txQueueLen": 65_536, "queues": 256, "bcQueueLen": 65_536,
             "broadcastCutoff": -1,
             "allowedSources": ["02:00:00:00:00:02", "02:00:00:00:00:01"],
         });
@@ -166,7 +174,7 @@ mod tests {
             (
                 all,
                 Mode::Source,
-                "+m9000+t65536+q256+b4294967295+c-1+s020000000001+s020000000002",
+                "+m9000+t65536+q256+b65536+c-1+s020000000001+s020000000002",
             ),
         ] {
             let options = read(&json, mode).unwrap();
@@ -215,5 +223,17 @@ mod tests {
         ] {
             assert!(text.parse::<ResourceOptions>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_device_id_has_no_higher_numbers_than_a_configuration() {
+        for text in ["+t0", "+t65537", "+q0", "+q257", "+b65537", "+b4294967295"] {
+            let error = text.parse::<ResourceOptions>().unwrap_err();
+            assert!(
+                format!("{error:#}").contains("it is not from"),
+                "{text}: {error:#}"
+            );
+        }
+        assert!("+t65536+q256+b0".parse::<ResourceOptions>().is_ok());
     }
 }

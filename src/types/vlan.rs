@@ -3,7 +3,7 @@
 use super::json::{Fields, Invalid};
 
 /// The highest number; 0 and 4095 are reserved (IEEE 802.1Q).
-const MAX_VLAN: u64 = 4094;
+pub const MAX_VLAN: u64 = 4094;
 
 /// The number in the key `vlan`.
 pub fn read(fields: &Fields<'_>) -> Result<Option<u16>, Invalid> {
