@@ -24,8 +24,9 @@ use crate::{
         port_security::{self, Mechanism},
         security::Security,
         shaping,
+        sub_interface::Maker,
     },
-    netlink::Socket,
+    netlink::{Link, Socket},
     types::{
         prefix::Prefix,
         status::{Status, Summary},
@@ -107,7 +108,7 @@ pub fn device_plugin(kubelet_dir: &Path) -> (Vec<Finding>, Vec<String>) {
                 "run doctor in the device plugin's network namespace; \
                  see kubectl -n macvtap logs ds/macvtap",
             );
-            return (vec![finding], Vec::new());
+            return ([vec![finding], left_behind()].concat(), Vec::new());
         }
     };
     let mut findings = findings(check, status.summary());
@@ -116,6 +117,21 @@ pub fn device_plugin(kubelet_dir: &Path) -> (Vec<Finding>, Vec<String>) {
     let unhealthy = unhealthy.filter(|resource| resource.unhealthy_reason.is_some());
     let named = unhealthy.map(|resource| resource.lower_device);
     (findings, named.collect())
+}
+
+/// The interfaces that a device plugin made, which it would use again. None goes by itself.
+fn left_behind() -> Vec<Finding> {
+    let links = Socket::open().and_then(|mut host| host.links());
+    let made = links.into_iter().flatten();
+    let made = made.filter(|link| Maker::DevicePlugin.made(link));
+    let finding = |link: Link| {
+        let name = link.name;
+        let text = format!(
+            "{name} is of a device plugin; if there is none any more: ip link delete {name}"
+        );
+        Finding::note("interface", text)
+    };
+    made.map(finding).collect()
 }
 
 fn findings(check: &str, summary: Summary) -> Vec<Finding> {

@@ -114,6 +114,12 @@ impl PacketSocket {
         attach(&self.socket, program)
     }
 
+    /// Sends a frame by the interface that the socket is bound to.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = send_frame(self.socket.as_raw_fd(), frame, MsgFlags::empty());
+        sent.map(|_| ()).context("sending a frame")
+    }
+
     /// The next frame, if there is one.
     pub fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
         loop {
@@ -143,8 +149,7 @@ impl AsFd for PacketSocket {
 /// socket, because closing it takes the kernel up to 20 ms (`synchronize_net`).
 pub fn send(index: u32, frame: &[u8]) -> Result<PacketSocket> {
     let socket = PacketSocket::of_interface(index, &[])?;
-    let sent = send_frame(socket.socket.as_raw_fd(), frame, MsgFlags::empty());
-    sent.context("sending a frame")?;
+    socket.send(frame)?;
     Ok(socket)
 }
 

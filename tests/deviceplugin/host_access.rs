@@ -147,6 +147,15 @@ impl Lab {
         shown.map(|words| host.ip(&words)).concat()
     }
 
+    /// What the program prints, in the node's network namespace.
+    fn run(&self, words: &[&str]) -> String {
+        let mut command = Command::new(kit::binary());
+        command.args(words).arg("--kubelet-dir");
+        command.arg(self.dir.path().join("kubelet"));
+        let output = self.node.host.output(&mut command);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn gone(&self) {
         wait_until("the macvlan is gone", || {
             self.node.host.link(ACCESS).is_none()
@@ -261,6 +270,9 @@ fn a_device_plugin_that_starts_again_adopts_it_and_a_pod_that_goes_takes_its_rou
     let (before, routes) = (lab.node.host.link(ACCESS), lab.routes());
     lab.kill();
     lab.connects(&guest, GUEST);
+    let doctor = lab.run(&["doctor"]);
+    let left = format!("{ACCESS} is of a device plugin; if there is none any more: ip link delete");
+    assert!(doctor.contains(&left), "{doctor}");
     // One goes while there is no device plugin.
     gone.cni.succeed("DEL");
     drop(gone);
@@ -323,6 +335,20 @@ fn a_guest_that_lies_gets_no_route_but_for_its_own_address() {
         after.lines().filter(ours).collect::<Vec<_>>(),
         before.lines().collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn it_is_shown_and_goes_as_scripts_uninstall_configures() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    let doctor = lab.run(&["doctor"]);
+    let text = format!("host access on {LOWER} by {ACCESS}: 2 addresses of VMs");
+    assert!(doctor.contains(&text), "{doctor}");
+    lab.kill();
+    lab.configure(&json!([{"name": "none", "lowerDevice": "none", "nodes": []}]));
+    lab.start();
+    lab.gone();
 }
 
 fn sysctl(host: &Host, key: &str, value: u8) {
@@ -398,24 +424,57 @@ fn resources_share_it_and_guests_of_others_are_kept_out() {
 #[test]
 fn a_guest_that_migrates_is_reached_by_the_wire_until_it_comes_back() {
     let lab = Lab::new(&json!([resource("a", true)]));
-    let guest = lab.guest(&lab.device("a", 0), GUEST);
-    lab.connects(&guest, GUEST);
-    let both = lab.routes();
+    let (device, pod) = (lab.device("a", 0), Host::new());
+    lab.list(&pod);
+    let cni = lab.node.cni(&pod, json!({"deviceID": device})).added();
+    let tap = taps::open(tap_of(&device));
+    let address: MacAddr = mac(&pod, IFNAME).parse().unwrap();
+    let here = || {
+        wait_until("the node has a route", || {
+            taps::send(&tap, &arp(address.0, [10, 71, 0, 50]));
+            std::thread::sleep(Duration::from_millis(50));
+            lab.routes().contains("10.71.0.50 ")
+        });
+    };
+    here();
     // It is on another node now, which the wire says.
-    let address: MacAddr = mac(&guest.pod, IFNAME).parse().unwrap();
     let far = taps::far_tap(&lab.node);
-    wait_until("learning sees it, and the routes are gone", || {
+    wait_until("the route is gone", || {
         taps::send(&far, &rarp(address));
         std::thread::sleep(Duration::from_millis(50));
         lab.routes().is_empty()
     });
     let route = lab.node.host.ip(&format!("route get {}", GUEST[0]));
     assert!(route.contains(&format!("dev {LOWER} ")), "{route}");
-    // The pod sends, for the guest is back.
-    wait_until("the routes are back", || {
-        ping(&guest.pod, MACHINE[0]);
-        lab.routes() == both
-    });
+    assert_eq!(pod.mode(), "vepa");
+    here();
+    cni.succeed("DEL");
+    wait_until("the route is gone", || lab.routes().is_empty());
+}
+
+/// As one that has migrated here from a node where it reached this one by the wire.
+#[test]
+fn a_guest_that_knows_the_node_by_another_mac_is_corrected() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let device = lab.device("a", 0);
+    wait_until("the macvlan is made", || lab.node.host.is_up(ACCESS));
+    let guest = lab.guest(&device, GUEST);
+    let known = mac(&lab.node.host, LOWER);
+    for address in NODE {
+        guest.pod.ip(&format!(
+            "neigh replace {address} lladdr {known} dev {IFNAME} nud reachable"
+        ));
+    }
+    // Linux keeps a MAC that it has just got (`locktime` of `arp(7)`).
+    std::thread::sleep(Duration::from_millis(1100));
+    let access = mac(&lab.node.host, ACCESS);
+    for (machine, address) in std::iter::zip(MACHINE, NODE) {
+        reaches(&guest.pod, machine);
+        wait_until("the guest has the right MAC", || {
+            let shown = guest.pod.ip(&format!("neigh show {address} dev {IFNAME}"));
+            shown.contains(&access)
+        });
+    }
     lab.connects(&guest, GUEST);
 }
 
@@ -515,13 +574,7 @@ fn what_does_not_work_is_reported_and_devices_are_offered_all_the_same() {
     let taken = format!("host access on {LOWER}: interface \\\"{ACCESS}\\\" exists");
     lab.wait_for_log(&taken);
     lab.wait_for_log("host access on none0: lower device \\\"none0\\\" does not exist");
-    let mut command = Command::new(kit::binary());
-    command
-        .arg("probe")
-        .arg("--kubelet-dir")
-        .arg(lab.dir.path().join("kubelet"));
-    let probe = host.output(&mut command);
-    let text = String::from_utf8_lossy(&probe.stdout).into_owned();
+    let text = lab.run(&["probe"]);
     assert!(
         text.contains(&format!("host access on {LOWER}: interface")),
         "{text}"

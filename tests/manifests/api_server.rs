@@ -204,8 +204,10 @@ fn merge(object: &mut Value, patch: &Value) {
         } else if named {
             for one in value.as_array().unwrap() {
                 let all = object[key].as_array_mut().unwrap();
-                let old = all.iter_mut().find(|old| old["name"] == one["name"]);
-                merge(old.unwrap(), one);
+                match all.iter_mut().find(|old| old["name"] == one["name"]) {
+                    Some(old) => merge(old, one),
+                    None => all.push(one.clone()),
+                }
             }
         } else {
             merge(&mut object[key], value);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use kit::netns::skipped;
+use macvtap::deviceplugin::config::{self, Context};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -257,7 +258,16 @@ fn uninstalling_runs_the_other_verb_in_the_same_directories() {
         words(&install["args"]),
         ["uninstall", "--dir", "/host/opt/cni/bin"]
     );
-    assert_eq!(words(&main["args"]), ["link", "watch"]);
+    assert_eq!(words(&main["args"]), ["deviceplugin"]);
+    let env = main["env"].as_array().unwrap();
+    let text = env.iter().find(|one| one["name"] == "DP_MACVTAP_CONF");
+    let text = text.unwrap()["value"].as_str().unwrap();
+    let (configuration, warnings) = config::parse(text, Context::default()).unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(
+        (configuration.entries.len(), configuration.for_others),
+        (0, 1)
+    );
     assert!(main["readinessProbe"].is_null() && main["livenessProbe"].is_null());
     // The init container removes the profile of components/seccomp.
     assert_eq!(

@@ -9,8 +9,10 @@ use anyhow::{Context, Result};
 use log::info;
 use nix::errno::Errno;
 
-use super::{barrier, node::Node};
+use super::{announcement, barrier, claim::Claim, node::Node};
 use crate::{
+    host::packet::PacketSocket,
+    learning::filter,
     macvtap::sub_interface::{Maker, SubInterface},
     netlink::{AddressRoute, Change, InstalledRoute, Link, Neighbor, ROUTE_PROTOCOL, Socket},
     types::{link_name::LinkName, mac::MacAddr},
@@ -23,8 +25,12 @@ pub struct Interface {
     pub name: LinkName,
     /// Its index.
     pub index: u32,
+    mac: MacAddr,
     up: bool,
 }
+
+/// A guest that the node reaches since a moment ago, and the address that the node has for it.
+type NewGuest = (Neighbor, IpAddr);
 
 /// Whether it is the macvlan of a node on a lower device.
 #[must_use]
@@ -44,18 +50,21 @@ impl Interface {
         }
         let link = host.link_by_name(&name)?.context("it is gone already")?;
         let mac = MacAddr::of_names(&["host access", node, &lower.name]);
+        // What guests say to others than the node is heard too.
         let change = Change {
             mac: Some(mac).filter(|mac| link.mac != Some(*mac)),
             mtu: Some(lower.mtu).filter(|mtu| link.mtu != *mtu),
+            all_multicast: Some(true).filter(|_| !link.all_multicast),
             ..Change::default()
         };
-        if change.mac.is_some() || change.mtu.is_some() {
+        if change.mac.is_some() || change.mtu.is_some() || change.all_multicast.is_some() {
             let changed = host.change(link.index, &change);
-            changed.with_context(|| format!("setting MAC and MTU of {name:?}"))?;
+            changed.with_context(|| format!("setting MAC, MTU and flags of {name:?}"))?;
         }
         Ok(Self {
             name,
             index: link.index,
+            mac,
             up: link.up,
         })
     }
@@ -113,7 +122,7 @@ impl Interface {
             .collect())
     }
 
-    /// Leads to these guests, and to no others. What cannot be added, and why.
+    /// Leads to these guests, and to no others, and answers new ones. What cannot be added, and why.
     pub fn sync_guests(
         &self,
         host: &mut Socket,
@@ -137,10 +146,12 @@ impl Interface {
             host.delete_neighbor(self.index, *address)?;
             info!(address:%, interface = &*self.name; "guest is not reachable any more");
         }
-        let mut errors = Vec::new();
+        let (mut errors, mut new) = (Vec::new(), Vec::new());
         for (address, (mac, source)) in wanted {
             if neighbors.get(&address) != Some(&mac) {
-                errors.extend(self.fix(host, Neighbor { address, mac }).err());
+                let neighbor = Neighbor { address, mac };
+                errors.extend(self.fix(host, neighbor).err());
+                new.push((neighbor, source));
             }
             let route = AddressRoute {
                 destination: address,
@@ -150,7 +161,28 @@ impl Interface {
                 errors.extend(self.add(host, &route).err());
             }
         }
+        errors.extend(self.answer(&new).err());
         Ok(errors.iter().map(|error| format!("{error:#}")).collect())
+    }
+
+    /// Answers what guests asked before the node had a route to them, which the kernel may not have
+    /// answered, and guests that know the node by another hardware address, from another node.
+    fn answer(&self, guests: &[NewGuest]) -> Result<()> {
+        let frames = guests.iter().filter_map(|(guest, source)| {
+            let node = Claim {
+                mac: self.mac,
+                address: *source,
+            };
+            announcement::frame(node, guest)
+        });
+        let frames: Vec<Vec<u8>> = frames.collect();
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let receives_nothing = filter::from(&BTreeSet::new());
+        let socket = PacketSocket::of_interface(self.index, &receives_nothing)?;
+        let sent = frames.iter().try_for_each(|frame| socket.send(frame));
+        sent.with_context(|| format!("answering guests by {:?}", self.name))
     }
 
     fn fix(&self, host: &mut Socket, neighbor: Neighbor) -> Result<()> {

@@ -7,6 +7,7 @@
 //! adopts it, and with the macvlan it is gone.
 
 mod access;
+mod announcement;
 mod barrier;
 mod claim;
 mod guests;

@@ -33,7 +33,7 @@ use crate::{
 
 /// How often the kernel is compared with what it is to have, if nothing happens.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// The shortest time between two comparisons, however much guests claim.
+/// The shortest time until the next comparison for what guests claim, however much that is.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// Frames that are taken from one socket before the kernel is looked at.
 const MAX_FRAMES_PER_TURN: usize = 256;
@@ -109,18 +109,32 @@ impl Work {
         loop {
             let error = self.reconcile(&mut host).err();
             self.publish(error);
-            let sweep_at = Instant::now() + SWEEP_INTERVAL;
-            let mut is_due = false;
-            while !is_due {
-                let pause = sweep_at.saturating_duration_since(Instant::now());
-                if waiter.wait(self.descriptors(), pause)?.is_none() {
-                    return Ok(());
-                }
-                let changed = self.take_changes();
-                is_due = self.receive(&mut buffer) || changed || Instant::now() >= sweep_at;
-            }
-            if waiter.wait([].into_iter(), MIN_INTERVAL)?.is_none() {
+            if !self.wait(waiter, &mut buffer)? {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Waits until the kernel has to be compared again. False if it is time to stop.
+    fn wait(&mut self, waiter: &Waiter, buffer: &mut [u8]) -> Result<bool> {
+        let start = Instant::now();
+        let mut claimed = false;
+        loop {
+            let interval = if claimed {
+                MIN_INTERVAL
+            } else {
+                SWEEP_INTERVAL
+            };
+            let pause = (start + interval).saturating_duration_since(Instant::now());
+            if pause.is_zero() {
+                return Ok(true);
+            }
+            if waiter.wait(self.descriptors(), pause)?.is_none() {
+                return Ok(false);
+            }
+            claimed |= self.receive(buffer);
+            if self.take_changes() {
+                return Ok(true);
             }
         }
     }
