@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -32,6 +33,8 @@ use crate::{
 /// How long a network namespace that is gone may take to be destroyed, and how often it is looked.
 const NETNS_GRACE: Duration = Duration::from_millis(300);
 const NETNS_POLL: Duration = Duration::from_millis(5);
+/// How often it is looked whether an interface that is being deleted is gone.
+const LINK_POLL: Duration = Duration::from_millis(1);
 
 /// Gives the addresses back to the IPAM plugin, and removes the interface and, where the kernel does
 /// not, the tap's node.
@@ -52,14 +55,15 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
                 environment,
                 json,
             };
-            match place.remove_links(&mut pod, &identity) {
+            let (removed, unsecured) = place.detach(&mut pod, &identity);
+            match removed {
                 Ok(removed) => taps.extend(removed),
                 Err(error) => errors.push(error),
             }
             if taps.is_empty() {
                 errors.extend(remove_ifbs(&mut pod, identity.taps()).err());
             }
-            errors.extend(place.remove_security(&mut pod).err());
+            errors.extend(unsecured.err());
         }
         Some(Err(error)) => errors.push(error),
         None => info!("the netns is gone, and with it the interface"),
@@ -106,6 +110,38 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Deletes the attachment's links, whose taps' numbers it returns, and then its rules. For each of
+    /// them the kernel waits until no processor uses it, 20 ms: for the rules as soon as the interface
+    /// is gone, while it still waits for that.
+    fn detach(&self, pod: &mut Socket, identity: &Identity) -> (Result<Vec<u32>>, Result<()>) {
+        if !policy::has_security(self.json) {
+            let removed = self.remove_links(pod, identity);
+            return (removed, self.remove_security(pod));
+        }
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let rules = scope.spawn(|| self.remove_security_after_links(&done));
+            let removed = self.remove_links(pod, identity);
+            done.store(true, Ordering::Release);
+            let panicked = |_| Err(CniError::new(code::IO, "removing the rules failed"));
+            (removed, rules.join().unwrap_or_else(panicked))
+        })
+    }
+
+    /// Waits until the interface is gone, or nothing removes it any more.
+    fn remove_security_after_links(&self, done: &AtomicBool) -> Result<()> {
+        let mut pod = self.netns.socket()?;
+        while !done.load(Ordering::Acquire) && self.has_link(&mut pod)? {
+            thread::sleep(LINK_POLL);
+        }
+        self.remove_security(&mut pod)
+    }
+
+    fn has_link(&self, pod: &mut Socket) -> Result<bool> {
+        let name = self.environment.ifname.as_str();
+        Ok(LinkName::flaw(name).is_none() && pod.link_by_name(name)?.is_some())
+    }
+
     /// Deletes the attachment's links in the pod; the numbers of their taps.
     fn remove_links(&self, pod: &mut Socket, identity: &Identity) -> Result<Vec<u32>> {
         let mut links = Vec::new();
@@ -176,7 +212,7 @@ impl Place<'_> {
     /// may have none.
     fn remove_security(&self, pod: &mut Socket) -> Result<()> {
         let name = self.environment.ifname.as_str();
-        if LinkName::flaw(name).is_some() || pod.link_by_name(name)?.is_some() {
+        if LinkName::flaw(name).is_some() || self.has_link(pod)? {
             return Ok(());
         }
         let interface = Interface {
