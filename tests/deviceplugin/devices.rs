@@ -1,9 +1,10 @@
 //! Lists, allocations, and the tap that a container finds.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, env, fs, path::Path, process::Command, time::Duration};
 
 use kit::{
-    kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, configuration},
+    binary,
+    kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, configuration, connected},
     netns::{Host, IFNAME, LOWER, Node, tap_exists, wait_until},
 };
 use macvtap::{
@@ -420,4 +421,29 @@ fn allocate(socket: &Path, request: AllocateRequest) -> Result<(), tonic::Status
         let answer = DevicePluginClient::new(channel).allocate(request).await;
         answer.map(|_| ())
     })
+}
+
+/// The functions that run are side by side in the file, so that the others stay out of memory.
+#[test]
+fn an_idle_device_plugin_takes_little_memory() {
+    // What cargo builds for tests is not what is shipped, and pages are larger elsewhere.
+    if env::var_os("MACVTAP_BINARY").is_none() || !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    // A copy, as installers make it: what a linker wrote at once, the kernel maps at once.
+    let copy = dir.path().join("macvtap");
+    fs::copy(binary(), &copy).unwrap();
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let mut command = Command::new(copy);
+    command
+        .arg("deviceplugin")
+        .arg("--kubelet-dir")
+        .arg(dir.path());
+    command.env("DP_MACVTAP_CONF", configuration());
+    let plugin = Plugin::spawn(&node.host, command);
+    connected(&kubelet);
+    plugin.wait_for_log("learning");
+    let memory = plugin.memory() * 1024;
+    assert!(memory < 3_500_000, "{memory} bytes");
 }
