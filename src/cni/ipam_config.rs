@@ -175,6 +175,10 @@ mod tests {
                 assert!(parts.iter().all(|part| error.msg.contains(part)), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_ignored_with_a_device_id_where_nothing_reads_it() {
         let dns = json!({"dns": "192.0.2.1"});
         assert!(of(&dns, false).0.unwrap_err().msg.contains("dns"));
         let (read, warnings) = of(&dns, true);

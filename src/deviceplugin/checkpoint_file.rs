@@ -1,15 +1,12 @@
 //! The kubelet's checkpoint, read again when it changed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use log::warn;
 
 use crate::{
-    host::file_id::FileId,
+    host::{file_id::FileId, files},
     types::{
         checkpoint::{self, Allocation},
         device_id::NAMESPACE,
@@ -67,7 +64,7 @@ impl CheckpointFile {
             return Ok(());
         }
         self.allocations = if id.is_some() {
-            let bytes = fs::read(&self.path);
+            let bytes = files::read(&self.path);
             let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
             checkpoint::allocations(&bytes, NAMESPACE)?
         } else {
@@ -82,6 +79,8 @@ impl CheckpointFile {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 
@@ -15,10 +14,13 @@ use super::{
     },
     status,
 };
-use crate::types::{
-    checkpoint::{self, Allocation},
-    device_id::{DeviceId, NAMESPACE, is_original},
-    status::ContainerName,
+use crate::{
+    host::files,
+    types::{
+        checkpoint::{self, Allocation},
+        device_id::{DeviceId, NAMESPACE, is_original},
+        status::ContainerName,
+    },
 };
 
 /// By tap, the container that has it, as far as the kubelet of this directory and the device
@@ -42,7 +44,7 @@ fn allocated(kubelet_dir: &Path) -> Result<BTreeMap<u32, ContainerName>> {
         .build()?;
     let answer = runtime.block_on(pod_resources::list(socket))?;
     // What cannot be read tells of no tap.
-    let checkpoint = fs::read(kubelet_dir.join(checkpoint::FILE)).unwrap_or_default();
+    let checkpoint = files::read(&kubelet_dir.join(checkpoint::FILE)).unwrap_or_default();
     let allocations = checkpoint::allocations(&checkpoint, NAMESPACE).unwrap_or_default();
     Ok(in_answer(&answer, &allocations))
 }

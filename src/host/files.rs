@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, Permissions},
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
 };
@@ -36,6 +36,20 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
         anyhow::Ok(())
     };
     written().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Reads a regular file; what else is there, such as a FIFO, would not end.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = open_with(path, OFlag::O_NONBLOCK)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(
+            ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Removes a file, if it is there.

@@ -20,7 +20,7 @@ use super::{
     table::{Entry, Existence},
 };
 use crate::{
-    host::netns::Netns,
+    host::{files, netns::Netns},
     netlink::Link,
     types::{
         checkpoint,
@@ -178,7 +178,7 @@ impl Places {
 
     /// The taps that the kubelet has allocated.
     fn allocated(&self) -> BTreeSet<u32> {
-        let allocated = match fs::read(&self.checkpoint) {
+        let allocated = match files::read(&self.checkpoint) {
             Ok(bytes) => checkpoint::allocations(&bytes, NAMESPACE),
             Err(error) if error.kind() == ErrorKind::NotFound => return BTreeSet::new(),
             Err(error) => Err(error.into()),

@@ -250,6 +250,26 @@ fn a_pod_of_the_original_is_known_and_its_containers_start_again() {
     assert!(!tap_exists(number));
 }
 
+/// A file that is broken, or none, costs what it says and nothing else.
+#[test]
+fn a_checkpoint_that_cannot_be_read_is_named_and_waited_for() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let kubelet = Kubelet::start(dir.path()).unwrap();
+    let path = dir.path().join("kubelet_internal_checkpoint");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let plugin = Plugin::start(&node.host, dir.path());
+    plugin.wait_for_log("not a regular file");
+    let offered = |resource: &Resource| resource.healthy().len() == 100;
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, offered).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "{\"Data\": null").unwrap();
+    plugin.wait_for_log("decoding the kubelet's checkpoint");
+    let id = "dataplaneMvp0";
+    checkpoint(dir.path(), (RESOURCE, id), 77);
+    let listed = |resource: &Resource| resource.healthy().iter().any(|healthy| healthy == id);
+    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, listed).unwrap();
+}
+
 /// DHCP and cloud-init change the host name.
 #[test]
 fn the_host_name_does_not_matter() {
