@@ -344,9 +344,6 @@ fn a_passthru_device_whose_tap_a_pod_has_alone_stays_healthy() {
     kubelet.pre_start(&name("alone"), &ids).unwrap();
     wait("shared", 0);
     assert_eq!(wait("alone", 1), ids);
-    let pod = Host::new();
-    let call = node.cni(&pod, serde_json::json!({"deviceID": ids[0]}));
-    call.added().succeed("DEL");
 }
 
 /// `KubeVirt` keeps what is in `/dev/vfio` of the container when it attaches a volume.

@@ -74,7 +74,7 @@ impl Interface {
         let doing = || {
             format!(
                 "filtering the frames of {:?} by clsact with cls_bpf",
-                self.name
+                &*self.name
             )
         };
         host.add_clsact(self.index).with_context(doing)?;
