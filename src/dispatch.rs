@@ -19,6 +19,17 @@ pub const APPLETS: [&str; 8] = [
 ];
 /// The name by which kubectl finds a plugin for `kubectl macvtap`.
 const KUBECTL: &str = "kubectl-macvtap";
+/// The device plugin's own options, which glog does not have.
+const OPTIONS: [&str; 8] = [
+    "config",
+    "feature-dir",
+    "kubelet-dir",
+    "learning",
+    "netns-dir",
+    "node-name",
+    "nri",
+    "status-address",
+];
 /// Flags of glog 1.2.4 that take a value and have no meaning here; existing manifests have them.
 const GLOG_VALUES: [&str; 6] = [
     "log_backtrace_at",
@@ -118,11 +129,10 @@ fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
     kept
 }
 
-/// Whether a word is a long option that glog does not have.
+/// Whether a word is a long option of the device plugin that glog does not have.
 fn is_ours(word: &OsString) -> bool {
     let text = word.to_string_lossy();
-    let name = flag(&text).map_or("", |(name, _)| name);
-    name.len() > 1 && !GLOG_SWITCHES.contains(&name) && !GLOG_VALUES.contains(&name)
+    flag(&text).is_some_and(|(name, _)| OPTIONS.contains(&name))
 }
 
 /// A flag of ours, or one that clap refuses: an unknown one, or one of glog without its value.
@@ -279,6 +289,18 @@ mod tests {
                 assert_eq!(read(&[name, &words].concat(), false), plain, "{words:?}");
             }
         }
+    }
+
+    #[test]
+    fn our_options_are_those_of_the_command_line() {
+        let command = <crate::cli::Cli as clap::CommandFactory>::command();
+        let command = command.find_subcommand("deviceplugin").unwrap();
+        let names = command
+            .get_arguments()
+            .filter(|option| option.get_short().is_none());
+        let mut names: Vec<&str> = names.filter_map(clap::Arg::get_long).collect();
+        names.sort_unstable();
+        assert_eq!(names, OPTIONS);
     }
 
     #[test]

@@ -9,9 +9,11 @@ use std::{
 };
 
 use kit::{
+    guest::{Guest as VirtualMachine, can_run},
     kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, tap_number, tap_of, taps, wait_until},
     switch::{broadcast, rarp},
+    wire,
 };
 use macvtap::{selftest::kubelet::Kubelet, types::mac::MacAddr};
 use serde_json::{Value, json};
@@ -552,7 +554,7 @@ fn a_guest_does_not_change_the_nodes_routes_by_ipv6() {
     let guest = lab.guest(&lab.device("a", 0), GUEST);
     lab.connects(&guest, GUEST);
     let before = lab.own();
-    let _router = kit::wire::Router::start_on(&guest.pod, IFNAME);
+    let _router = wire::Router::start_on(&guest.pod, IFNAME);
     let mut command = Command::new("timeout");
     command.args(["30", "tcpdump", "-c", "2", "-i", FAR_END, "icmp6[0] = 134"]);
     let heard = lab.node.wire.output(&mut command);
@@ -649,5 +651,38 @@ fn a_pod_with_addresses_of_ipam_and_the_node_reach_each_other() {
         reaches(&pod, address);
     }
     call.succeed("DEL");
+    wait_until("the routes are gone", || lab.routes().is_empty());
+}
+
+/// With the offloads of a real guest, whose frames have no checksums yet.
+#[test]
+fn a_vm_and_the_node_exchange_more_than_pings() {
+    if !can_run(&["qemu-system-x86_64", "setpriv"]) {
+        return;
+    }
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    host.ip(&format!("addr add {}/24 dev {LOWER}", wire::ADDRESS));
+    let (device, pod) = (lab.device("a", 0), Host::new());
+    lab.list(&pod);
+    let cni = lab.node.cni(&pod, json!({"deviceID": device})).added();
+    let mut guest = VirtualMachine::boot(&pod, tap_of(&device), &mac(&pod, IFNAME));
+    let [v4, v6] = GUEST;
+    guest.shell.run(&format!(
+        "ip addr add 10.11.0.50/24 dev eth0; ip addr add {v4}/24 dev eth0; \
+         ip link set eth0 up; ip -6 addr add {v6}/64 dev eth0"
+    ));
+    for address in [wire::ADDRESS, NODE[0], NODE[1]] {
+        wait_until(address, || guest.shell.reaches(address));
+    }
+    for address in ["10.11.0.50", v4, v6] {
+        reaches(host, address);
+    }
+    let (command, sum, server) = wire::serve_noise(host, 2 << 20);
+    let printed = guest.shell.run(&command);
+    assert!(printed.contains(&sum), "{printed}");
+    server.join().unwrap();
+    drop(guest);
+    cni.succeed("DEL");
     wait_until("the routes are gone", || lab.routes().is_empty());
 }
