@@ -72,6 +72,10 @@ impl Lab {
     }
 
     fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    fn start_with(&self, words: &[&str]) {
         let mut command = kit::kubelet::command(&[], &self.dir.path().join("kubelet"));
         command
             .arg("--config")
@@ -80,6 +84,7 @@ impl Lab {
             .arg("--netns-dir")
             .arg(self.dir.path().join("netns"));
         command.args(["-v", "4", "--node-name", &self.name]);
+        command.args(words);
         command.env_remove("DP_MACVTAP_CONF");
         self.plugin
             .replace(Some(Plugin::spawn(&self.node.host, command)));
@@ -652,6 +657,21 @@ fn a_pod_with_addresses_of_ipam_and_the_node_reach_each_other() {
     }
     call.succeed("DEL");
     wait_until("the routes are gone", || lab.routes().is_empty());
+}
+
+/// What a former device plugin knew of the guests stays as it is.
+#[test]
+fn without_learning_it_says_so_and_keeps_what_there_is() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    let routes = lab.routes();
+    lab.kill();
+    lab.start_with(&["--learning", "off"]);
+    lab.wait_for_log(&format!("host access on {LOWER}: learning is off"));
+    lab.device("a", 0);
+    assert_eq!(lab.routes(), routes);
+    lab.connects(&guest, GUEST);
 }
 
 /// With the offloads of a real guest, whose frames have no checksums yet.
