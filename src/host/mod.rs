@@ -9,6 +9,7 @@ pub mod devnode;
 pub(crate) mod file_id;
 pub(crate) mod files;
 pub mod hardware;
+pub(crate) mod listener;
 pub(crate) mod logging;
 pub mod netns;
 pub mod nri_query;

@@ -6,10 +6,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,14 +15,12 @@ use anyhow::{Context, Error, Result, ensure};
 use log::debug;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    host::{
-        accept_pause::AcceptPause,
-        control_socket::{self, BindError, Connection, RUN_DIR, Server},
-        files,
-        netns::Netns,
-    },
-    types::errors::together,
+use crate::host::{
+    accept_pause::AcceptPause,
+    control_socket::{self, BindError, Connection, RUN_DIR},
+    files,
+    listener::Listener,
+    netns::Netns,
 };
 
 /// The only version there is. A message of another one is not understood.
@@ -107,48 +102,32 @@ fn receive(mut connection: Connection) -> Result<Option<String>> {
 
 // === the device plugin's end ===
 
-/// The sockets on which the device plugin is queried.
-pub struct Listener {
-    servers: Vec<(PathBuf, Option<Server>)>,
+/// Answers queries on the sockets on which the device plugin is queried.
+pub struct Responder {
+    listener: Listener,
     pause: AcceptPause,
 }
 
-impl Listener {
-    /// Listens in none of these directories yet.
-    #[must_use]
-    pub fn new(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
-        let servers = dirs.into_iter().map(|dir| (dir, None));
-        Self {
-            servers: servers.collect(),
+impl Responder {
+    /// For the device plugin of this kubelet's directory. It does not listen yet.
+    pub fn new(kubelet_dir: &Path) -> Result<Self> {
+        let dirs = control_socket::server_dirs(kubelet_dir);
+        Ok(Self {
+            listener: Listener::new(socket_name()?, dirs),
             pause: AcceptPause::default(),
-        }
+        })
     }
 
-    /// Listens where it does not yet, or where the socket was removed. Fails while
-    /// another device plugin listens, and if there is no socket at all.
+    /// Listens where it does not yet. Fails while another device plugin listens, and if there is no
+    /// socket at all.
     pub fn bind(&mut self) -> Result<()> {
-        let name = socket_name()?;
-        let mut errors = Vec::new();
-        for (dir, server) in &mut self.servers {
-            if server.as_ref().is_some_and(Server::is_in_place) {
-                continue;
+        match self.listener.bind() {
+            Err(in_use @ BindError::InUse(_)) => {
+                let error = Error::new(in_use);
+                Err(error.context("another device plugin serves NRI on this node"))
             }
-            match Server::bind(dir, &name) {
-                Ok(bound) => *server = Some(bound),
-                Err(in_use @ BindError::InUse(_)) => {
-                    let error = Error::new(in_use);
-                    return Err(error.context("another device plugin serves NRI on this node"));
-                }
-                Err(BindError::Failed(error)) => {
-                    debug!(error:% = format!("{error:#}"); "no control socket here");
-                    errors.push(error);
-                }
-            }
+            bound => Ok(bound?),
         }
-        if self.servers.iter().all(|(_, server)| server.is_none()) {
-            together(&errors)?;
-        }
-        Ok(())
     }
 
     /// Answers those who wait: why the runtime does not ask, or that it does.
@@ -156,22 +135,19 @@ impl Listener {
         if self.pause.until().is_some() {
             return;
         }
-        let servers = self.servers.iter();
-        for server in servers.filter_map(|(_, server)| server.as_ref()) {
-            if let Err(error) = answer(server, obstacle) {
+        match answer(&self.listener, obstacle) {
+            Ok(()) => self.pause.end(),
+            Err(error) => {
                 self.pause.begin(&format_args!("{error:#}"));
-                return;
             }
         }
-        self.pause.end();
     }
 
     /// The sockets, to wait for; none while no connection can be accepted.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let servers = self.servers.iter();
         let accepting = self.pause.until().is_none();
-        let servers = servers.filter_map(move |(_, server)| server.as_ref().filter(|_| accepting));
-        servers.map(AsFd::as_fd)
+        let all = self.listener.descriptors();
+        all.filter(move |_| accepting)
     }
 
     /// Until when no connection can be accepted; none if they can.
@@ -181,8 +157,8 @@ impl Listener {
     }
 }
 
-fn answer(server: &Server, obstacle: Option<&str>) -> Result<()> {
-    while let Some(mut connection) = server.accept()? {
+fn answer(listener: &Listener, obstacle: Option<&str>) -> Result<()> {
+    while let Some(mut connection) = listener.accept()? {
         let message = ReplyMessage {
             version: VERSION,
             obstacle: obstacle.map(str::to_owned),

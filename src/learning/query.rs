@@ -3,21 +3,20 @@
 
 use std::{
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use log::debug;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     host::{
-        control_socket::{self, BindError, Connection, Server},
+        control_socket::{self, Connection},
+        listener::Listener,
         netns::Netns,
     },
-    types::{errors::together, mac::MacAddr},
+    types::mac::MacAddr,
 };
 
 /// The only version there is. A message of another one is not understood.
@@ -129,12 +128,6 @@ impl PendingReply {
 
 // === the device plugin's end ===
 
-/// The sockets on which the device plugin is queried.
-pub struct Listener {
-    name: String,
-    servers: Vec<(PathBuf, Option<Server>)>,
-}
-
 /// What ADD sent.
 pub enum Received {
     /// A query.
@@ -152,61 +145,10 @@ pub struct Request {
     connection: Connection,
 }
 
-impl Listener {
-    /// Listens in those of `dirs` that can be had. Fails if there is none, and with
-    /// [`BindError::InUse`] while another device plugin listens in one.
-    pub fn bind(dirs: impl IntoIterator<Item = PathBuf>) -> Result<Self, BindError> {
-        let name = socket_name()?;
-        let (mut servers, mut errors) = (Vec::new(), Vec::new());
-        for dir in dirs {
-            match Server::bind(&dir, &name) {
-                Ok(server) => servers.push((dir, Some(server))),
-                Err(BindError::Failed(error)) => {
-                    debug!(error = format!("{error:#}"); "no control socket here");
-                    errors.push(error);
-                    servers.push((dir, None));
-                }
-                Err(in_use) => return Err(in_use),
-            }
-        }
-        if servers.iter().all(|(_, server)| server.is_none()) {
-            together(&errors)?;
-        }
-        Ok(Self { name, servers })
-    }
-
-    /// Listens again where the socket was removed, or could not be made before.
-    pub fn rebind(&mut self) {
-        for (dir, server) in &mut self.servers {
-            if server.as_ref().is_some_and(Server::is_in_place) {
-                continue;
-            }
-            *server = Server::bind(dir, &self.name).ok();
-        }
-    }
-
-    /// The next connection, if there is one.
-    pub fn accept(&self) -> Result<Option<Connection>> {
-        let servers = self
-            .servers
-            .iter()
-            .filter_map(|(_, server)| server.as_ref());
-        for server in servers {
-            if let Some(connection) = server.accept()? {
-                return Ok(Some(connection));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The sockets, to wait for.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let servers = self
-            .servers
-            .iter()
-            .filter_map(|(_, server)| server.as_ref());
-        servers.map(AsFd::as_fd)
-    }
+/// The sockets on which the device plugin of this kubelet's directory is queried; none listens yet.
+pub fn listener(kubelet_dir: &Path) -> Result<Listener> {
+    let dirs = control_socket::server_dirs(kubelet_dir);
+    Ok(Listener::new(socket_name()?, dirs))
 }
 
 impl Received {

@@ -17,7 +17,7 @@ use super::{
     netns::PodNetns,
     pins::Pins,
     port::{Action, Event, Observation, Port},
-    query::{self, Listener, Received, Request},
+    query::{self, Received, Request},
     recovery::{Places, PortLink, path_in_container, port_of},
     search::UnknownTaps,
     sockets::Sockets,
@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{
     host::{
-        control_socket::{self, BindError, Connection},
+        control_socket::{BindError, Connection},
+        listener::Listener,
         netns::Netns,
         packet::{MAX_FRAME_BYTES, PacketError},
         tap,
@@ -78,7 +79,8 @@ impl Learning {
         kubelet_dir: &Path,
         on_change: OnChange,
     ) -> Result<Self, BindError> {
-        let listener = Listener::bind(control_socket::server_dirs(kubelet_dir))?;
+        let mut listener = query::listener(kubelet_dir)?;
+        listener.bind()?;
         let sockets = sockets_if_allowed()?;
         let status = Arc::new(Mutex::new(None));
         let mut learner = Learner {
@@ -269,7 +271,9 @@ impl Learner {
         }
         if now >= self.sockets_at {
             self.sockets_at = now + SOCKETS_INTERVAL;
-            self.listener.rebind();
+            if let Err(error) = self.listener.bind() {
+                self.warn(format!("ADD cannot query: {error}"));
+            }
             for lower in std::mem::take(&mut self.unwatched) {
                 self.table.set_stale(lower);
             }

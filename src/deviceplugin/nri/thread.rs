@@ -16,8 +16,7 @@ use crate::{
     cli,
     deviceplugin::back_off::BackOff,
     host::{
-        control_socket,
-        nri_query::{self, Listener},
+        nri_query::{self, Responder},
         worker::{Waiter, Worker},
     },
     types::status::NriStatus,
@@ -57,7 +56,7 @@ impl Nri {
             socket,
             may_be_absent,
             kubelet_dir: kubelet_dir.to_owned(),
-            listener: Listener::new(control_socket::server_dirs(kubelet_dir)),
+            responder: Responder::new(kubelet_dir)?,
             session: None,
             service: Service::default(),
             last_error: String::new(),
@@ -95,7 +94,7 @@ struct Plugin {
     may_be_absent: bool,
     kubelet_dir: PathBuf,
     watch: Option<Inotify>,
-    listener: Listener,
+    responder: Responder,
     session: Option<Session>,
     service: Service,
     last_error: String,
@@ -111,7 +110,7 @@ impl Plugin {
     fn run(&mut self, waiter: &Waiter) {
         loop {
             self.connect_if_due();
-            self.listener.answer(self.obstacle().as_deref());
+            self.responder.answer(self.obstacle().as_deref());
             self.publish();
             match self.wait(waiter) {
                 Ok(None) => break,
@@ -164,7 +163,7 @@ impl Plugin {
 
     /// ADD has to know that it depends on us before the runtime does.
     fn connect(&mut self) -> Result<Session> {
-        self.listener.bind()?;
+        self.responder.bind()?;
         nri_query::mark(&self.kubelet_dir)?;
         Session::start(&self.socket)
     }
@@ -231,14 +230,14 @@ impl Plugin {
     fn wait(&self, waiter: &Waiter) -> Result<Option<bool>> {
         let session = self.session.as_ref().map(Session::as_fd);
         let watch = self.watch.as_ref().map(Inotify::as_fd);
-        let others = watch.into_iter().chain(self.listener.descriptors());
+        let others = watch.into_iter().chain(self.responder.descriptors());
         let now = Instant::now();
         let next = match session {
             Some(_) => now + STATUS_INTERVAL,
             None => self.retry_at.min(now + STATUS_INTERVAL),
         };
         let next = self
-            .listener
+            .responder
             .paused_until()
             .map_or(next, |until| until.min(next));
         let pause = next.saturating_duration_since(now);
