@@ -20,7 +20,7 @@ use crate::{
     cli,
     host::{
         files,
-        program::{self, Bounds},
+        program::{self, Bounds, ProgramError},
         stdout::print,
     },
     types::errors::{io_error, together},
@@ -322,7 +322,12 @@ fn write(mut from: impl Read, dir: &Path, mode: u32) -> Result<TempPath> {
 fn try_out(program: &Path) -> Result<()> {
     let mut command = Command::new(program);
     command.env_clear().env("CNI_COMMAND", "VERSION");
-    let output = program::run(&mut command, b"", Bounds::SHORT).context("executing the copy")?;
+    let output = program::run(&mut command, b"", Bounds::SHORT).map_err(|error| match error {
+        // Its kind says what to do.
+        ProgramError::NotStarted(error) => Error::new(error),
+        other => Error::new(other),
+    });
+    let output = output.context("executing the copy")?;
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let status = output.status;
     ensure!(
