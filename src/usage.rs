@@ -19,6 +19,7 @@ fn located<T: CommandFactory>(mut error: Error) -> Error {
         && let Some(command) = place(&T::command(), unknown)
     {
         let tip = vec![format!("the command is '{command}'").into()];
+        error.remove(ContextKind::SuggestedSubcommand);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tip));
     }
     error
@@ -55,6 +56,7 @@ mod tests {
         ] {
             let error = refused::<Cli>(line);
             assert!(error.contains(expected), "{line}: {error}");
+            assert_eq!(error.matches("tip: ").count(), 1, "{line}: {error}");
         }
         let error = refused::<Kubectl>("kubectl-macvtap list");
         assert!(error.contains("tip: the command is 'link list'"), "{error}");
