@@ -14,7 +14,9 @@ use super::{
     version::Version,
 };
 use crate::{
-    macvtap::{bandwidth::Bandwidth, security::Security, sub_interface::SubInterface},
+    macvtap::{
+        bandwidth::Bandwidth, lower::LowerDevice, security::Security, sub_interface::SubInterface,
+    },
     netlink::Link,
     types::{
         device_id::DeviceId,
@@ -188,16 +190,8 @@ impl Config {
 
     /// Fails if the configured MTU is above that of the lower device.
     pub fn check_mtu(&self, lower: &Link) -> Result<()> {
-        match self.mtu {
-            Some(mtu) if mtu > lower.mtu => {
-                let text = format!(
-                    "invalid mtu {mtu}: it is above the MTU {} of lower device {:?}",
-                    lower.mtu, lower.name
-                );
-                Err(CniError::new(code::CONFIG, text))
-            }
-            _ => Ok(()),
-        }
+        let flaw = self.mtu.and_then(|mtu| LowerDevice::mtu_flaw(lower, mtu));
+        flaw.map_or(Ok(()), |flaw| Err(CniError::new(code::CONFIG, flaw)))
     }
 }
 

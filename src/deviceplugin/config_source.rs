@@ -13,6 +13,7 @@ use super::{
     config::{self, Configuration, Context as ParseContext, Entry},
     settings::Settings,
 };
+use crate::host::files;
 
 /// The environment variable of kubevirt/macvtap-cni.
 const VARIABLE: &str = "DP_MACVTAP_CONF";
@@ -206,7 +207,7 @@ fn read(path: &Path) -> Result<String> {
         length <= MAX_BYTES,
         "the configuration in {shown} has {length} bytes, more than {MAX_BYTES}"
     );
-    let text = fs::read(path).with_context(|| format!("reading {shown}"))?;
+    let text = files::read(path).with_context(|| format!("reading {shown}"))?;
     // What is not UTF-8 may be in a comment.
     Ok(String::from_utf8_lossy(&text).into_owned())
 }

@@ -196,10 +196,18 @@ pub fn unhealthy_reason(lower: &str, links: &[Link]) -> Option<String> {
     ineligible.map(|ineligible| ineligible.to_string())
 }
 
-/// Why pods cannot use the devices of a resource; none if they can. Its own macvtap in passthru mode,
-/// which is in our network namespace where a pod wants the tap alone, keeps no pod from its device.
+/// Why pods cannot use the devices of a resource; none if they can.
 #[must_use]
 pub fn ineligible(resource: &ResourceConfig, plan: &Plan, links: &[Link]) -> Option<String> {
+    occupied(resource, plan, links).or_else(|| {
+        let lower = LowerDevice::among(links, &resource.lower).ok()?;
+        LowerDevice::mtu_flaw(&lower.link, resource.options.mtu?)
+    })
+}
+
+/// Why no macvtap of a resource can be made on its lower device; none if one can. Its own macvtap in passthru mode,
+/// which is in our network namespace where a pod wants the tap alone, keeps no pod from its device.
+fn occupied(resource: &ResourceConfig, plan: &Plan, links: &[Link]) -> Option<String> {
     if !resource.mode.is_alone() {
         return unhealthy_reason(&resource.lower, links);
     }
@@ -313,6 +321,23 @@ mod tests {
     fn by_name<const N: usize>(list: [ResourceConfig; N]) -> BTreeMap<String, ResourceConfig> {
         list.map(|resource| (resource.name.clone(), resource))
             .into()
+    }
+
+    #[test]
+    fn devices_are_unhealthy_where_their_mtu_cannot_be() {
+        let mut resource = resource("lan", "eth0");
+        let links = [Link {
+            mtu: 1500,
+            ..nic("eth0")
+        }];
+        let plan = Plan::new("lan", &Arc::default(), &Held::default());
+        for (mtu, healthy) in [(None, true), (Some(1500), true), (Some(9000), false)] {
+            resource.options.mtu = mtu;
+            let reason = ineligible(&resource, &plan, &links);
+            assert_eq!(reason.is_none(), healthy, "{reason:?}");
+        }
+        let reason = ineligible(&resource, &plan, &links).unwrap();
+        assert!(reason.contains("above the MTU 1500 of"), "{reason}");
     }
 
     #[test]

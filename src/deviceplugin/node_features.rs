@@ -101,7 +101,7 @@ fn features(links: &[Link], configured: &BTreeSet<&str>) -> String {
         let lower = LowerDevice::of((*link).clone());
         let offered = Discovery::default().reason_against(link).is_none()
             || link.kind.as_deref() == Some("vlan")
-            || configured.contains(link.name.as_str());
+            || configured.iter().any(|name| link.is_called(name));
         offered && is_label(&link.name) && lower.ineligible_among(links).is_none()
     });
     let names: BTreeSet<&str> = lowers.map(|link| link.name.as_str()).collect();

@@ -471,7 +471,7 @@ impl Supervisor {
         let list = DeviceList {
             unhealthy_former: plan.former.unhealthy(ineligible.is_some(), &self.links),
             unhealthy_reason: ineligible.or_else(|| self.pod_devices.held().conflict(&resource)),
-            numa_node: numa_node(&resource.lower),
+            numa_node: numa_node(&resource.lower, &self.links),
             resource,
             plan,
         };
@@ -538,7 +538,7 @@ impl Supervisor {
 
     fn is_up(&self, lower: &str) -> bool {
         let mut links = self.links.iter();
-        links.any(|link| link.name == lower && link.up)
+        links.any(|link| link.is_called(lower) && link.up)
     }
 
     /// Stops serving.
@@ -580,8 +580,9 @@ fn port_of_host(link: &Link) -> Option<Port> {
 }
 
 /// The NUMA node of a NIC, if the machine has more than one.
-fn numa_node(lower: &str) -> Option<i64> {
-    let path = format!("/sys/class/net/{lower}/device/numa_node");
+fn numa_node(lower: &str, links: &[Link]) -> Option<i64> {
+    let link = links.iter().find(|link| link.is_called(lower))?;
+    let path = format!("/sys/class/net/{}/device/numa_node", link.name);
     let text = fs::read_to_string(path).ok()?;
     text.trim().parse().ok().filter(|node| *node >= 0)
 }

@@ -162,26 +162,35 @@ pub fn remove_stale(number: u32) -> Result<bool> {
     if all.all(|found| matches!(found, Ok(Found::Nothing))) || dev_is_devtmpfs()? {
         return Ok(false);
     }
-    for path in &temporary {
-        files::remove(path)?;
-    }
+    files::remove(&unfinished(number))?;
+    // Another DEL is at work, or was killed.
+    settle_removed(number)?;
     if !is_stale(&path, number)? {
         return Ok(false);
     }
     // ADD may put another node there in this moment, so what is removed is looked at once more,
     // where nothing is put in its place.
-    let removed = removed(number);
-    match fs::rename(&path, &removed) {
+    match fs::rename(&path, removed(number)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         moved => moved.with_context(|| format!("removing {}", path.display()))?,
     }
-    let stale = is_stale(&removed, number)?;
-    if stale {
+    settle_removed(number)
+}
+
+/// Removes the node that was moved away if it is stale, and puts any other back. Of several
+/// calls the first one does it. True if it was stale.
+fn settle_removed(number: u32) -> Result<bool> {
+    let (path, removed) = (tap::path(number), removed(number));
+    if is_stale(&removed, number)? {
         files::remove(&removed)?;
-    } else {
-        fs::rename(&removed, &path).with_context(|| format!("restoring {}", path.display()))?;
+        return Ok(true);
     }
-    Ok(stale)
+    match fs::rename(&removed, &path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        restored => restored
+            .with_context(|| format!("restoring {}", path.display()))
+            .map(|()| false),
+    }
 }
 
 /// Whether what is at `path` is the node of a macvtap's tap `number` that is gone. A device that

@@ -20,7 +20,7 @@ pub fn open_with(path: &Path, flags: OFlag) -> io::Result<File> {
 /// Makes a file have this content, and every user be able to read it. Who reads it meanwhile finds
 /// the former one or this, whole. Not written if it has it.
 pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    if fs::read(path).is_ok_and(|found| found == content) {
+    if read(path).is_ok_and(|found| found == content) {
         return Ok(());
     }
     let written = || {

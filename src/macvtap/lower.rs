@@ -160,6 +160,17 @@ impl LowerDevice {
         is_macvlan(&self.link) && below_macvlan(&self.link).is_none()
     }
 
+    /// Why no macvtap on it can have this MTU; none if one can.
+    #[must_use]
+    pub fn mtu_flaw(link: &Link, mtu: u32) -> Option<String> {
+        let Link {
+            name, mtu: highest, ..
+        } = link;
+        (mtu > *highest).then(|| {
+            format!("invalid mtu {mtu}: it is above the MTU {highest} of lower device {name:?}")
+        })
+    }
+
     fn because(&self, reason: Reason) -> Ineligible {
         Ineligible::new(&self.link.name, reason)
     }

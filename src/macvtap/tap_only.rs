@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{
     create::{Spec, create},
@@ -30,6 +30,10 @@ use crate::{
 pub fn create_for(device: &DeviceId) -> Result<()> {
     let mut host = Socket::open()?;
     let lower = LowerDevice::eligible(&mut host, &device.lower)?;
+    let flaw = device.options.mtu;
+    if let Some(flaw) = flaw.and_then(|mtu| LowerDevice::mtu_flaw(&lower.link, mtu)) {
+        bail!("{flaw}");
+    }
     let name = name_for(device);
     let spec = Spec {
         mtu: device.options.mtu,
