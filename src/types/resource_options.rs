@@ -121,16 +121,26 @@ impl ResourceOptions {
         let letter = option.chars().next().context("it is empty")?;
         let value = &option[letter.len_utf8()..];
         match letter {
-            'm' => self.mtu = Some(value.parse()?),
+            'm' => self.mtu = Some(bounded(value, (MIN_MTU, MAX_MTU))?),
             't' => port.queue_length = Some(bounded(value, (1, MAX_QUEUE_LENGTH))?),
             'q' => port.queues = Some(bounded(value, (1, MAX_QUEUES))?),
             'b' => port.broadcast_queue_length = Some(bounded(value, (0, MAX_QUEUE_LENGTH))?),
-            'c' => port.broadcast_cutoff = Some(value.parse()?),
+            'c' => {
+                let number: i32 = value.parse()?;
+                ensure!(number >= -1, "it is not from -1 to {}", i32::MAX);
+                port.broadcast_cutoff = Some(number);
+            }
             's' => {
                 let mut mac = [0; 6];
                 let decoded = hex::decode_to_slice(value, &mut mac);
                 decoded.map_err(|error| anyhow!("{error}"))?;
-                port.allowed_sources.push(MacAddr(mac));
+                let mac = MacAddr(mac);
+                let is_one = mac.is_assignable() && port.allowed_sources.len() < MAX_SOURCES;
+                ensure!(
+                    is_one,
+                    "it is not one of up to {MAX_SOURCES} unicast addresses"
+                );
+                port.allowed_sources.push(mac);
             }
             _ => bail!("it is not known; macvtap may be older than the device plugin"),
         }
@@ -227,13 +237,26 @@ mod tests {
 
     #[test]
     fn a_device_id_has_no_higher_numbers_than_a_configuration() {
-        for text in ["+t0", "+t65537", "+q0", "+q257", "+b65537", "+b4294967295"] {
+        for text in [
+            "+m67",
+            "+m65536",
+            "+t0",
+            "+t65537",
+            "+q0",
+            "+q257",
+            "+b65537",
+            "+b4294967295",
+            "+c-2",
+            "+s010000000001",
+            "+s000000000000",
+            &"+s020000000001".repeat(5),
+        ] {
             let error = text.parse::<ResourceOptions>().unwrap_err();
-            assert!(
-                format!("{error:#}").contains("it is not from"),
-                "{text}: {error:#}"
-            );
+            let error = format!("{error:#}");
+            assert!(error.contains("it is not "), "{text}: {error}");
         }
-        assert!("+t65536+q256+b0".parse::<ResourceOptions>().is_ok());
+        for text in ["+m68+t65536+q256+b0+c-1", "+m65535"] {
+            assert!(text.parse::<ResourceOptions>().is_ok(), "{text}");
+        }
     }
 }
