@@ -9,7 +9,7 @@ use std::{
 use log::warn;
 
 use super::{
-    allocation::{Allocation, others_device},
+    allocation::{Holder, others_device},
     attachment::{Attachment, Request},
     config::{Config, Source},
     environment::Environment,
@@ -34,7 +34,7 @@ use crate::{
         error::{AttachError, Kind},
         guard::{NewMacvtap, pause},
         inventory,
-        lower::LowerDevice,
+        lower::{Ineligible, LowerDevice, LowerError},
         sub_interface::{Maker, SubInterface},
         tap_only,
     },
@@ -161,19 +161,23 @@ impl<'a> Work<'a> {
     /// On a VLAN of the lower device, which is made for the first macvtap on it. The DEL of the last
     /// pod may remove it meanwhile: then it is made again.
     fn on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Attachment<'a>> {
-        self.lower(&vlan.lower)?;
         loop {
-            let name = vlan.ensure(&mut self.host, Maker::Cni)?;
+            let name = vlan.ensure(&mut self.host, Maker::Cni);
+            let name = name.map_err(|error| self.in_place(lower_error(error)))?;
             let index = self.host.link_by_name(&name)?.map(|link| link.index);
             let error = match self.standalone(&name, mode) {
                 Ok(attached) => return Ok(attached),
                 Err(error) => error,
             };
-            let may_retry = Instant::now() < self.request.deadline;
-            if !may_retry || vlan.stays(&mut self.host, index)? {
-                return Err(self.undo_vlan(vlan, error));
-            }
-            thread::sleep(VLAN_POLL);
+            let error = match vlan.stays(&mut self.host, index) {
+                Ok(false) if Instant::now() < self.request.deadline => {
+                    thread::sleep(VLAN_POLL);
+                    continue;
+                }
+                Ok(_) => error,
+                Err(second) => error.context(&format!("could not be retried ({second:#})")),
+            };
+            return Err(self.undo_vlan(vlan, error));
         }
     }
 
@@ -222,12 +226,17 @@ impl<'a> Work<'a> {
 
     fn lower(&mut self, name: &str) -> Result<LowerDevice> {
         let lower = LowerDevice::eligible(&mut self.host, name);
-        let lower = lower.map_err(|error| match (self.in_pod, CniError::from(error)) {
-            (true, error) => error.context("linkInContainer looks in the pod's network namespace"),
-            (false, error) => error,
-        })?;
+        let lower = lower.map_err(|error| self.in_place(error.into()))?;
         self.request.config.check_mtu(&lower.link)?;
         Ok(lower)
+    }
+
+    /// An error of looking for the lower device, with where that is done.
+    fn in_place(&self, error: CniError) -> CniError {
+        if self.in_pod {
+            return error.context("linkInContainer looks in the pod's network namespace");
+        }
+        error
     }
 
     /// Creates the macvtap and claims the node of its tap. None if another tap has the same name:
@@ -344,10 +353,10 @@ impl<'a> Work<'a> {
     fn check_stale(&self, device: &DeviceId) -> Result<std::result::Result<(), AttachError>> {
         let id = device.to_string();
         let pod_uid = self.request.config.pod_uid.as_deref();
-        match Allocation::of(&id, pod_uid) {
-            Allocation::Own | Allocation::Free => Ok(inventory::check_not_open(device.tap)),
-            Allocation::Other(pod) => Err(others_device(&id, &pod)),
-            Allocation::Unknown(why) => {
+        match Holder::of(&id, pod_uid) {
+            Holder::Own | Holder::Free => Ok(inventory::check_not_open(device.tap)),
+            Holder::Other(pod) => Err(others_device(&id, &pod)),
+            Holder::Unknown(why) => {
                 let path = tap::path(device.tap);
                 let text = format!(
                     "{} is in use by a macvtap on the host, which may be another pod's: {why}",
@@ -356,6 +365,14 @@ impl<'a> Work<'a> {
                 Ok(Err(AttachError::new(Kind::TryAgain, text)))
             }
         }
+    }
+}
+
+/// The error of a VLAN that cannot be made.
+fn lower_error(error: anyhow::Error) -> CniError {
+    match error.downcast::<Ineligible>() {
+        Ok(ineligible) => LowerError::from(ineligible).into(),
+        Err(error) => error.into(),
     }
 }
 

@@ -10,28 +10,31 @@ use anyhow::{Context, Result};
 
 use super::error::{CniError, code};
 use crate::{
-    host::control_socket::KUBELET_DIR,
-    types::{checkpoint, device_id::NAMESPACE},
+    host::{control_socket::KUBELET_DIR, files},
+    types::{
+        checkpoint,
+        device_id::{NAMESPACE, are_same},
+    },
 };
 
 /// The kubelet's directories of pods' logs, each named `<namespace>_<name>_<UID>`.
 const POD_LOGS: &str = "/var/log/pods";
 
-/// Whose a device is.
+/// The pod that holds a device.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Allocation {
+pub enum Holder {
     /// This pod's.
     Own,
     /// No pod's.
     Free,
     /// That of the pod with this UID.
     Other(String),
-    /// It does not show, because of this.
+    /// Cannot be determined, because of this.
     Unknown(String),
 }
 
-impl Allocation {
-    /// Looks whose a device is; `pod_uid` is this pod's.
+impl Holder {
+    /// Finds the pod that holds a device; `pod_uid` is this pod's.
     pub fn of(device: &str, pod_uid: Option<&str>) -> Self {
         Self::decide(pods_with(device), pod_uid)
     }
@@ -54,8 +57,8 @@ impl Allocation {
 pub fn others_device(device: &str, pod_uid: &str) -> CniError {
     let pod = name_of(Path::new(POD_LOGS), pod_uid).unwrap_or_default();
     let text = format!(
-        "device {device:?} is allocated to another pod, {pod}UID {pod_uid}; a network must not \
-         have a deviceID of its own"
+        "device {device:?} is allocated to another pod, {pod}UID {pod_uid}; remove deviceID from \
+         the network: Multus sets it"
     );
     CniError::new(code::CONFIG, text)
 }
@@ -65,9 +68,11 @@ fn pods_with(device: &str) -> Result<BTreeSet<String>> {
     let file = Path::new(KUBELET_DIR).join(checkpoint::FILE);
     let shown = file.display();
     let bytes =
-        fs::read(&file).with_context(|| format!("reading the kubelet's checkpoint {shown}"))?;
+        files::read(&file).with_context(|| format!("reading the kubelet's checkpoint {shown}"))?;
     let all = checkpoint::allocations(&bytes, NAMESPACE).with_context(|| shown.to_string())?;
-    let with_it = all.into_iter().filter(|each| each.devices.contains(device));
+    let with_it = all
+        .into_iter()
+        .filter(|each| each.devices.iter().any(|id| are_same(id, device)));
     Ok(with_it.map(|each| each.pod_uid).collect())
 }
 
@@ -91,17 +96,17 @@ mod tests {
     #[test]
     fn a_device_is_one_pods() {
         let pods = |uids: &[&str]| Ok(uids.iter().map(|uid| (*uid).to_owned()).collect());
-        let decide = Allocation::decide;
-        assert_eq!(decide(pods(&[]), Some("a")), Allocation::Free);
-        assert_eq!(decide(pods(&[]), None), Allocation::Free);
-        assert_eq!(decide(pods(&["a"]), Some("a")), Allocation::Own);
-        let other = Allocation::Other("a".to_owned());
+        let decide = Holder::decide;
+        assert_eq!(decide(pods(&[]), Some("a")), Holder::Free);
+        assert_eq!(decide(pods(&[]), None), Holder::Free);
+        assert_eq!(decide(pods(&["a"]), Some("a")), Holder::Own);
+        let other = Holder::Other("a".to_owned());
         assert_eq!(decide(pods(&["a"]), Some("b")), other);
         for unknown in [
             decide(pods(&["a"]), None),
             decide(Err(anyhow!("broken")), Some("a")),
         ] {
-            assert!(matches!(unknown, Allocation::Unknown(_)), "{unknown:?}");
+            assert!(matches!(unknown, Holder::Unknown(_)), "{unknown:?}");
         }
     }
 

@@ -141,8 +141,8 @@ impl<'a> Attachment<'a> {
     }
 }
 
-/// Reports the addresses of a macvtap to the device plugin, if one learns. One that does not get the
-/// report may still receive what the guest says of them.
+/// Reports the addresses of a macvtap to the device plugin, if one learns. Without the report
+/// learning finds them from the guest's frames.
 fn report(tap: u32, ipam: &IpamResult) {
     let Some(learner) = query::find() else {
         return;

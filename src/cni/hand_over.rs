@@ -4,7 +4,7 @@
 use anyhow::anyhow;
 
 use super::{
-    allocation::{Allocation, others_device},
+    allocation::{Holder, others_device},
     attachment::Request,
     config::{Config, Existing},
     error::{CniError, Result, code},
@@ -38,10 +38,11 @@ pub fn hand_over<'a>(
         ..
     } = request;
     let link = find(host, existing)?;
-    if let Allocation::Other(pod) = Allocation::of(&existing.id, config.pod_uid.as_deref()) {
-        return Err(others_device(&existing.id, &pod));
+    match Holder::of(&existing.id, config.pod_uid.as_deref()) {
+        Holder::Own => {}
+        Holder::Other(pod) => return Err(others_device(&existing.id, &pod)),
+        Holder::Free | Holder::Unknown(_) => inventory::check_not_open(link.index)?,
     }
-    inventory::check_not_open(link.index)?;
     let mut pod = netns.socket()?;
     check_name_free(&mut pod, &environment.ifname)?;
     check_mtu(host, &link, config)?;

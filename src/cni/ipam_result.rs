@@ -9,7 +9,7 @@ use super::version::{Family, Version, supported};
 use crate::types::{
     ip_config::{InterfaceAddress, IpConfig, Route},
     json::{Fields, Invalid},
-    prefix::Prefix,
+    prefix::{Prefix, is_ipv6_link_local},
 };
 
 /// Addresses and routes that are accepted at most.
@@ -125,7 +125,7 @@ impl IpamResult {
         };
         let is_near = |gateway: IpAddr| {
             let networks = addresses.iter().map(InterfaceAddress::network);
-            is_link_local(gateway) || networks.into_iter().any(|near| near.contains(gateway))
+            is_ipv6_link_local(gateway) || networks.into_iter().any(|near| near.contains(gateway))
         };
         let routes = self.routes.iter().map(|(route, _)| {
             let is_on_link = route.scope.is_some_and(|scope| scope > 0);
@@ -344,10 +344,6 @@ fn extend(fields: &mut Map<String, Value>, key: &str, new: impl Iterator<Item = 
 fn is_assignable(ip: IpAddr) -> bool {
     let broadcast = IpAddr::from([255; 4]);
     !(ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || ip == broadcast)
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 #[cfg(test)]

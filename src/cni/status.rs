@@ -15,6 +15,7 @@ use crate::{
         port_security,
         security::Security,
         shaping,
+        sub_interface::Maker,
     },
     netlink::Socket,
 };
@@ -50,10 +51,18 @@ fn check_node(json: &Value) -> Result<()> {
     let Some(name) = lower else {
         return Ok(());
     };
-    if let Some(vlan) = config::vlan(json) {
-        let probed = vlan.probe(&mut host);
-        probed.map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
-    }
+    let name = match config::vlan(json) {
+        None => name.to_string(),
+        Some(vlan) => {
+            let probed = vlan.probe(&mut host);
+            probed.map_err(|error| CniError::coded(code::NOT_AVAILABLE, &error))?;
+            // The lower device matters where ADD makes the VLAN, or sets it up.
+            let links = host.links()?;
+            let existing = vlan.among(&links);
+            let existing = existing.filter(|link| link.up || !Maker::Cni.made(link));
+            existing.map_or_else(|| name.to_string(), |link| link.name.clone())
+        }
+    };
     let Err(error) = LowerDevice::eligible(&mut host, &name) else {
         return Ok(());
     };

@@ -65,12 +65,10 @@ impl PodDevices {
 
     /// Whether the kubelet has allocated a device and not released it.
     pub fn is_allocated(&self, device: &DeviceId) -> bool {
-        let device = device.without_options();
-        let is_same = |other: &DeviceId| other.without_options() == device;
         let named = self.checkpoint.allocations().iter();
         let mut named = named.flat_map(|allocation| &allocation.devices);
-        named.any(|id| id.parse().is_ok_and(|other| is_same(&other)))
-            || self.recent.iter().any(|(_, recent)| is_same(recent))
+        named.any(|id| id.parse().is_ok_and(|other| device.is_same(&other)))
+            || self.recent.iter().any(|(_, recent)| device.is_same(recent))
     }
 
     /// The resources of which pods hold devices, or of which the kubelet's checkpoint names some.

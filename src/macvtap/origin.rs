@@ -12,7 +12,7 @@ use crate::{
         tap,
     },
     netlink::{Change, Link, Socket},
-    types::{errors::together, mac::MacAddr},
+    types::{errors::together, mac::MacAddr, prefix::is_ipv6_link_local},
 };
 
 /// A macvtap of the host, our own network namespace, before it was changed.
@@ -29,15 +29,15 @@ pub(super) struct Origin {
 impl Origin {
     /// Looks at `link` of `host`.
     pub(super) fn of(host: &mut Socket, link: &Link, new_mac: Option<MacAddr>) -> Result<Self> {
-        let all = host.all_addresses()?.into_iter();
-        let own = all.filter(|(index, address)| *index == link.index && !is_link_local(*address));
+        let all = host.addresses_of(link.index)?.into_iter();
+        let all = all.map(|found| found.address.ip);
         Ok(Self {
             // By now: where a thread does not come back from a pod's netns, it is not the host's.
             home: Netns::current()?,
             link: link.clone(),
             new_mac,
             node: devnode::find(link.index)?,
-            addresses: own.map(|(_, address)| address).collect(),
+            addresses: all.filter(|ip| !is_ipv6_link_local(*ip)).collect(),
         })
     }
 
@@ -89,7 +89,7 @@ impl Origin {
             let is_back = now.is_some_and(|link| link.is_macvtap() && link.mac == found.mac);
             let place = if is_back { "on the host" } else { "in the pod" };
             let now = &found.name;
-            let text = format!("macvtap {old:?} is {place} now, as {now:?}: moving it back");
+            let text = format!("macvtap {old:?} is {place} now, as {now:?}: moving it back failed");
             return Err(Error::from(error).context(text));
         }
         let back = host.link_by_name(old)?;
@@ -142,10 +142,6 @@ impl Origin {
         ensure!(restored, "{} is not the macvtap's own", path.display());
         Ok::<_, Error>(())
     }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 fn list(addresses: &[IpAddr]) -> String {

@@ -4,19 +4,18 @@
 //! Which of them are ours, and whose, their link group says from their first moment on. One that
 //! exists already is used, and never removed.
 
-use std::net::IpAddr;
-
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use log::info;
 use nix::errno::Errno;
 
-use super::lower::{LowerDevice, Reason};
+use super::lower::{Ineligible, LowerDevice, Reason};
 use crate::{
     netlink::{CreateUpper, Link, NetlinkError, Socket, UpperKind},
     types::{
         device_id::short_hash,
         link_name::{LinkName, MAX_NAME},
         mode::Mode,
+        prefix::is_ipv6_link_local,
     },
 };
 
@@ -128,7 +127,7 @@ impl SubInterface {
                 return Ok(name);
             }
         }
-        bail!("{self} is removed each time that it was made")
+        bail!("{self} keeps being removed")
     }
 
     /// None if another call removed it meanwhile: nothing was on it yet.
@@ -148,10 +147,20 @@ impl SubInterface {
         }
     }
 
+    /// What it is made on: the kernel makes a VLAN on a macvlan itself, and a macvlan beside it.
+    fn lower_among(&self, links: &[Link]) -> Result<LowerDevice, Ineligible> {
+        let found = LowerDevice::among(links, &self.lower)?;
+        let named = links.iter().find(|link| link.is_called(&self.lower));
+        Ok(match (self.kind, named) {
+            (UpperKind::Vlan(_), Some(link)) => LowerDevice::of(link.clone()),
+            _ => found,
+        })
+    }
+
     /// Makes it, down. False if another call made it a moment ago.
     pub fn create(&self, host: &mut Socket, links: &[Link], maker: Maker) -> Result<bool> {
         let name = self.name_among(links)?;
-        let lower = LowerDevice::among(links, &self.lower)?;
+        let lower = self.lower_among(links)?;
         match lower.ineligible_among(links) {
             Some(ineligible) if !matches!(ineligible.reason, Reason::Held(_)) => {
                 return Err(ineligible.into());
@@ -258,8 +267,12 @@ pub fn delete_unused(host: &mut Socket, link: &Link, maker: Maker) -> Result<boo
 }
 
 fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
+    // The kernel sets the link-local address by itself.
     let addresses = host.addresses_of(index)?;
-    if addresses.iter().any(|found| is_own(found.address.ip)) {
+    if addresses
+        .iter()
+        .any(|found| !is_ipv6_link_local(found.address.ip))
+    {
         return Ok(false);
     }
     // A hold is an event for all who follow the links.
@@ -279,11 +292,6 @@ fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
         return Err(error);
     }
     Ok(true)
-}
-
-/// The kernel sets the link-local address by itself.
-fn is_own(address: IpAddr) -> bool {
-    !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// Whether an interface stands on it that does not only hold it, perhaps for a call that was killed,
@@ -392,6 +400,21 @@ mod tests {
     }
 
     #[test]
+    fn a_vlan_stands_on_the_macvlan_that_is_named() {
+        let macvlan = Link {
+            kind: Some("macvlan".to_owned()),
+            lower: Some(2),
+            ..link(3, "mv0")
+        };
+        let links = [link(2, "eth0"), macvlan];
+        let on = |sub: SubInterface| sub.lower_among(&links).unwrap().link.index;
+        let mv0 = || "mv0".parse().unwrap();
+        assert_eq!(on(SubInterface::vlan(mv0(), 100)), 3);
+        assert_eq!(on(SubInterface::vlan("eth0".parse().unwrap(), 100)), 2);
+        assert_eq!(on(SubInterface::macvlan(mv0())), 2);
+    }
+
+    #[test]
     fn a_macvlan_of_ours_is_known_by_its_group() {
         let wanted = SubInterface::macvlan("eth0".parse().unwrap());
         let name = |links: &[Link]| wanted.name_among(links).unwrap().to_string();
@@ -450,13 +473,5 @@ mod tests {
         let mut port = eth();
         port[1].master = Some(3);
         assert!(is_used(&port, 4));
-    }
-
-    #[test]
-    fn the_kernels_own_address_is_none_of_the_node() {
-        assert!(!is_own("fe80::1".parse().unwrap()));
-        for address in ["192.0.2.1", "2001:db8::1", "169.254.0.1"] {
-            assert!(is_own(address.parse().unwrap()), "{address}");
-        }
     }
 }

@@ -135,11 +135,7 @@ impl Socket {
     pub fn addresses_of(&mut self, index: u32) -> Result<Vec<AssignedAddress>, NetlinkError> {
         let mut header = [0; ADDRESS_HEADER];
         header[4..].copy_from_slice(&index.to_ne_bytes());
-        // A kernel without strict checking lists those of all interfaces.
-        let read = |message: &Message<'_>| {
-            let (found, address) = AssignedAddress::read(message)?;
-            (found == index).then_some(address)
-        };
+        let read = |message: &Message<'_>| Some(AssignedAddress::read(message)?.1);
         self.read_list(
             |batch| batch.add((GET_ADDRESS, DUMP), &header, |_| ()),
             read,

@@ -89,6 +89,19 @@ impl DeviceId {
             ..self.clone()
         }
     }
+
+    /// Whether two IDs are of one device. A resource's options may have changed in between.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.without_options() == other.without_options()
+    }
+}
+
+/// The same for the texts of two device IDs, which may be of kubevirt/macvtap-cni.
+#[must_use]
+pub fn are_same(one: &str, other: &str) -> bool {
+    let parse = |id: &str| id.parse::<DeviceId>().ok();
+    one == other || parse(one).is_some_and(|one| parse(other).is_some_and(|it| it.is_same(&one)))
 }
 
 /// Reads what [`fmt::Display`] writes, and nothing else. The first `@` and the last
@@ -287,6 +300,12 @@ mod tests {
         assert_eq!(with.to_string(), text);
         assert_eq!(text.parse::<DeviceId>().unwrap(), with);
         assert_eq!(with.without_options(), id("eth0"));
+        let without = id("eth0").to_string();
+        assert!(are_same(text, &without) && are_same(&without, text));
+        assert!(are_same("eth0Mvp0", "eth0Mvp0"));
+        for other in ["eth0Mvp0", &id("eth1").to_string()] {
+            assert!(!are_same(text, other), "{other}");
+        }
         let (eth0, mode) = ("eth0".parse().unwrap(), Mode::Bridge);
         let tap = |options| {
             let devices = Devices {

@@ -8,6 +8,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+/// Whether an address is an IPv6 one that counts on its link alone, as the kernel sets them by itself.
+#[must_use]
+pub fn is_ipv6_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 /// The addresses that begin with the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Prefix {
@@ -162,6 +168,15 @@ mod tests {
             let prefix: Prefix = prefix.parse().unwrap();
             let found = prefix.contains(address.parse().unwrap());
             assert_eq!(found, contained, "{prefix} {address}");
+        }
+    }
+
+    #[test]
+    fn ipv6_link_local_addresses() {
+        let is = |text: &str| is_ipv6_link_local(text.parse().unwrap());
+        assert!(is("fe80::1") && is("febf::1"));
+        for address in ["192.0.2.1", "2001:db8::1", "169.254.0.1", "fec0::1"] {
+            assert!(!is(address), "{address}");
         }
     }
 

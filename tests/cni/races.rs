@@ -202,6 +202,12 @@ fn a_device_that_the_kubelet_gave_to_another_pod_is_left_to_it() {
     let (code, msg) = of_pod(&call, "8a-c").fail("ADD");
     assert!(code == 7 && msg.contains("another pod, UID 8a-b"), "{msg}");
     assert!(node.host.link(&name).is_some() && pod.links().is_empty());
+    // The resource got options after that.
+    let with_options = device_id(number).replace(":bridge:", ":bridge+q4:");
+    let call = call.with("deviceID", with_options);
+    let (code, msg) = of_pod(&call, "8a-c").fail("ADD");
+    assert!(code == 7 && msg.contains("another pod, UID 8a-b"), "{msg}");
+    assert!(node.host.link(&name).is_some() && pod.links().is_empty());
     // Its own pod comes with a network, after one without.
     of_pod(&call, "8a-b").add();
     assert!(node.host.link(&name).is_none());

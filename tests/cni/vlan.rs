@@ -83,6 +83,14 @@ fn the_first_pod_makes_the_vlan_and_the_last_removes_it() {
     assert!(node.host.link(vlan).is_none());
     calls[0].succeed("DEL");
     assert!(node.host.link("storage").is_some());
+    // Whatever its lower device is used for.
+    node.host.ip("link add bridge0 type bridge");
+    node.host.ip(&format!("link set {LOWER} master bridge0"));
+    calls[0].succeed("STATUS");
+    let attached = calls[0].clone().added();
+    attached.succeed("CHECK");
+    attached.succeed("DEL");
+    assert!(node.host.link("storage").is_some());
 }
 
 /// The DEL of the last pod is at work while another pod is attached.
