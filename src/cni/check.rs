@@ -169,7 +169,12 @@ fn check_lower(link: &Link, config: &Config, netns: &Netns) -> Result<()> {
 }
 
 /// Whether `link` of the pod stands on this lower device, of the pod or of the host.
-fn stands_on(link: &Link, lower: &LowerDevice, netns: &Netns, in_pod: bool) -> Result<bool> {
+pub(super) fn stands_on(
+    link: &Link,
+    lower: &LowerDevice,
+    netns: &Netns,
+    in_pod: bool,
+) -> Result<bool> {
     let host = Netns::current()?;
     if in_pod || netns.is(&host)? {
         return Ok(lower.carries(link, false));

@@ -1,7 +1,7 @@
 //! DEL: removes the attachment as far as there is one. What is gone already is no error.
 
 use std::{
-    os::fd::AsFd,
+    panic::resume_unwind,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -11,6 +11,7 @@ use log::{debug, info, warn};
 use serde_json::Value;
 
 use super::{
+    check::stands_on,
     config,
     environment::Environment,
     error::{CniError, Result, code},
@@ -120,11 +121,16 @@ impl Place<'_> {
         }
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
-            let rules = scope.spawn(|| self.remove_security_after_links(&done));
+            let rules = || self.remove_security_after_links(&done);
+            let rules = thread::Builder::new().spawn_scoped(scope, rules);
             let removed = self.remove_links(pod, identity);
             done.store(true, Ordering::Release);
-            let panicked = |_| Err(CniError::new(code::IO, "removing the rules failed"));
-            (removed, rules.join().unwrap_or_else(panicked))
+            let unsecured = match rules {
+                Ok(rules) => rules.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // One after the other, where there are too many threads.
+                Err(_) => self.remove_security(pod),
+            };
+            (removed, unsecured)
         })
     }
 
@@ -149,7 +155,7 @@ impl Place<'_> {
         if LinkName::flaw(name).is_none()
             && let Some(link) = pod.link_by_name(name)?
         {
-            if self.is(&link, pod, identity)? {
+            if self.is(&link, identity)? {
                 links.push(link);
             } else {
                 warn!(interface = name; "the interface is not that of this attachment, and stays");
@@ -166,19 +172,14 @@ impl Place<'_> {
         Ok(removed)
     }
 
-    fn is(&self, link: &Link, pod: &mut Socket, identity: &Identity) -> Result<bool> {
-        let is_on_lower = match &identity.source {
-            Source::Standalone(standalone) => self.is_on(&standalone.lower, link, pod)?,
-            _ => false,
-        };
+    fn is(&self, link: &Link, identity: &Identity) -> Result<bool> {
         let from_host = link.lower_nsid.is_some() || self.environment.netns_override;
-        Ok(identity.is(link, is_on_lower, from_host))
+        identity.is(link, |lower| self.is_on(lower, link), from_host)
     }
 
     /// Whether `link` stands on the lower device of this name, or on its VLAN. One that does not
     /// exist was renamed, or never was there and ADD failed.
-    fn is_on(&self, lower: &LinkName, link: &Link, pod: &mut Socket) -> Result<bool> {
-        let home = Netns::current()?;
+    fn is_on(&self, lower: &LinkName, link: &Link) -> Result<bool> {
         let in_pod = config::is_in_pod(self.json);
         let mut there = if in_pod {
             self.netns.socket()?
@@ -192,18 +193,11 @@ impl Place<'_> {
             },
             None => lower.to_string(),
         };
-        let found = match LowerDevice::find(&mut there, &name) {
-            Ok(found) => found.link.index,
-            Err(LowerError::Ineligible(_)) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        // The number by which the pod knows the lower device's network namespace.
-        let nsid = if in_pod || self.netns.is(&home)? {
-            None
-        } else {
-            pod.nsid(home.as_fd())?
-        };
-        Ok(link.lower == Some(found) && link.lower_nsid == nsid)
+        match LowerDevice::find(&mut there, &name) {
+            Ok(found) => Ok(stands_on(link, &found, self.netns, in_pod)?),
+            Err(LowerError::Ineligible(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes the rules for an interface that is gone. One that is there may be another

@@ -13,9 +13,7 @@ use super::{
     error::{CniError, Result, code},
     input::Input,
 };
-use crate::{
-    host::devnode, macvtap::sub_interface::Maker, netlink::Socket, types::device_id::is_made_here,
-};
+use crate::{host::devnode, macvtap::sub_interface::Maker, netlink::Socket};
 
 /// Removes stale nodes and an unused VLAN, and lets the IPAM plugin release stale addresses.
 pub fn gc(environment: &Environment, input: &Input) -> Result<()> {
@@ -47,7 +45,7 @@ fn remove_stale_nodes() -> Result<()> {
     let refuse = |error| CniError::coded(code::IO, &error);
     let mut errors = Vec::new();
     let numbers = devnode::numbers().map_err(refuse)?;
-    for number in numbers.into_iter().filter(|number| is_made_here(*number)) {
+    for number in numbers {
         match devnode::remove_stale(number) {
             Ok(true) => info!(tap = number; "removed a stale node"),
             Ok(false) => {}

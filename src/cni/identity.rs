@@ -44,7 +44,7 @@ pub struct Standalone {
     /// The indexes of which it has one.
     taps: Vec<u32>,
     /// Its lower device.
-    pub lower: LinkName,
+    lower: LinkName,
     /// Its mode, if the configuration has a valid one.
     mode: Option<Mode>,
 }
@@ -87,17 +87,24 @@ impl Identity {
 
     /// Whether `link`, the interface of that name in the pod, is the attachment's.
     ///
-    /// `is_on_lower` says whether it stands on the lower device of the configuration. Macvtaps of
-    /// the original have no index of their own; their lower device is `from_host`.
-    pub fn is(&self, link: &Link, is_on_lower: bool, from_host: bool) -> bool {
+    /// `is_on` says whether it stands on the lower device of this name, and is asked only if nothing
+    /// else decides. Macvtaps of the original have no index of their own; their lower device is
+    /// `from_host`.
+    pub fn is<E>(
+        &self,
+        link: &Link,
+        is_on: impl FnOnce(&LinkName) -> Result<bool, E>,
+        from_host: bool,
+    ) -> Result<bool, E> {
         let index = link.index;
         match &self.source {
-            Source::Allocated(tap) => index == *tap,
-            Source::Standalone(standalone) => {
-                standalone.taps.contains(&index) && standalone.is(link, is_on_lower, self.macs)
+            Source::Allocated(tap) => Ok(index == *tap),
+            Source::Standalone(standalone) if standalone.taps.contains(&index) => {
+                standalone.is(link, is_on, self.macs)
             }
-            Source::Original(_) => !is_tap_number(index) && from_host,
-            Source::Unclear(unclear) => unclear.is(link, self.macs),
+            Source::Standalone(_) => Ok(false),
+            Source::Original(_) => Ok(!is_tap_number(index) && from_host),
+            Source::Unclear(unclear) => Ok(unclear.is(link, self.macs)),
         }
     }
 
@@ -137,15 +144,20 @@ impl Source {
 impl Standalone {
     /// Whether a macvtap with one of its indexes is it, and not that of another network of the pod
     /// whose interface has the same name.
-    fn is(&self, link: &Link, is_on_lower: bool, macs: Macs) -> bool {
+    fn is<E>(
+        &self,
+        link: &Link,
+        is_on: impl FnOnce(&LinkName) -> Result<bool, E>,
+        macs: Macs,
+    ) -> Result<bool, E> {
         // Otherwise a later plugin may have set the former MAC again, as tuning does on DEL.
         if macs.is_reported(link) {
-            return true;
+            return Ok(true);
         }
         // A parked port of a bridge is as it should be.
         let parked = self.mode == Some(Mode::Bridge) && learning::is_parked(link);
         let in_mode = self.mode.is_some() && (link.mode == self.mode || parked);
-        in_mode && is_on_lower && macs.is_expected(link) != Some(false)
+        Ok(in_mode && macs.is_expected(link) != Some(false) && is_on(&self.lower)?)
     }
 }
 
@@ -207,6 +219,8 @@ fn reported_mac(json: &Value, environment: &Environment) -> Option<MacAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
@@ -227,7 +241,8 @@ mod tests {
                 group,
                 ..Link::default()
             };
-            standalone.is(&link, on_lower, Macs { reported, expected })
+            let is_on = |_: &LinkName| Ok::<_, Infallible>(on_lower);
+            standalone.is(&link, is_on, Macs { reported, expected })
         };
         let (bridge, vepa) = (Mode::Bridge, Mode::Vepa);
         let parked = learning::GROUP;
@@ -250,9 +265,29 @@ mod tests {
         ] {
             let found = is(mode, group, on_lower, reported, expected);
             assert_eq!(
-                found, ours,
+                found,
+                Ok(ours),
                 "{mode} {group} {on_lower} {reported:?} {expected:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_error_about_the_lower_device_does_not_matter_where_the_mac_decides() {
+        let standalone = Standalone {
+            taps: Vec::new(),
+            lower: "eth0".parse().unwrap(),
+            mode: None,
+        };
+        let link = Link {
+            mac: Some(MAC),
+            ..Link::default()
+        };
+        let macs = Macs {
+            reported: Some(MAC),
+            expected: None,
+        };
+        let found = standalone.is(&link, |_| Err("no lower device"), macs);
+        assert_eq!(found, Ok(true));
     }
 }

@@ -24,6 +24,7 @@ use super::{
     tap::{self, Tap},
 };
 use crate::types::{
+    device_id::is_made_here,
     device_number::DeviceNumber,
     owner::{Access, Owner},
 };
@@ -195,12 +196,14 @@ fn settle_removed(number: u32) -> Result<bool> {
 
 /// Whether what is at `path` is the node of a macvtap's tap `number` that is gone. A device that
 /// sysfs knows by this name is alive; one of another major number is not ours. Without macvtap in
-/// the kernel it does not show whose a node is.
+/// the kernel it does not show whose a node is. Others may have given a number that is none of ours
+/// to the node of a tap that is alive.
 fn is_stale(path: &Path, number: u32) -> Result<bool> {
     let Some(device) = Found::at(path)?.number() else {
         return Ok(false);
     };
-    let alive = tap::number_of(device)? == Some(number);
+    let found = tap::number_of(device)?;
+    let alive = found.is_some_and(|found| found == number || !is_made_here(number));
     Ok(!alive && tap::major()? == Some(device.major))
 }
 

@@ -52,6 +52,10 @@ fn on_a_macvlan_whose_lower_device_is_in_another_netns() {
         .fail("CHECK");
     assert!(msg.contains("not on lower device"), "{msg}");
     call.succeed("DEL");
+    let standalone = node.cni(&pod, json!({"lowerDevice": "up0"}));
+    standalone.add();
+    standalone.succeed("DEL");
+    assert!(pod.links().is_empty(), "without a prevResult");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use kit::netns::{
     taps::{arrives, far_tap, open as open_tap, send},
     wait_until,
 };
+use macvtap::macvtap::port_security::Interface;
 use serde_json::{Value, json};
 
 #[test]
@@ -234,6 +235,31 @@ fn with_a_device_id_deletes_that_tap_alone() {
     assert_eq!(pod.links(), [IFNAME]);
     call.succeed("DEL");
     assert!(pod.links().is_empty());
+}
+
+#[test]
+fn without_a_thread_removes_the_rules_after_the_interface() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let call = node.allocated(&pod, number).with("security", "mac").added();
+    let fault = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=clone,clone3",
+        "-e",
+        "inject=clone,clone3:error=EAGAIN",
+    ];
+    call.clone().by(&fault).succeed("DEL");
+    assert!(pod.links().is_empty());
+    let interface = Interface {
+        netns: Some(&pod.0),
+        name: IFNAME,
+        index: number,
+    };
+    assert!(interface.security().unwrap().is_none());
 }
 
 /// Its rules go with it, and not before: a guest may be sending.

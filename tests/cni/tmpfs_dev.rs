@@ -129,7 +129,13 @@ fn foreign_files_are_left_alone() {
 fn nodes_of_other_devices_are_left_alone() {
     let (node, pod, dev, number) = (Node::new(), Host::new(), Dev::new(), tap_number());
     let macvtap = tap::major().unwrap().unwrap();
-    let foreign = [(7, 36), (8, 250), (9, macvtap), (number, 250)];
+    // Somebody's own name for the node of a tap that is alive.
+    let (other, living) = (Host::new(), tap_number());
+    node.allocated(&other, living).add();
+    let mut copy = Command::new("cp");
+    copy.args(["-a", &format!("/dev/tap{living}")]);
+    assert!(copy.arg(dev.path("tap9")).status().unwrap().success());
+    let foreign = [(7, 36), (8, 250), (number, 250)];
     for (number, major) in foreign {
         let mut mknod = Command::new("mknod");
         let path = dev.path(&format!("tap{number}"));
@@ -151,13 +157,15 @@ fn nodes_of_other_devices_are_left_alone() {
         call.clone().by(&unloaded).succeed(verb);
         assert_eq!(dev.names(), expected, "{verb}");
     }
-    // One of a macvtap that is gone.
-    let mut mknod = Command::new("mknod");
-    mknod.arg(dev.path(&format!("tap{}", number + 1)));
-    mknod.args(["c", &macvtap.to_string(), "123456"]);
-    assert!(mknod.status().unwrap().success());
+    // Those of macvtaps that are gone, one of which was handed over with the number that it had.
+    for number in [number + 1, 57] {
+        let mut mknod = Command::new("mknod");
+        mknod.arg(dev.path(&format!("tap{number}")));
+        mknod.args(["c", &macvtap.to_string(), "123456"]);
+        assert!(mknod.status().unwrap().success());
+    }
     call.clone().by(&unloaded).succeed("GC");
-    assert_eq!(dev.names().len(), expected.len() + 1);
+    assert_eq!(dev.names().len(), expected.len() + 2);
     dev.enter(&call).succeed("GC");
     assert_eq!(dev.names(), expected);
 }
