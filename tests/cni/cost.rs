@@ -163,7 +163,9 @@ fn del_makes_a_transaction_only_where_there_are_rules() {
         // NFT_MSG_DELTABLE of the subsystem 10.
         let deletes = count(" sendto(", &["0xa02", "DELTABLE"]);
         assert_eq!(deletes, transactions, "{log}");
-        assert_eq!(count(" socket(", &["NETLINK_ROUTE)"]), sockets, "{log}");
+        // strace may write of one thread in the middle of another's call.
+        let route = ["NETLINK_ROUTE)", "NETLINK_ROUTE <unfinished"];
+        assert_eq!(count(" socket(", &route), sockets, "{log}");
     }
 }
 
