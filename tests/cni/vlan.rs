@@ -83,11 +83,23 @@ fn the_first_pod_makes_the_vlan_and_the_last_removes_it() {
     assert!(node.host.link(vlan).is_none());
     calls[0].succeed("DEL");
     assert!(node.host.link("storage").is_some());
-    // Whatever its lower device is used for.
+}
+
+/// No macvtap can be made on the port of a bridge itself.
+#[test]
+fn a_vlan_of_a_bridge_port_that_exists_is_used() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
+    let add = format!("link add link {LOWER} name storage type vlan id 100");
+    node.host.ip(&add);
+    node.host.ip("link set storage up");
     node.host.ip("link add bridge0 type bridge");
     node.host.ip(&format!("link set {LOWER} master bridge0"));
-    calls[0].succeed("STATUS");
-    let attached = calls[0].clone().added();
+    call.succeed("STATUS");
+    let attached = call.added();
     attached.succeed("CHECK");
     attached.succeed("DEL");
     assert!(node.host.link("storage").is_some());
