@@ -3,15 +3,15 @@
 
 use std::{env, error::Error, fs, path::Path};
 
-/// A release ends at a panic and has no symbols, so the tables by which Rust's frames are unwound
-/// say nothing to anyone: an eighth of the file. The C library keeps its own, with which a
-/// backtrace ends instead of aborting; to tell them apart takes GNU ld.
+/// A release ends at a panic and has no symbols, so the tables by which frames are unwound say
+/// nothing to anyone: an eighth of the file. The unwinder keeps its own, with which a backtrace ends
+/// instead of aborting; to tell them apart takes GNU ld.
 const WITHOUT_UNWIND_TABLES: &str = "SECTIONS { /DISCARD/ : { *rcgu.o(.eh_frame .gcc_except_table \
-    .gcc_except_table.*) } } INSERT AFTER .text;\n";
+    .gcc_except_table.*) *libc.a:*(.eh_frame) } } INSERT AFTER .text;\n";
 
 /// What runs, two fifths of all. The kernel maps the 64 KiB around each function that runs, so that
 /// scattered among the others they would bring nearly the whole file into memory.
-const ORDER: &str = "functions.order";
+const ORDER: &str = "scripts/functions.order";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");

@@ -421,7 +421,7 @@ fn allocate(socket: &Path, request: AllocateRequest) -> Result<(), tonic::Status
 }
 
 /// The functions that run are side by side in the file, so that the others stay out of memory: as far
-/// as `functions.order` has them. Run `scripts/order` if this fails.
+/// as `scripts/functions.order` has them. Run `scripts/order` if this fails.
 #[test]
 fn an_idle_device_plugin_takes_little_memory() {
     // What cargo builds for tests is not what is shipped, and pages are larger elsewhere.
@@ -443,5 +443,5 @@ fn an_idle_device_plugin_takes_little_memory() {
     connected(&kubelet);
     plugin.wait_for_log("learning");
     let memory = plugin.memory() * 1024;
-    assert!(memory < 3_800_000, "{memory} bytes");
+    assert!(memory < 3_500_000, "{memory} bytes");
 }
