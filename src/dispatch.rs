@@ -181,7 +181,7 @@ fn tool(name: &str, arguments: &[OsString], cni_command: bool) -> Call {
         }
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         if shell::COPIES.contains(&name) {
-            return Some(shell::copy(&words));
+            return shell::copy(&words);
         }
         shell::probe(&words)
     });

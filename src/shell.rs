@@ -17,8 +17,12 @@ pub const TESTS: [&str; 6] = ["[", "[[", "find", "ls", "stat", "test"];
 const BESIDE_TESTS: [&str; 8] = [":", "cat", "echo", "exit", "grep", "head", "true", "wc"];
 /// Commands that may stand beside a copy: a copy by us includes what they do, or they do nothing.
 const BESIDE_COPIES: [&str; 8] = [":", "chmod", "chown", "echo", "exit", "set", "sync", "true"];
-/// Words that stand before a command.
-const KEYWORDS: [&str; 7] = ["command", "else", "exec", "fi", "if", "then", "}"];
+/// Words that stand before a command, and mean nothing here.
+const PREFIXES: [&str; 3] = ["command", "exec", "}"];
+/// Words that decide whether commands are run.
+const BRANCHES: [&str; 4] = ["else", "fi", "if", "then"];
+/// Options of `cp` by which it does not copy over each file: -n and -u, spelt out.
+const CONDITIONS: [&str; 2] = ["no-clobber", "update"];
 /// What ends a word.
 const ENDS: [char; 10] = [' ', '\t', '\n', ';', '&', '|', '(', ')', '<', '>'];
 /// The beginning of the names of our programs.
@@ -49,7 +53,10 @@ pub fn shell(arguments: &[&str]) -> Option<Meaning> {
     if script.contains(['$', '`']) {
         return None;
     }
-    let commands = commands(&script);
+    let all = commands(&script);
+    let simple = all.iter().map(|command| &command.words);
+    let simple = simple.filter(|words| !BRANCHES.contains(&words[0].as_str()));
+    let commands: Vec<Vec<String>> = simple.cloned().collect();
     let are = |names: &[&[&str]]| {
         let mut all = commands.iter().map(|words| base_name(&words[0]));
         all.all(|name| names.iter().any(|names| names.contains(&name)))
@@ -58,15 +65,51 @@ pub fn shell(arguments: &[&str]) -> Option<Meaning> {
         [words] if base_name(&words[0]).starts_with(PROGRAM) => {
             Some(Meaning::Program(words.clone()))
         }
-        _ if are(&[&TESTS, &BESIDE_TESTS]) => probe(&commands.concat()),
+        _ if are(&[&TESTS, &BESIDE_TESTS]) => {
+            let is_theirs = outcome(&all, true) && !outcome(&all, false);
+            is_theirs.then(|| probe(&commands.concat())).flatten()
+        }
         _ if are(&[&COPIES, &BESIDE_COPIES]) => {
             let copies = |words: &&Vec<String>| COPIES.contains(&base_name(&words[0]));
             let mut copies = commands.iter().filter(copies);
             let only = copies.next().filter(|_| copies.next().is_none());
-            only.map(|words| copy(&words[1..]))
+            only.and_then(|words| copy(&words[1..]))
         }
         _ => None,
     }
+}
+
+/// Whether a script of tests succeeds where each of them does, or where none does.
+fn outcome(commands: &[Command], found: bool) -> bool {
+    let (mut succeeds, mut is_run) = (true, true);
+    for Command { operator, words } in commands {
+        let argument = words.get(1).map(String::as_str);
+        let skips = if succeeds { "||" } else { "&&" };
+        match base_name(&words[0]) {
+            "if" => {}
+            "then" => is_run = succeeds,
+            "else" => is_run = !is_run,
+            // A branch that is not there succeeds.
+            "fi" => {
+                succeeds |= !is_run;
+                is_run = true;
+            }
+            _ if !is_run || operator.starts_with(skips) => {}
+            "exit" => return argument.map_or(succeeds, |value| value == "0"),
+            "grep" if words.iter().any(|word| is_inverse(word)) => succeeds = !found,
+            // What it is given it passes on.
+            "cat" | "grep" | "head" | "wc" if operator.starts_with('|') => {}
+            name => succeeds = found || !(TESTS.contains(&name) || name == "grep"),
+        }
+    }
+    succeeds
+}
+
+/// Whether an option of grep turns its outcome around.
+fn is_inverse(word: &str) -> bool {
+    let letters = word.strip_prefix('-');
+    let letters = letters.filter(|letters| !letters.starts_with('-'));
+    word == "--invert-match" || letters.is_some_and(|letters| letters.contains(['v', 'L']))
 }
 
 /// What a call of one of [`TESTS`] means, by its words; none if it is not about the sockets.
@@ -94,9 +137,9 @@ pub fn probe(words: &[String]) -> Option<Meaning> {
 }
 
 /// What `cp` or `install` with these arguments means. Options such as -f and -m say what a copy by
-/// us does anyway.
+/// us does anyway; none if one says not to copy over a file.
 #[must_use]
-pub fn copy(arguments: &[String]) -> Meaning {
+pub fn copy(arguments: &[String]) -> Option<Meaning> {
     let (mut operands, mut directory) = (Vec::new(), None);
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
@@ -106,13 +149,25 @@ pub fn copy(arguments: &[String]) -> Meaning {
         };
         if option == "-" {
             operands.extend(words.by_ref().cloned());
+        } else if is_conditional(option) {
+            return None;
         } else if let Some((option, value)) = with_value(option) {
             let value = value.map(str::to_owned).or_else(|| words.next().cloned());
             directory = value.filter(|_| option.starts_with('t')).or(directory);
         }
     }
     operands.extend(directory);
-    Meaning::Copy(operands)
+    Some(Meaning::Copy(operands))
+}
+
+/// Whether an option keeps some files from being copied over.
+fn is_conditional(option: &str) -> bool {
+    if let Some(long) = option.strip_prefix('-') {
+        let (name, _) = long.split_once('=').unwrap_or((long, ""));
+        return CONDITIONS.contains(&name);
+    }
+    let letters = &option[..option.find(VALUES).unwrap_or(option.len())];
+    letters.contains(['n', 'u'])
 }
 
 /// An option that has a value, and the value if the same word has it.
@@ -146,9 +201,17 @@ fn script<'a>(arguments: &[&'a str]) -> Option<&'a str> {
     None
 }
 
-/// The simple commands of a script, without redirections.
-fn commands(script: &str) -> Vec<Vec<String>> {
-    let mut commands: Vec<Vec<String>> = vec![Vec::new()];
+/// A simple command without redirections, or one of [`BRANCHES`].
+#[derive(Default)]
+struct Command {
+    /// What stands between it and the former one.
+    operator: String,
+    words: Vec<String>,
+}
+
+/// The commands of a script.
+fn commands(script: &str) -> Vec<Command> {
+    let mut commands = vec![Command::default()];
     let mut is_redirected = false;
     let mut chars = script.chars().peekable();
     while let Some(char) = chars.next() {
@@ -160,7 +223,7 @@ fn commands(script: &str) -> Vec<Vec<String>> {
                 is_redirected = true;
                 while chars.next_if(|char| "<>&|".contains(*char)).is_some() {}
             }
-            char if ENDS.contains(&char) => commands.push(Vec::new()),
+            char if ENDS.contains(&char) => end(&mut commands, char),
             first => {
                 let word = word(first, &mut chars);
                 let is_descriptor = chars.peek().is_some_and(|next| "<>".contains(*next))
@@ -171,17 +234,31 @@ fn commands(script: &str) -> Vec<Vec<String>> {
             }
         }
     }
-    commands.retain(|words| !words.is_empty());
+    commands.retain(|command| !command.words.is_empty());
     commands
 }
 
-fn add(commands: &mut [Vec<String>], word: String) {
+fn end(commands: &mut Vec<Command>, operator: char) {
+    match commands.last_mut() {
+        Some(last) if last.words.is_empty() => last.operator.push(operator),
+        _ => commands.push(Command {
+            operator: operator.into(),
+            words: Vec::new(),
+        }),
+    }
+}
+
+fn add(commands: &mut Vec<Command>, word: String) {
     let Some(command) = commands.last_mut() else {
         return;
     };
-    let is_keyword = command.is_empty() && KEYWORDS.contains(&word.as_str());
-    if !is_keyword && !word.is_empty() {
-        command.push(word);
+    let is = |names: &[&str]| command.words.is_empty() && names.contains(&word.as_str());
+    let is_branch = is(&BRANCHES);
+    if !is(&PREFIXES) && !word.is_empty() {
+        command.words.push(word);
+    }
+    if is_branch {
+        commands.push(Command::default());
     }
 }
 
@@ -243,6 +320,7 @@ mod tests {
             "test -S DIR/macvtap.network.kubevirt.io_a && test -S DIR/macvtap.network.kubevirt.io_b",
             "if ls DIR/macvtap.network.kubevirt.io* > /dev/null; then exit 0; else exit 1; fi",
             "if [ -S DIR/macvtap.network.kubevirt.io_a ]; then\n  echo up\nelse\n  exit 1\nfi\n",
+            "if ls DIR/macvtap.network.kubevirt.io*; then exit 0; fi; exit 1",
             "ls DIR | grep macvtap",
             "ls -1 DIR/ | grep -q macvtap.network.kubevirt.io",
             "find DIR -name 'macvtap.network.kubevirt.io*' -type s | grep -q .",
@@ -324,6 +402,28 @@ mod tests {
         ] {
             let arguments = [options, &[&script, "name", "argument"]].concat();
             assert_eq!(shell(&arguments), expected, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn scripts_that_ignore_or_turn_around_an_outcome_are_refused() {
+        for script in [
+            "ls DIR/macvtap.network.kubevirt.io* || true",
+            "ls DIR/macvtap.network.kubevirt.io*; exit 0",
+            "ls DIR/macvtap.network.kubevirt.io*; echo done",
+            "ls DIR/macvtap.network.kubevirt.io* && exit 1 || exit 0",
+            "if ls DIR/macvtap.network.kubevirt.io*; then exit 1; fi",
+            "if ls DIR/macvtap.network.kubevirt.io*; then echo up; fi",
+            "ls DIR/ | grep -v macvtap",
+            "ls DIR/ | grep -qv macvtap",
+            "ls DIR/ | grep --invert-match macvtap",
+            "cp -n a b",
+            "cp -fn a b",
+            "cp --no-clobber a b",
+            "cp -u a b",
+            "cp --update=older a b",
+        ] {
+            assert_eq!(read(&script.replace("DIR", DIR)), None, "{script}");
         }
     }
 
