@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT};
+use kit::kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, command};
 use kit::netns::{Host, LOWER, Node};
 use macvtap::{
     deviceplugin::grpc::{
@@ -22,6 +22,8 @@ use macvtap::{
 use tempfile::{NamedTempFile, tempdir};
 
 const ROUNDS: usize = 50;
+/// As the manifest sets it.
+const TUNABLES: &str = "glibc.malloc.arena_max=1";
 
 fn main() {
     println!("| device plugin | measured |");
@@ -60,14 +62,16 @@ fn start_to_list() {
 
 fn restarts() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
-    let plugin = Plugin::start(&node.host, dir.path());
+    let mut command = command(&[], dir.path());
+    command.env("GLIBC_TUNABLES", TUNABLES);
+    let plugin = Plugin::spawn(&node.host, command);
     let mut kubelet = Kubelet::start(dir.path()).unwrap();
     let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
+    let (memory, own) = (plugin.memory(), plugin.private_memory());
     let before = plugin.descriptors();
     let ids = resource.healthy();
     let times = allocations(&dir.path().join(SOCKET), &ids, 1, 1000);
     println!("| Allocate round trip | {} |", median(times));
-    let (memory, own) = (plugin.memory(), plugin.private_memory());
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         drop(kubelet);
