@@ -127,7 +127,7 @@ impl Supervisor {
             retry: Retry::default(),
             list_failed: false,
             skipped: BTreeMap::new(),
-            host_access: HostAccess::default(),
+            host_access: HostAccess::new(kubelet_dir),
             learning,
             nri: None,
             features: settings.feature_dir.as_deref().map(NodeFeatures::new),
@@ -440,7 +440,7 @@ impl Supervisor {
     }
 
     /// Reports the lower devices of resources with host access, and what is on them. Pods that hold
-    /// devices of before keep theirs.
+    /// former devices on one of these lower devices keep theirs.
     fn update_host_access(&mut self) {
         let mut lowers: BTreeMap<LinkName, BTreeSet<u32>> = BTreeMap::new();
         let plans = self.plans.values();
@@ -448,10 +448,8 @@ impl Supervisor {
             let taps = lowers.entry(resource.lower.clone()).or_default();
             taps.extend(plan.devices.iter().map(|device| device.tap));
             let former = plan.former.devices.iter();
-            for device in former.filter(|device| device.mode == Mode::Bridge) {
-                let taps = lowers.entry(device.lower.clone()).or_default();
-                taps.insert(device.tap);
-            }
+            let former = former.filter(|device| device.mode == Mode::Bridge);
+            taps.extend(former.map(|device| device.tap));
         }
         let ports = match self.learning.ports() {
             Ports::Known(mut ports) => {

@@ -10,7 +10,7 @@ use super::{
     address::{
         ADDRESS_ADDRESS, ADDRESS_FLAGS, ADDRESS_HEADER, ADDRESS_LOCAL, DELETE_ROUTE, LINK_SCOPE,
         MAIN_TABLE, NEW_ADDRESS, NEW_ROUTE, ROUTE_DESTINATION, ROUTE_HEADER, ROUTE_INTERFACE,
-        ROUTE_SOURCE, UNICAST, address, bytes, family,
+        ROUTE_PRIORITY, ROUTE_SOURCE, UNICAST, address, bytes, family,
     },
     attr::{nested, number},
     batch::{ACK, Attributes, Batch, CREATE, DUMP, EXCLUSIVE, REPLACE},
@@ -23,6 +23,9 @@ use crate::types::{mac::MacAddr, prefix::Prefix};
 /// daemon has it in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 0x6d;
 
+/// The priority of our routes, which the kernel prefers less the higher it is: a route that an
+/// administrator adds to the same address wins.
+const PRIORITY: u32 = 1_000_000;
 /// Messages of `linux/rtnetlink.h`.
 const DELETE_ADDRESS: u16 = 21;
 const NEW_NEIGHBOR: u16 = 28;
@@ -35,6 +38,10 @@ const NEIGHBOR_MAC: u16 = 2;
 const NEIGHBOR_INTERFACE: u16 = 8;
 /// `NUD_PERMANENT`: the kernel does not ask for it, and no frame changes it.
 const PERMANENT: u16 = 0x80;
+/// `NUD_INCOMPLETE`, `NUD_FAILED` and `NUD_NOARP`: no host has said that it has the address.
+const UNCONFIRMED: u16 = 0x01 | 0x20 | 0x40;
+/// `NTF_USE`: the kernel asks for the hardware address as if a packet were sent.
+const USE: u8 = 0x01;
 /// `IFA_F_NODAD` and `IFA_F_NOPREFIXROUTE`.
 const NO_DAD: u32 = 0x02;
 const NO_PREFIX_ROUTE: u32 = 0x200;
@@ -48,7 +55,7 @@ pub struct AddressRoute {
     pub source: IpAddr,
 }
 
-/// A neighbour whose hardware address is fixed.
+/// A neighbour and its hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Neighbor {
     /// The address.
@@ -87,8 +94,8 @@ impl Socket {
         })
     }
 
-    /// Adds a route of ours by an interface. Fails if there is another one to the address, by
-    /// whatever interface.
+    /// Adds a route of ours by an interface. Fails if there is another one of its priority to
+    /// the address, by whatever interface.
     pub fn add_address_route(
         &mut self,
         index: u32,
@@ -131,6 +138,7 @@ impl Socket {
             to.put(ROUTE_DESTINATION, &bytes(destination));
             to.put(ROUTE_SOURCE, &bytes(source));
             to.put(ROUTE_INTERFACE, &index.to_ne_bytes());
+            to.put(ROUTE_PRIORITY, &PRIORITY.to_ne_bytes());
         })
     }
 
@@ -151,8 +159,31 @@ impl Socket {
         }))
     }
 
+    /// Has the kernel ask on an interface which host has an address that it knows no neighbour for.
+    pub fn probe_neighbor(&mut self, index: u32, ip: IpAddr) -> Result<(), NetlinkError> {
+        let mut header = neighbor_header(index, ip, 0);
+        header[10] = USE;
+        self.ask((NEW_NEIGHBOR, CREATE), &header, |to| {
+            to.put(NEIGHBOR_ADDRESS, &bytes(ip));
+        })
+    }
+
     /// The neighbours on an interface whose hardware address is fixed.
     pub fn neighbors(&mut self, index: u32) -> Result<Vec<Neighbor>, NetlinkError> {
+        self.neighbors_in(index, |state| state & PERMANENT != 0)
+    }
+
+    /// The neighbours on an interface that have said which hardware address they have, or whose
+    /// hardware address is fixed.
+    pub fn known_neighbors(&mut self, index: u32) -> Result<Vec<Neighbor>, NetlinkError> {
+        self.neighbors_in(index, |state| state != 0 && state & UNCONFIRMED == 0)
+    }
+
+    fn neighbors_in(
+        &mut self,
+        index: u32,
+        is_wanted: impl Fn(u16) -> bool,
+    ) -> Result<Vec<Neighbor>, NetlinkError> {
         let header = [0; NEIGHBOR_HEADER];
         let write = |batch: &mut Batch| {
             batch.add((GET_NEIGHBOR, DUMP), &header, |to| {
@@ -161,8 +192,8 @@ impl Socket {
         };
         // A kernel without strict checking lists those of all interfaces.
         self.read_list(write, |message| {
-            let (found, neighbor) = Neighbor::read(message)?;
-            (found == index).then_some(neighbor)
+            let (found, state, neighbor) = Neighbor::read(message)?;
+            (found == index && is_wanted(state)).then_some(neighbor)
         })
     }
 
@@ -178,17 +209,17 @@ impl Socket {
 }
 
 impl Neighbor {
-    /// The index of an interface, and a neighbour there whose hardware address is fixed.
-    fn read(message: &Message<'_>) -> Option<(u32, Self)> {
+    /// The index of an interface, and the state of a neighbour there with a hardware address.
+    fn read(message: &Message<'_>) -> Option<(u32, u16, Self)> {
         let payload = message.payload();
         let parts = payload.get(NEIGHBOR_HEADER..)?;
         let state = u16::from_ne_bytes(payload.get(8..10)?.try_into().ok()?);
-        let mac = nested(parts, NEIGHBOR_MAC).filter(|_| state & PERMANENT != 0)?;
+        let mac = nested(parts, NEIGHBOR_MAC)?;
         let neighbor = Self {
             address: address(nested(parts, NEIGHBOR_ADDRESS)?)?,
             mac: MacAddr(mac.try_into().ok()?),
         };
-        Some((number(&payload[4..])?, neighbor))
+        Some((number(&payload[4..])?, state, neighbor))
     }
 }
 

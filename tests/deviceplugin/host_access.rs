@@ -325,6 +325,12 @@ fn a_guest_that_lies_gets_no_route_but_for_its_own_address() {
         taps::send(&tap, &arp(address.0, foreign));
     }
     taps::send(&tap, &arp([2, 0, 0, 0, 0, 7], [10, 71, 0, 52]));
+    // The node knows nothing yet of another machine whose address it is.
+    lab.node
+        .wire
+        .ip(&format!("addr add 10.71.0.8/24 dev {FAR_END}"));
+    claim(8);
+    lab.wait_for_log("address=10.71.0.8 reason=\"is the address of another host");
     claim(53);
     wait_until("the truth is believed", || {
         lab.routes().contains("10.71.0.53 ")
@@ -342,6 +348,163 @@ fn a_guest_that_lies_gets_no_route_but_for_its_own_address() {
         after.lines().filter(ours).collect::<Vec<_>>(),
         before.lines().collect::<Vec<_>>()
     );
+    // A host that has the address appears, and says so to the node.
+    lab.node
+        .wire
+        .ip(&format!("addr add 10.71.0.53/24 dev {FAR_END}"));
+    answers(&lab.node.wire, FAR_END, NODE[0]);
+    let mut command = Command::new("busybox");
+    command.args(["ping", "-c", "1", "-W", "1", "-I", "10.71.0.53", NODE[0]]);
+    lab.node.wire.output(&mut command);
+    wait_until("the claim is given up", || {
+        !lab.routes().contains("10.71.0.53 ")
+    });
+    reaches(host, "10.71.0.53");
+    // The administrator's own route precedes that to a guest.
+    host.ip("route add 10.71.0.50 via 10.71.0.9");
+    let route = host.ip("route get 10.71.0.50");
+    assert!(route.contains("via 10.71.0.9 "), "{route}");
+}
+
+/// The Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2);
+    let words = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (!u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()).to_be_bytes()
+}
+
+/// An ICMP message of this type from [`GUEST`] to [`NODE`], behind these options of IPv4.
+fn icmp(kind: u8, options: &[u8]) -> Vec<u8> {
+    let inner = [
+        0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 71, 0, 1, 10, 71, 0, 9, 0, 9, 0, 9, 0, 8, 0,
+        0,
+    ];
+    let mut message = [&[kind, 1, 0, 0, 10, 71, 0, 50][..], &inner].concat();
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum);
+    let words = u8::try_from(5 + options.len() / 4).unwrap();
+    let total = u8::try_from(usize::from(words) * 4 + message.len()).unwrap();
+    let start = [0x40 | words, 0, 0, total, 0, 0, 0, 0, 64, 1, 0, 0];
+    let addresses = [10, 71, 0, 50, 10, 71, 0, 1];
+    let mut header = [&start[..], &addresses, options].concat();
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    [header, message].concat()
+}
+
+/// The ICMP messages of this kind that the node has received, by the kernel's own name.
+fn received(host: &Host, name: &str) -> u64 {
+    let output = host.output(Command::new("cat").arg("/proc/net/snmp"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Icmp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut pairs = std::iter::zip(names.split(' '), values.split(' '));
+    let (_, value) = pairs.find(|(found, _)| *found == name).unwrap();
+    value.parse().unwrap()
+}
+
+#[test]
+fn a_guest_does_not_change_the_nodes_routes_by_icmp() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    lab.connects(&guest, GUEST);
+    let tap = taps::open(tap_of(&guest.device));
+    let parse = |text: String| text.parse::<MacAddr>().unwrap().0;
+    let header = [
+        &parse(mac(host, ACCESS))[..],
+        &parse(mac(&guest.pod, IFNAME)),
+        &[8, 0],
+    ]
+    .concat();
+    let send = |packet: Vec<u8>| taps::send(&tap, &[&header[..], &packet].concat());
+    let before = received(host, "InEchos");
+    send(icmp(5, &[]));
+    send(icmp(5, &[1; 4]));
+    send(icmp(8, &[]));
+    wait_until("the ping is received", || {
+        received(host, "InEchos") > before
+    });
+    assert_eq!(received(host, "InRedirects"), 0);
+}
+
+#[test]
+fn names_of_one_lower_device_share_it() {
+    let lab = Lab::new(&json!([]));
+    let host = &lab.node.host;
+    host.ip(&format!("link property add dev {LOWER} altname lan7"));
+    host.ip(&format!(
+        "link add upper link {LOWER} type macvlan mode bridge"
+    ));
+    let mut resources = ["a", "b", "c"].map(|name| resource(name, true));
+    resources[1]["lowerDevice"] = "lan7".into();
+    resources[2]["lowerDevice"] = "upper".into();
+    lab.configure(&json!(resources));
+    let addresses = [
+        GUEST,
+        ["10.71.0.51", "fd00:71::51"],
+        ["10.71.0.52", "fd00:71::52"],
+    ];
+    let devices = ["a", "b", "c"].map(|name| lab.device(name, 0));
+    let guests: Vec<Guest<'_>> = std::iter::zip(&devices, addresses)
+        .map(|(device, addresses)| lab.guest(device, addresses))
+        .collect();
+    let index = || host.link(ACCESS).unwrap()["ifindex"].clone();
+    let before = index();
+    for (guest, addresses) in std::iter::zip(&guests, addresses) {
+        lab.connects(guest, addresses);
+    }
+    assert_eq!(index(), before);
+}
+
+#[test]
+fn a_second_device_plugin_leaves_it_to_the_first() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    lab.device("a", 0);
+    wait_until("the macvlan is made", || lab.node.host.is_up(ACCESS));
+    let index = || host.link(ACCESS).map(|link| link["ifindex"].clone());
+    let before = index();
+    host.ip("link add other0 type veth peer name other1");
+    host.ip("link set other0 up");
+    let configuration = json!([{"name": "a", "lowerDevice": "other0", "hostAccess": true}]);
+    let kubelet_dir = lab.dir.path().join("kubelet");
+    let second = Plugin::configured(host, &kubelet_dir, &configuration.to_string());
+    second.wait_for_log("host access is left to another device plugin");
+    for up in ["down", "up"] {
+        host.ip(&format!("link set {LOWER} {up}"));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(index(), before);
+    assert!(host.link("mvh-other0").is_none());
+    lab.kill();
+    second.wait_for_log("created a macvlan of other0");
+    wait_until("the second has taken over", || {
+        index().is_none() && host.link("mvh-other0").is_some()
+    });
+}
+
+#[test]
+fn former_devices_get_none_on_a_lower_device_for_which_it_is_not_set() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let host = &lab.node.host;
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    let held = ("macvtap.network.kubevirt.io/a", &*guest.device);
+    let kubelet_dir = lab.dir.path().join("kubelet");
+    super::held::checkpoint(&kubelet_dir, held, tap_of(&guest.device));
+    lab.connects(&guest, GUEST);
+    host.ip("link add other0 type veth peer name other1");
+    host.ip("link set other0 up");
+    let mut other = resource("a", true);
+    other["lowerDevice"] = "other0".into();
+    lab.configure(&json!([other]));
+    wait_until("it is on the other one", || {
+        host.link("mvh-other0").is_some()
+    });
+    lab.gone();
+    drop(guest);
 }
 
 #[test]

@@ -22,9 +22,19 @@ pub const MAX_GUESTS: usize = 500;
 /// Where the parts of a frame are.
 const SOURCE: u16 = 6;
 const ETHERTYPE: u16 = 12;
+/// In IPv4: version and length, flags and the place of a fragment, protocol, ICMP type without
+/// options before it.
+const LENGTH: u16 = 14;
+const FRAGMENT: u16 = 20;
+const PROTOCOL: u16 = 23;
+const ICMP_TYPE: u16 = 34;
 const NEXT_HEADER: u16 = 20;
 const TYPE: u16 = 54;
+const IPV4: [u8; 2] = [8, 0];
 const IPV6: [u8; 2] = [0x86, 0xdd];
+const ICMP: u8 = 1;
+/// The type of a redirect in ICMP.
+const IPV4_REDIRECT: u8 = 5;
 const ICMPV6: u8 = 58;
 /// Router advertisements and redirects: they change the routes of the host that takes them.
 const ROUTER_ADVERTISEMENT: u8 = 134;
@@ -55,10 +65,24 @@ fn from(guests: &BTreeSet<MacAddr>) -> Filter {
         conditions
     });
     let dropped = extensions.into_iter().chain(messages);
+    let dropped = dropped.chain(ipv4_redirects());
     let dropped = dropped.map(|conditions| rule(conditions, DROP));
     let guests = guests.iter().take(MAX_GUESTS);
     let passed = guests.map(|mac| rule(vec![Condition::is(SOURCE, &mac.0)], Verdict::Accept));
     filter(dropped.chain(passed).collect(), DROP)
+}
+
+/// ICMP redirects. ICMP behind options is dropped whatever it is: only routers need it.
+fn ipv4_redirects() -> [Vec<Condition>; 2] {
+    let icmp = || {
+        let kind = Condition::is(ETHERTYPE, &IPV4);
+        vec![kind, Condition::is(PROTOCOL, &[ICMP])]
+    };
+    let (mut redirect, mut options) = (icmp(), icmp());
+    redirect.push(Condition::masked(FRAGMENT, &[0x1f, 0xff], &[0, 0]));
+    redirect.push(Condition::is(ICMP_TYPE, &[IPV4_REDIRECT]));
+    options.push(Condition::masked(LENGTH, &[0x0f], &[5]).negated());
+    [options, redirect]
 }
 
 fn to_one_host() -> Filter {

@@ -3,15 +3,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{claim::Claim, node::Node};
+use super::{
+    claim::Claim,
+    node::{Node, Refusal},
+};
 use crate::types::mac::MacAddr;
 
 /// Addresses of a guest that are kept at most, of those that it claims. A guest with IPv6 has a
 /// few, of which some change daily.
 const MAX_ADDRESSES: usize = 16;
+/// New claims of a guest at once; then one is accepted in each interval.
+const MAX_BURST: u32 = 16;
+const CLAIM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A macvtap of a guest that the node reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,39 +36,115 @@ pub struct Port {
 
 /// What the guests on a lower device claimed.
 #[derive(Clone, Debug, Default)]
-pub struct Guests(BTreeMap<IpAddr, (MacAddr, Instant)>);
+pub struct Guests {
+    claims: BTreeMap<IpAddr, Accepted>,
+    /// Since when each guest has made no claim, as far as its new claims are counted: each moves
+    /// this on by an interval.
+    idle_since: BTreeMap<MacAddr, Instant>,
+}
+
+/// A claim, and what became of it.
+#[derive(Clone, Copy, Debug)]
+struct Accepted {
+    mac: MacAddr,
+    /// When it was last made.
+    at: Instant,
+    /// Whether other hosts on the link were asked for the address.
+    probed: bool,
+}
 
 impl Guests {
     /// Takes note of a claim, in place of one that another guest made to the address. Of too many
-    /// claims of one guest the oldest goes. False if nothing is new.
+    /// claims of one guest the oldest goes. False if nothing is new, or the guest makes new claims
+    /// too often.
     pub fn claim(&mut self, claim: Claim, now: Instant) -> bool {
         let Claim { mac, address } = claim;
-        let former = self.0.insert(address, (mac, now));
-        if former.is_some_and(|(former, _)| former == mac) {
+        let former = self.claims.get_mut(&address);
+        if let Some(former) = former.filter(|former| former.mac == mac) {
+            former.at = now;
             return false;
         }
-        let of_guest = self.0.iter().filter(|(_, (other, _))| *other == mac);
+        if !self.may_claim(mac, now) {
+            return false;
+        }
+        let accepted = Accepted {
+            mac,
+            at: now,
+            probed: false,
+        };
+        self.claims.insert(address, accepted);
+        let of_guest = self.claims.iter().filter(|(_, other)| other.mac == mac);
         if of_guest.clone().count() > MAX_ADDRESSES {
-            let oldest = of_guest.min_by_key(|(_, (_, at))| *at);
+            let oldest = of_guest.min_by_key(|(_, claim)| claim.at);
             if let Some(oldest) = oldest.map(|(address, _)| *address) {
-                self.0.remove(&oldest);
+                self.claims.remove(&oldest);
             }
         }
         true
     }
 
+    /// Counts a new claim of a guest. False if there were too many.
+    fn may_claim(&mut self, mac: MacAddr, now: Instant) -> bool {
+        let start = now.checked_sub(CLAIM_INTERVAL * MAX_BURST).unwrap_or(now);
+        let idle = self.idle_since.entry(mac).or_insert(start);
+        let next = (*idle).max(start) + CLAIM_INTERVAL;
+        let may = next <= now;
+        if may {
+            *idle = next;
+        }
+        may
+    }
+
+    /// Takes over a claim that was accepted before this device plugin started.
+    pub fn adopt(&mut self, claim: Claim, now: Instant) {
+        let accepted = Accepted {
+            mac: claim.mac,
+            at: now,
+            probed: true,
+        };
+        self.claims.insert(claim.address, accepted);
+    }
+
+    /// The addresses that no other host on the link was asked for yet. From now on they count as
+    /// such that were.
+    pub fn take_unprobed(&mut self) -> Vec<IpAddr> {
+        let unprobed = self.claims.iter_mut().filter(|(_, claim)| !claim.probed);
+        let taken = unprobed.map(|(address, claim)| {
+            claim.probed = true;
+            *address
+        });
+        taken.collect()
+    }
+
+    /// Forgets the claims that the node refuses by now.
+    pub fn refuse(&mut self, node: &Node) -> Vec<(Claim, Refusal)> {
+        let mut refused = Vec::new();
+        self.claims.retain(|address, accepted| {
+            let claim = Claim {
+                mac: accepted.mac,
+                address: *address,
+            };
+            let refusal = node.refusal_of(&claim);
+            refused.extend(refusal.map(|refusal| (claim, refusal)));
+            refusal.is_none()
+        });
+        refused
+    }
+
     /// Forgets what others than the guests with these MACs claimed.
     pub fn retain(&mut self, macs: &BTreeSet<MacAddr>) {
-        self.0.retain(|_, (mac, _)| macs.contains(mac));
+        self.claims.retain(|_, claim| macs.contains(&claim.mac));
+        self.idle_since.retain(|mac, _| macs.contains(mac));
     }
 
     /// The addresses of the guests that are behind `ports` now, as far as the node takes a route
-    /// to them. What IPAM says precedes a claim.
+    /// to them. What IPAM says precedes a claim, which counts once other hosts were asked.
     #[must_use]
     pub fn reachable(&self, ports: &[Port], node: &Node) -> BTreeMap<IpAddr, MacAddr> {
         let active = || ports.iter().filter(|port| !port.parked);
         let macs: BTreeSet<MacAddr> = active().map(|port| port.mac).collect();
-        let claimed = self.0.iter().map(|(address, (mac, _))| (*address, *mac));
+        let claimed = self.claims.iter().filter(|(_, claim)| claim.probed);
+        let claimed = claimed.map(|(address, claim)| (*address, claim.mac));
         let claimed = claimed.filter(|(_, mac)| macs.contains(mac));
         let given = active().flat_map(|port| {
             let addresses = port.addresses.iter();
@@ -76,8 +158,6 @@ impl Guests {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
@@ -104,6 +184,11 @@ mod tests {
         }
     }
 
+    fn reachable(guests: &mut Guests, ports: &[Port]) -> BTreeMap<IpAddr, MacAddr> {
+        guests.take_unprobed();
+        guests.reachable(ports, &node())
+    }
+
     fn node() -> Node {
         Node {
             own: [ip(1)].into(),
@@ -120,11 +205,11 @@ mod tests {
         assert!(!guests.claim(claim(A, 5), now));
         assert!(guests.claim(claim(A, 1), now), "the node's own");
         let mut ports = [port(1, A), port(2, B)];
-        assert_eq!(guests.reachable(&ports, &node()), [(ip(5), A)].into());
+        assert_eq!(reachable(&mut guests, &ports), [(ip(5), A)].into());
         assert!(guests.claim(claim(B, 5), now));
-        assert_eq!(guests.reachable(&ports, &node()), [(ip(5), B)].into());
+        assert_eq!(reachable(&mut guests, &ports), [(ip(5), B)].into());
         ports[0].addresses = vec![ip(5), ip(1)];
-        assert_eq!(guests.reachable(&ports, &node()), [(ip(5), A)].into());
+        assert_eq!(reachable(&mut guests, &ports), [(ip(5), A)].into());
     }
 
     #[test]
@@ -134,12 +219,12 @@ mod tests {
         let mut ports = [port(1, A)];
         ports[0].addresses = vec![ip(6)];
         ports[0].parked = true;
-        assert!(guests.reachable(&ports, &node()).is_empty());
+        assert!(reachable(&mut guests, &ports).is_empty());
         ports[0].parked = false;
         let both = [(ip(5), A), (ip(6), A)].into();
-        assert_eq!(guests.reachable(&ports, &node()), both);
+        assert_eq!(reachable(&mut guests, &ports), both);
         guests.retain(&[B].into());
-        assert_eq!(guests.reachable(&ports, &node()), [(ip(6), A)].into());
+        assert_eq!(reachable(&mut guests, &ports), [(ip(6), A)].into());
     }
 
     #[test]
@@ -148,14 +233,42 @@ mod tests {
         let start = Instant::now();
         guests.claim(claim(B, 99), start);
         for last in 10..40 {
-            let at = start + Duration::from_secs(last.into());
+            let at = start + CLAIM_INTERVAL * u32::from(last);
             guests.claim(claim(A, last), at);
             // The first one is still in use.
             guests.claim(claim(A, 10), at);
         }
-        let found = guests.reachable(&[port(1, A), port(2, B)], &node());
+        let found = reachable(&mut guests, &[port(1, A), port(2, B)]);
         assert_eq!(found.len(), MAX_ADDRESSES + 1);
         assert!(found.contains_key(&ip(10)) && found.contains_key(&ip(39)));
         assert!(!found.contains_key(&ip(11)));
+    }
+
+    #[test]
+    fn a_claim_counts_once_other_hosts_were_asked_and_while_none_has_the_address() {
+        let (mut guests, ports) = (Guests::default(), [port(1, A)]);
+        guests.claim(claim(A, 5), Instant::now());
+        assert!(guests.reachable(&ports, &node()).is_empty());
+        assert_eq!(guests.take_unprobed(), [ip(5)]);
+        assert!(guests.take_unprobed().is_empty());
+        assert!(guests.refuse(&node()).is_empty());
+        assert_eq!(guests.reachable(&ports, &node()), [(ip(5), A)].into());
+        let node = Node {
+            neighbors: [(ip(5), B)].into(),
+            ..node()
+        };
+        assert_eq!(guests.refuse(&node), [(claim(A, 5), Refusal::Taken)]);
+        assert!(guests.reachable(&ports, &node).is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_claims_ever_new_addresses_is_slowed_down() {
+        let (mut guests, start) = (Guests::default(), Instant::now());
+        let mut accepted = |mac, last, at| guests.claim(claim(mac, last), at);
+        let count = (10..200).filter(|last| accepted(A, *last, start)).count();
+        assert_eq!(count, MAX_BURST as usize);
+        assert!(accepted(B, 210, start));
+        let later = start + CLAIM_INTERVAL;
+        assert!(accepted(A, 211, later) && !accepted(A, 212, later));
     }
 }

@@ -18,6 +18,7 @@ mod thread;
 use std::{
     io::Write,
     os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
 };
 
@@ -28,19 +29,36 @@ use self::{
     interface::is_ours,
     thread::{Shared, Work},
 };
-use crate::{host::worker::Worker, netlink::Link, types::status::HostAccessStatus};
+use crate::{
+    host::{control_socket, process_lock::ProcessLock, worker::Worker},
+    netlink::Link,
+    types::status::HostAccessStatus,
+};
 
 pub use guests::Port;
 pub use thread::{Plan, Ports};
 
+/// The lock of the device plugin that makes the macvlans.
+const LOCK: &str = "host-access.lock";
+
 /// Host access of a node. Its thread runs once there is something to do.
-#[derive(Default)]
 pub struct HostAccess {
+    kubelet_dir: PathBuf,
     shared: Arc<Shared>,
     worker: Option<(Worker, UnixStream)>,
 }
 
 impl HostAccess {
+    /// None yet, on the node with this kubelet's directory.
+    #[must_use]
+    pub fn new(kubelet_dir: &Path) -> Self {
+        Self {
+            kubelet_dir: kubelet_dir.to_owned(),
+            shared: Arc::default(),
+            worker: None,
+        }
+    }
+
     /// Takes over another plan, or that links, addresses or routes changed; `node` is the node's
     /// name.
     pub fn update(&mut self, plan: Plan, links: &[Link], node: &str) {
@@ -67,12 +85,13 @@ impl HostAccess {
                 .set_nonblocking(true)
                 .context("setting up a socket")?;
         }
-        let work = Work::new(Arc::clone(&self.shared), node.to_owned(), reported);
+        let lock = ProcessLock::new(control_socket::dir_in(&self.kubelet_dir), LOCK);
+        let work = Work::new(Arc::clone(&self.shared), node.to_owned(), (reported, lock));
         let worker = Worker::start("host-access", move |waiter| work.run(waiter))?;
         Ok((worker, changes))
     }
 
-    /// How it is, by lower device.
+    /// Published status, by lower device.
     #[must_use]
     pub fn status(&self) -> Vec<HostAccessStatus> {
         let published = self.shared.status.lock();

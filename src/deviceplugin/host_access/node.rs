@@ -1,11 +1,16 @@
 //! What a node has on a lower device: its addresses and networks. By them it is decided which
 //! addresses of guests it takes a route to.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
+use super::claim::Claim;
 use crate::{
     netlink::{InstalledRoute, NetlinkError, ROUTE_PROTOCOL, Socket},
-    types::{ip_config::InterfaceAddress, prefix::Prefix},
+    types::{ip_config::InterfaceAddress, mac::MacAddr, prefix::Prefix},
 };
 
 /// A node's addresses and networks on a lower device.
@@ -21,6 +26,8 @@ pub struct Node {
     pub gateways: BTreeSet<IpAddr>,
     /// The single addresses that other routes lead to.
     pub routed: BTreeSet<IpAddr>,
+    /// The hosts that the node knows by the lower device.
+    pub neighbors: BTreeMap<IpAddr, MacAddr>,
 }
 
 /// Why the node takes no route to an address of a guest.
@@ -34,6 +41,8 @@ pub enum Refusal {
     NotOnLink,
     /// The node has a route to it.
     Routed,
+    /// Another host on the link has it.
+    Taken,
 }
 
 impl fmt::Display for Refusal {
@@ -43,6 +52,7 @@ impl fmt::Display for Refusal {
             Self::Gateway => "is the address of a gateway of the node",
             Self::NotOnLink => "is not in a network that the node has on the lower device",
             Self::Routed => "has a route of the node's own",
+            Self::Taken => "is the address of another host on the link",
         })
     }
 }
@@ -74,6 +84,11 @@ impl Node {
             on_link: on_link.filter(|prefix| prefix.length() > 0).collect(),
             gateways: by_lower().filter_map(|route| route.gateway).collect(),
             routed: single.collect(),
+            neighbors: host
+                .known_neighbors(lower)?
+                .into_iter()
+                .map(|neighbor| (neighbor.address, neighbor.mac))
+                .collect(),
         })
     }
 
@@ -92,6 +107,15 @@ impl Node {
         } else {
             None
         }
+    }
+
+    /// Why it takes no route to an address that a guest claims; none if it does.
+    #[must_use]
+    pub fn refusal_of(&self, claim: &Claim) -> Option<Refusal> {
+        let known = self.neighbors.get(&claim.address);
+        let is_taken = known.is_some_and(|mac| *mac != claim.mac);
+        self.refusal(claim.address)
+            .or(is_taken.then_some(Refusal::Taken))
     }
 
     /// The address that the node has as its source to this one: that of the same network, or the
@@ -137,6 +161,8 @@ fn is_host_of(prefix: &Prefix, ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
@@ -153,6 +179,7 @@ mod tests {
                 .into(),
             gateways: ["10.0.0.254", "2001:db8::fe"].map(ip).into(),
             routed: ["10.0.0.99"].map(ip).into(),
+            neighbors: [(ip("10.0.0.9"), OTHER)].into(),
         }
     }
 
@@ -182,6 +209,20 @@ mod tests {
             ("8.8.8.8", Some(NotOnLink)),
         ] {
             assert_eq!(node().refusal(ip(address)), refusal, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_guest_does_not_get_the_address_of_another_host() {
+        let guest = MacAddr([2, 0, 0, 0, 0, 5]);
+        for (mac, address, refusal) in [
+            (guest, "10.0.0.5", None),
+            (guest, "10.0.0.9", Some(Refusal::Taken)),
+            (OTHER, "10.0.0.9", None),
+            (OTHER, "10.0.0.1", Some(Refusal::Own)),
+        ] {
+            let address = ip(address);
+            assert_eq!(node().refusal_of(&Claim { mac, address }), refusal);
         }
     }
 

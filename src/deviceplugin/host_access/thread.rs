@@ -24,25 +24,32 @@ use super::{
 use crate::{
     host::{
         packet::{MAX_FRAME_BYTES, PacketError, PacketSocket},
+        process_lock::ProcessLock,
         worker::Waiter,
     },
     learning::filter,
+    macvtap::lower::LowerDevice,
     netlink::{Link, Socket},
     types::{link_name::LinkName, mac::MacAddr, status::HostAccessStatus},
 };
 
 /// How often the kernel is compared with what it is to have, if nothing happens.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
-/// The shortest time until the next comparison for what guests claim, however much that is.
+/// The thread rests after each comparison: at least this long, and this many times as long as the
+/// comparison took. So neither guests nor link events keep a processor busy.
+const REST: u32 = 9;
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// Frames that are taken from one socket before the kernel is looked at.
 const MAX_FRAMES_PER_TURN: usize = 256;
 
-/// What is to be.
+/// The taps of the resources on each lower device, by its name or alternative name.
+type Lowers = BTreeMap<LinkName, BTreeSet<u32>>;
+
+/// Desired state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The lower devices with host access, and the taps of their resources.
-    pub lowers: BTreeMap<LinkName, BTreeSet<u32>>,
+    pub lowers: Lowers,
     /// The macvtaps of guests.
     pub ports: Ports,
 }
@@ -59,12 +66,12 @@ pub enum Ports {
     Known(Vec<Port>),
 }
 
-/// What the thread has in common with the event loop.
+/// State shared with the event loop.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// What is to be.
+    /// Desired state.
     pub plan: Mutex<Plan>,
-    /// What is.
+    /// Published status.
     pub status: Mutex<Vec<HostAccessStatus>>,
 }
 
@@ -75,7 +82,15 @@ pub struct Work {
     node: String,
     /// Readable when the plan, links, addresses or routes changed.
     changes: UnixStream,
-    accesses: BTreeMap<LinkName, Access>,
+    /// One device plugin of a node makes and deletes macvlans. Of two, each would delete what the
+    /// other makes.
+    lock: ProcessLock,
+    /// By the index of the lower device, which may have several names.
+    accesses: BTreeMap<u32, Access>,
+    /// By the name of the lower device, which does not exist for now.
+    absent: BTreeMap<LinkName, Access>,
+    /// Lower devices that do not exist.
+    missing: Vec<HostAccessStatus>,
     sockets: Vec<PacketSocket>,
     /// What the sockets' filter is for: the indexes of the macvlans, and the MACs of guests.
     filtered: (BTreeSet<u32>, BTreeSet<MacAddr>),
@@ -84,12 +99,19 @@ pub struct Work {
 
 impl Work {
     /// That for this node.
-    pub fn new(shared: Arc<Shared>, node: String, changes: UnixStream) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        node: String,
+        (changes, lock): (UnixStream, ProcessLock),
+    ) -> Self {
         Self {
             shared,
             node,
             changes,
+            lock,
             accesses: BTreeMap::new(),
+            absent: BTreeMap::new(),
+            missing: Vec::new(),
             sockets: Vec::new(),
             filtered: Default::default(),
             warnings: BTreeSet::new(),
@@ -107,9 +129,11 @@ impl Work {
         let mut host = Socket::open()?;
         let mut buffer = vec![0; MAX_FRAME_BYTES];
         loop {
+            let start = Instant::now();
             let error = self.reconcile(&mut host).err();
             self.publish(error);
-            if !self.wait(waiter, &mut buffer)? {
+            let pause = (start.elapsed() * REST).max(MIN_INTERVAL);
+            if !rest(waiter, pause)? || !self.wait(waiter, &mut buffer)? {
                 return Ok(());
             }
         }
@@ -117,24 +141,23 @@ impl Work {
 
     /// Waits until the kernel has to be compared again. False if it is time to stop.
     fn wait(&mut self, waiter: &Waiter, buffer: &mut [u8]) -> Result<bool> {
-        let start = Instant::now();
-        let mut claimed = false;
+        let end = Instant::now() + SWEEP_INTERVAL;
         loop {
-            let interval = if claimed {
-                MIN_INTERVAL
-            } else {
-                SWEEP_INTERVAL
-            };
-            let pause = (start + interval).saturating_duration_since(Instant::now());
-            if pause.is_zero() {
+            let pause = end.saturating_duration_since(Instant::now());
+            let is_probing = self.accesses.values().any(|access| access.is_probing);
+            if pause.is_zero() || is_probing {
                 return Ok(true);
             }
             if waiter.wait(self.descriptors(), pause)?.is_none() {
                 return Ok(false);
             }
-            claimed |= self.receive(buffer);
-            if self.take_changes() {
+            let claimed = self.receive(buffer);
+            if self.take_changes() || claimed {
                 return Ok(true);
+            }
+            // A guest that repeats itself is not read at once.
+            if !rest(waiter, MIN_INTERVAL)? {
+                return Ok(false);
             }
         }
     }
@@ -155,29 +178,82 @@ impl Work {
     fn reconcile(&mut self, host: &mut Socket) -> Result<()> {
         let plan = self.shared.plan.lock();
         let plan = plan.unwrap_or_else(PoisonError::into_inner).clone();
-        self.accesses
-            .retain(|lower, _| plan.lowers.contains_key(lower));
         let links = host.links().context("listing links")?;
-        let removed = remove_others(host, &links, &plan);
+        if let Err(error) = self.lock.take() {
+            self.accesses.clear();
+            self.missing.clear();
+            // Without a lower device of its own it has nothing to report.
+            let needed = (!plan.lowers.is_empty()).then_some(error);
+            return needed.map_or(Ok(()), |error| {
+                Err(error.context("host access is left to another device plugin"))
+            });
+        }
+        let lowers = self.resolve(plan.lowers, &links);
+        let removed = remove_others(host, &links, &lowers);
         let surroundings = Surroundings {
             node: &self.node,
-            links: &links,
             ports: match &plan.ports {
                 Ports::Known(ports) => Some(ports),
                 Ports::Awaited | Ports::Unknown => None,
             },
         };
-        for (lower, taps) in plan.lowers {
-            let access = self.accesses.entry(lower);
-            let access = access.or_insert_with_key(|lower| Access::new(lower.clone()));
-            access.taps = taps;
-            access.sync(host, surroundings);
+        for (index, access) in &mut self.accesses {
+            let Some(lower) = lowers.get(index) else {
+                continue;
+            };
+            access.sync(host, lower, surroundings);
             if plan.ports == Ports::Unknown {
                 let text = "learning is off: its guests are not known";
                 access.status.errors.push(text.to_owned());
             }
         }
-        removed.and(self.filter().context("receiving what guests claim"))
+        let filtered = self.filter().context("receiving what guests claim");
+        removed.and(filtered)
+    }
+
+    /// Finds the lower devices, which may have several names, and gives each its taps. By index.
+    fn resolve(&mut self, named: Lowers, links: &[Link]) -> BTreeMap<u32, Link> {
+        self.missing.clear();
+        let (mut found, mut all_taps) = (BTreeMap::new(), BTreeMap::new());
+        for (name, taps) in named {
+            match LowerDevice::among(links, &name) {
+                Ok(LowerDevice { link }) => {
+                    let (_, of_link) = all_taps
+                        .entry(link.index)
+                        .or_insert_with(|| (name, BTreeSet::new()));
+                    of_link.extend(taps);
+                    found.insert(link.index, link);
+                }
+                Err(error) => self.missing.push(HostAccessStatus {
+                    lower_device: name.to_string(),
+                    errors: vec![error.to_string()],
+                    ..HostAccessStatus::default()
+                }),
+            }
+        }
+        self.assign(all_taps);
+        found
+    }
+
+    /// Keeps what is known of guests while a lower device has another name or is made again: they
+    /// do not repeat their claims soon.
+    fn assign(&mut self, all_taps: BTreeMap<u32, (LinkName, BTreeSet<u32>)>) {
+        let gone = self
+            .accesses
+            .extract_if(.., |index, _| !all_taps.contains_key(index));
+        let gone = gone.map(|(_, access)| (access.lower.clone(), access));
+        self.absent.extend(gone);
+        for (index, (name, taps)) in all_taps {
+            let former = self.absent.remove(&name);
+            let access = self.accesses.entry(index);
+            let access = access.or_insert_with(|| former.unwrap_or_else(|| Access::new(name)));
+            access.taps = taps;
+        }
+        let is_missing = |name: &LinkName| {
+            let mut missing = self.missing.iter();
+            missing.any(|status| *status.lower_device == **name)
+        };
+        self.absent.retain(|name, _| is_missing(name));
     }
 
     // === claims ===
@@ -230,20 +306,20 @@ impl Work {
 
     // === status ===
 
-    /// Publishes how it is, and logs what is new.
+    /// Publishes the status, and logs what is new.
     fn publish(&mut self, error: Option<anyhow::Error>) {
-        let mut all: Vec<HostAccessStatus> = self
-            .accesses
-            .values()
-            .map(|access| access.status.clone())
-            .collect();
+        let accesses = self.accesses.values().map(|access| &access.status);
+        let mut all: Vec<HostAccessStatus> = accesses.chain(&self.missing).cloned().collect();
+        let mut warnings = BTreeSet::new();
         if let Some(error) = error {
             let text = format!("{error:#}");
+            if all.is_empty() {
+                warnings.insert(format!("host access: {text}"));
+            }
             let errors = all.iter_mut().map(|status| &mut status.errors);
             errors.for_each(|errors| errors.push(text.clone()));
         }
-        let warnings = all.iter().flat_map(HostAccessStatus::warnings);
-        let warnings: BTreeSet<String> = warnings.collect();
+        warnings.extend(all.iter().flat_map(HostAccessStatus::warnings));
         for warning in warnings.difference(&self.warnings) {
             warn!("{warning}");
         }
@@ -253,20 +329,36 @@ impl Work {
     }
 }
 
-/// Removes the macvlans on lower devices without host access.
-fn remove_others(host: &mut Socket, links: &[Link], plan: &Plan) -> Result<()> {
-    let is_planned = |link: &&Link| {
-        let lower = links.iter().find(|lower| Some(lower.index) == link.lower);
-        let lower = lower.filter(|_| link.lower_nsid.is_none());
-        lower.is_some_and(|lower| plan.lowers.keys().any(|name| lower.is_called(name)))
-    };
-    for link in links.iter().filter(|link| is_ours(link)) {
-        if is_planned(&link) {
-            continue;
+/// Leaves what comes in to the kernel. False if it is time to stop.
+fn rest(waiter: &Waiter, rest: Duration) -> Result<bool> {
+    let end = Instant::now() + rest;
+    loop {
+        let pause = end.saturating_duration_since(Instant::now());
+        if pause.is_zero() {
+            return Ok(true);
         }
-        let deleted = host.delete(link.index);
-        deleted.with_context(|| format!("deleting {:?}", link.name))?;
-        info!(interface = link.name.as_str(); "deleted: host access is off there");
+        if waiter.wait(std::iter::empty(), pause)?.is_none() {
+            return Ok(false);
+        }
     }
-    Ok(())
+}
+
+/// Deletes the macvlans on lower devices without host access. The first error, if one stays.
+fn remove_others(host: &mut Socket, links: &[Link], lowers: &BTreeMap<u32, Link>) -> Result<()> {
+    let is_planned = |link: &Link| {
+        let lower = link.lower_here();
+        lower.is_some_and(|lower| lowers.contains_key(&lower))
+    };
+    let others = links
+        .iter()
+        .filter(|link| is_ours(link) && !is_planned(link));
+    let mut removed = Ok(());
+    for link in others {
+        let deleted = host.delete(link.index);
+        match deleted.with_context(|| format!("deleting {:?}", link.name)) {
+            Ok(_) => info!(interface = link.name.as_str(); "deleted: host access is off there"),
+            Err(error) => removed = removed.and(Err(error)),
+        }
+    }
+    removed
 }
