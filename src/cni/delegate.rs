@@ -31,7 +31,7 @@ use crate::{
 
 /// How long a call of ours may take in all: a plugin may wait for a DHCP server, or for a lock in
 /// the API server. The kubelet gives a sandbox 4 minutes to start and 2 to stop, with all its
-/// networks; a runtime that asks for STATUS answers nobody meanwhile.
+/// networks; a runtime that asks for STATUS answers no other request meanwhile.
 const ADD_TIMEOUT: Duration = Duration::from_mins(1);
 const OTHER_TIMEOUT: Duration = Duration::from_secs(30);
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);

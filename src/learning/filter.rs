@@ -10,17 +10,13 @@ use std::collections::BTreeSet;
 
 use socket2::SockFilter;
 
-use crate::types::mac::MacAddr;
+use crate::{
+    netlink::bpf::{JUMP, JUMP_EQUAL, LOAD_BYTE, LOAD_WORD, RETURN},
+    types::mac::MacAddr,
+};
 
-/// `BPF_LD | BPF_W | BPF_ABS`, and for bytes.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_BYTE: u16 = 0x30;
-/// `BPF_JMP | BPF_JEQ | BPF_K`, `BPF_JSET` and `BPF_JA`.
-const EQUAL: u16 = 0x15;
+/// `BPF_JMP | BPF_JSET | BPF_K`.
 const ANY_BIT: u16 = 0x45;
-const JUMP: u16 = 0x05;
-/// `BPF_RET | BPF_K`.
-const RETURN: u16 = 0x06;
 /// `SKF_AD_OFF` + `SKF_AD_VLAN_TAG_PRESENT`: packet sockets see frames before VLANs are
 /// separated.
 const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
@@ -45,7 +41,7 @@ pub fn from(macs: &BTreeSet<MacAddr>) -> Vec<SockFilter> {
 pub fn untagged_to_group(macs: &BTreeSet<MacAddr>) -> Vec<SockFilter> {
     let head = vec![
         step(LOAD_WORD, VLAN_TAG_PRESENT, 0, 0),
-        step(EQUAL, 0, 1, 0),
+        step(JUMP_EQUAL, 0, 1, 0),
         step(RETURN, 0, 0, 0),
         step(LOAD_BYTE, 0, 0, 0),
         step(ANY_BIT, 1, 1, 0),
@@ -74,7 +70,7 @@ fn by_source(mut program: Vec<SockFilter>, macs: &BTreeSet<MacAddr>) -> Vec<Sock
         let distances = (1..=chunk.len()).rev();
         for (low, distance) in chunk.iter().zip(distances) {
             let distance = u8::try_from(distance).unwrap_or(u8::MAX);
-            program.push(step(EQUAL, *low, distance, 0));
+            program.push(step(JUMP_EQUAL, *low, distance, 0));
         }
         program.extend([step(JUMP, 1, 0, 0), step(RETURN, WHOLE, 0, 0)]);
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{
     Socket,
     attr::{attributes, nested, number},
-    batch::{ACK, Attributes, Batch, CREATE, DUMP, EXCLUSIVE},
+    batch::{Attributes, CREATE, DUMP, EXCLUSIVE},
     error::{NetlinkError, or_existing},
     message::Message,
 };
@@ -108,7 +108,7 @@ impl Socket {
         let mut header = [0; ADDRESS_HEADER];
         (header[0], header[1]) = (family(address.ip), address.length);
         header[4..].copy_from_slice(&index.to_ne_bytes());
-        let added = self.make((NEW_ADDRESS, EXCLUSIVE), &header, |to| {
+        let added = self.request_bytes((NEW_ADDRESS, CREATE | EXCLUSIVE), &header, |to| {
             to.put(ADDRESS_LOCAL, &bytes(address.ip));
             to.put(ADDRESS_ADDRESS, &bytes(address.ip));
             if let Some(broadcast) = address.broadcast() {
@@ -166,7 +166,7 @@ impl Socket {
             UNICAST,
         ]);
         header[8..].copy_from_slice(&flags.to_ne_bytes());
-        let added = self.make((NEW_ROUTE, 0), &header, |to| {
+        let added = self.request_bytes((NEW_ROUTE, CREATE), &header, |to| {
             to.put(ROUTE_DESTINATION, &destination.bytes());
             to.put(ROUTE_INTERFACE, &index.to_ne_bytes());
             write_options(to, route);
@@ -190,17 +190,6 @@ impl Socket {
             },
         )?;
         Ok(routes.into_iter().flatten().collect())
-    }
-
-    fn make(
-        &mut self,
-        (kind, flags): (u16, u16),
-        header: &[u8],
-        attributes: impl FnOnce(&mut Attributes<'_>),
-    ) -> Result<(), NetlinkError> {
-        let request = (kind, flags | CREATE | ACK);
-        let write = |batch: &mut Batch| batch.add(request, header, attributes);
-        self.exchange(write, |_| Ok(())).map(|_| ())
     }
 }
 

@@ -8,16 +8,16 @@ use anyhow::{Context, Result, ensure};
 use super::filter::{Chain, Condition, Filter, Name, Test, Verdict};
 
 /// Instructions of `linux/filter.h` and `linux/bpf_common.h`.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
+pub(crate) const LOAD_WORD: u16 = 0x20;
+pub(crate) const LOAD_HALF: u16 = 0x28;
+pub(crate) const LOAD_BYTE: u16 = 0x30;
 const LOAD_LENGTH: u16 = 0x80;
 const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const JUMP_AT_LEAST: u16 = 0x35;
-const RETURN: u16 = 0x06;
+pub(crate) const JUMP: u16 = 0x05;
+pub(crate) const JUMP_EQUAL: u16 = 0x15;
+pub(crate) const JUMP_GREATER: u16 = 0x25;
+pub(crate) const JUMP_AT_LEAST: u16 = 0x35;
+pub(crate) const RETURN: u16 = 0x06;
 /// `TC_ACT_OK` and `TC_ACT_SHOT` of `linux/pkt_cls.h`.
 const PASS: u32 = 0;
 const SHOT: u32 = 2;

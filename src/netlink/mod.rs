@@ -3,7 +3,7 @@
 mod address;
 mod attr;
 mod batch;
-mod bpf;
+pub(crate) mod bpf;
 mod error;
 pub mod filter;
 mod link;

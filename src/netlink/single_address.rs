@@ -13,7 +13,7 @@ use super::{
         ROUTE_PRIORITY, ROUTE_SOURCE, UNICAST, address, bytes, family,
     },
     attr::{nested, number},
-    batch::{ACK, Attributes, Batch, CREATE, DUMP, EXCLUSIVE, REPLACE},
+    batch::{Batch, CREATE, DUMP, EXCLUSIVE, REPLACE},
     error::{NetlinkError, or_existing},
     message::Message,
 };
@@ -87,7 +87,7 @@ impl Socket {
         (header[0], header[1]) = (family(ip), Prefix::host(ip).length());
         header[3] = LINK_SCOPE;
         header[4..].copy_from_slice(&index.to_ne_bytes());
-        self.ask(request, &header, |to| {
+        self.request_bytes(request, &header, |to| {
             to.put(ADDRESS_LOCAL, &bytes(ip));
             to.put(ADDRESS_ADDRESS, &bytes(ip));
             to.put(ADDRESS_FLAGS, &flags.to_ne_bytes());
@@ -134,7 +134,7 @@ impl Socket {
             LINK_SCOPE,
             UNICAST,
         ]);
-        self.ask(request, &header, |to| {
+        self.request_bytes(request, &header, |to| {
             to.put(ROUTE_DESTINATION, &bytes(destination));
             to.put(ROUTE_SOURCE, &bytes(source));
             to.put(ROUTE_INTERFACE, &index.to_ne_bytes());
@@ -145,7 +145,7 @@ impl Socket {
     /// Fixes the hardware address of a neighbour on an interface.
     pub fn set_neighbor(&mut self, index: u32, neighbor: &Neighbor) -> Result<(), NetlinkError> {
         let header = neighbor_header(index, neighbor.address, PERMANENT);
-        self.ask((NEW_NEIGHBOR, CREATE | REPLACE), &header, |to| {
+        self.request_bytes((NEW_NEIGHBOR, CREATE | REPLACE), &header, |to| {
             to.put(NEIGHBOR_ADDRESS, &bytes(neighbor.address));
             to.put(NEIGHBOR_MAC, &neighbor.mac.0);
         })
@@ -154,7 +154,7 @@ impl Socket {
     /// Forgets a neighbour. One that is not known is no error.
     pub fn delete_neighbor(&mut self, index: u32, ip: IpAddr) -> Result<(), NetlinkError> {
         let header = neighbor_header(index, ip, 0);
-        or_absent(self.ask((DELETE_NEIGHBOR, 0), &header, |to| {
+        or_absent(self.request_bytes((DELETE_NEIGHBOR, 0), &header, |to| {
             to.put(NEIGHBOR_ADDRESS, &bytes(ip));
         }))
     }
@@ -163,7 +163,7 @@ impl Socket {
     pub fn probe_neighbor(&mut self, index: u32, ip: IpAddr) -> Result<(), NetlinkError> {
         let mut header = neighbor_header(index, ip, 0);
         header[10] = USE;
-        self.ask((NEW_NEIGHBOR, CREATE), &header, |to| {
+        self.request_bytes((NEW_NEIGHBOR, CREATE), &header, |to| {
             to.put(NEIGHBOR_ADDRESS, &bytes(ip));
         })
     }
@@ -190,21 +190,10 @@ impl Socket {
                 to.put(NEIGHBOR_INTERFACE, &index.to_ne_bytes());
             });
         };
-        // A kernel without strict checking lists those of all interfaces.
         self.read_list(write, |message| {
             let (found, state, neighbor) = Neighbor::read(message)?;
             (found == index && is_wanted(state)).then_some(neighbor)
         })
-    }
-
-    fn ask(
-        &mut self,
-        (kind, flags): (u16, u16),
-        header: &[u8],
-        attributes: impl FnOnce(&mut Attributes<'_>),
-    ) -> Result<(), NetlinkError> {
-        let write = |batch: &mut Batch| batch.add((kind, flags | ACK), header, attributes);
-        self.exchange(write, |_| Ok(())).map(|_| ())
     }
 }
 

@@ -19,7 +19,7 @@ use neli::{
 };
 
 use super::{
-    batch::Batch,
+    batch::{ACK, Attributes, Batch},
     error::NetlinkError,
     message::{HEADER, Message, messages},
 };
@@ -81,6 +81,17 @@ impl Socket {
         self.send(kind, flags | NlmF::ACK, body)?;
         self.replies(|_| Ok(()))?;
         Ok(())
+    }
+
+    /// Sends a request of which neli has no type, answered by an acknowledgement alone.
+    pub(super) fn request_bytes(
+        &mut self,
+        (kind, flags): (u16, u16),
+        header: &[u8],
+        attributes: impl FnOnce(&mut Attributes<'_>),
+    ) -> Result<(), NetlinkError> {
+        let write = |batch: &mut Batch| batch.add((kind, flags | ACK), header, attributes);
+        self.exchange(write, |_| Ok(())).map(|_| ())
     }
 
     /// Sends a request that is answered by one message, from which `read` takes what it says.

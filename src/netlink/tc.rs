@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use super::{
     Socket,
     attr::{nested, number, text},
-    batch::{ACK, Attributes, Batch, CREATE, DUMP, EXCLUSIVE, REPLACE},
+    batch::{Attributes, CREATE, DUMP, EXCLUSIVE, REPLACE},
     error::{NetlinkError, or_existing},
     message::Message,
 };
@@ -110,7 +110,7 @@ impl Socket {
     pub fn add_clsact(&mut self, index: u32) -> Result<(), NetlinkError> {
         let header = header(index, CLSACT_HANDLE, CLSACT, 0);
         let kind = |to: &mut Attributes<'_>| to.text(KIND, "clsact");
-        or_existing(self.change_tc((NEW_QDISC, CREATE | EXCLUSIVE), &header, kind))
+        or_existing(self.request_bytes((NEW_QDISC, CREATE | EXCLUSIVE), &header, kind))
     }
 
     /// Lets a classic BPF program judge what a device sends: it returns the verdict.
@@ -138,7 +138,7 @@ impl Socket {
         program: &[u8],
     ) -> Result<(), NetlinkError> {
         let length = u16::try_from(program.len() / 8).context("a BPF program is too long")?;
-        self.change_tc(request, header, |to| {
+        self.request_bytes(request, header, |to| {
             to.text(KIND, "bpf");
             to.nest(OPTIONS, |to| {
                 to.put(BPF_LENGTH, &length.to_ne_bytes());
@@ -177,7 +177,7 @@ impl Socket {
         let mut selector = [0; 32];
         (selector[0], selector[2]) = (TERMINAL, 1);
         let mirred = [0, 0, STOLEN, 0, 0, REDIRECT, to_index].map(u32::to_ne_bytes);
-        self.change_tc((NEW_FILTER, CREATE | EXCLUSIVE), &header, |to| {
+        self.request_bytes((NEW_FILTER, CREATE | EXCLUSIVE), &header, |to| {
             to.text(KIND, "u32");
             to.nest(OPTIONS, |to| {
                 to.put(U32_SELECTOR, &selector);
@@ -207,7 +207,7 @@ impl Socket {
     /// Lets a device receive without a way by another one again.
     pub fn stop_redirecting(&mut self, index: u32) -> Result<(), NetlinkError> {
         let header = header(index, 0, CLSACT_INGRESS, EVERY_PROTOCOL);
-        match self.change_tc((DELETE_FILTER, 0), &header, |_| ()) {
+        match self.request_bytes((DELETE_FILTER, 0), &header, |_| ()) {
             // It has no such filter, or no place for one, or it is gone.
             Err(error)
                 if matches!(
@@ -224,7 +224,7 @@ impl Socket {
     /// Shapes what a device sends, or changes how.
     pub fn set_rate(&mut self, index: u32, tbf: &Tbf) -> Result<(), NetlinkError> {
         let header = header(index, ROOT_HANDLE, ROOT, 0);
-        self.change_tc((NEW_QDISC, CREATE | REPLACE), &header, |to| {
+        self.request_bytes((NEW_QDISC, CREATE | REPLACE), &header, |to| {
             to.text(KIND, "tbf");
             to.nest(OPTIONS, |to| {
                 to.put(TBF_PARAMETERS, &tbf.parameters());
@@ -249,22 +249,12 @@ impl Socket {
     }
 
     fn delete_qdisc(&mut self, header: &[u8]) -> Result<bool, NetlinkError> {
-        match self.change_tc((DELETE_QDISC, 0), header, |_| ()) {
+        match self.request_bytes((DELETE_QDISC, 0), header, |_| ()) {
             Ok(()) => Ok(true),
             // Without a qdisc of its own a device has one that cannot be deleted.
             Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::EINVAL)) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    fn change_tc(
-        &mut self,
-        (kind, flags): (u16, u16),
-        header: &[u8],
-        attributes: impl FnOnce(&mut Attributes<'_>),
-    ) -> Result<(), NetlinkError> {
-        let write = |batch: &mut Batch| batch.add((kind, flags | ACK), header, attributes);
-        self.exchange(write, |_| Ok(())).map(|_| ())
     }
 }
 

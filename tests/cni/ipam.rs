@@ -507,7 +507,7 @@ fn del_releases_what_a_plugin_leased_whose_add_was_killed() {
     assert!(lan.leases().is_empty() && lan.pod.links().is_empty());
 }
 
-/// A runtime that asks for STATUS answers nobody meanwhile.
+/// A runtime that asks for STATUS answers no other request meanwhile.
 #[test]
 fn a_plugin_that_hangs_does_not_hang_status() {
     let lan = Lan::new();

@@ -178,8 +178,8 @@ fn many_pods_at_once() {
     });
 }
 
-/// As the device plugin makes it for a pod that uses the tap alone: it is on the host, and nobody
-/// has it open just now.
+/// As the device plugin makes it for a pod that uses the tap alone: it is on the host, and no
+/// process has it open just now.
 fn tap_only(node: &Node, number: u32) -> String {
     let name = original_link_name(&device_id(number));
     node.host.ip(&format!(

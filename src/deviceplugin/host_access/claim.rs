@@ -7,7 +7,13 @@ use std::{
 
 use socket2::SockFilter;
 
-use crate::{learning::filter, types::mac::MacAddr};
+use crate::{
+    learning::filter,
+    netlink::bpf::{
+        JUMP_AT_LEAST, JUMP_EQUAL, JUMP_GREATER, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN,
+    },
+    types::mac::MacAddr,
+};
 
 /// Ethertypes.
 pub const ARP: u16 = 0x0806;
@@ -24,14 +30,6 @@ const ROUTER_SOLICITATION: u8 = 133;
 const NEIGHBOR_SOLICITATION: u8 = 135;
 const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 
-/// Instructions of `linux/filter.h` and `linux/bpf_common.h`.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const EQUAL: u16 = 0x15;
-const GREATER: u16 = 0x25;
-const AT_LEAST: u16 = 0x35;
-const RETURN: u16 = 0x06;
 /// `SKF_AD_OFF` with `SKF_AD_PKTTYPE` and `SKF_AD_IFINDEX`.
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;
 const INTERFACE: u32 = 0xffff_f000 + 8;
@@ -95,20 +93,20 @@ pub fn program(interfaces: &BTreeSet<u32>, macs: &BTreeSet<MacAddr>) -> Vec<Sock
     let count = interfaces.len().min(MAX_INTERFACES);
     for (place, index) in interfaces.iter().take(count).enumerate() {
         let away = u8::try_from(count - place).unwrap_or(u8::MAX);
-        program.push(step(EQUAL, *index, away, 0));
+        program.push(step(JUMP_EQUAL, *index, away, 0));
     }
     let (icmpv6, first, last) = (ICMPV6, ROUTER_SOLICITATION, NEIGHBOR_ADVERTISEMENT);
     program.extend([
         step(RETURN, 0, 0, 0),
         step(LOAD_WORD, PACKET_TYPE, 0, 0),
-        step(EQUAL, OTHER_HOST, 7, 0),
+        step(JUMP_EQUAL, OTHER_HOST, 7, 0),
         step(LOAD_HALF, 12, 0, 0),
-        step(EQUAL, ARP.into(), 6, 0),
+        step(JUMP_EQUAL, ARP.into(), 6, 0),
         step(LOAD_BYTE, 20, 0, 0),
-        step(EQUAL, icmpv6.into(), 0, 3),
+        step(JUMP_EQUAL, icmpv6.into(), 0, 3),
         step(LOAD_BYTE, 54, 0, 0),
-        step(AT_LEAST, first.into(), 0, 1),
-        step(GREATER, last.into(), 0, 1),
+        step(JUMP_AT_LEAST, first.into(), 0, 1),
+        step(JUMP_GREATER, last.into(), 0, 1),
         step(RETURN, 0, 0, 0),
     ]);
     program.extend(filter::from(macs));

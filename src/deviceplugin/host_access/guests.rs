@@ -106,7 +106,7 @@ impl Guests {
     }
 
     /// The addresses that no other host on the link was asked for yet. From now on they count as
-    /// such that were.
+    /// asked for.
     pub fn take_unprobed(&mut self) -> Vec<IpAddr> {
         let unprobed = self.claims.iter_mut().filter(|(_, claim)| !claim.probed);
         let taken = unprobed.map(|(address, claim)| {

@@ -15,7 +15,7 @@ use crate::{
     learning::filter,
     macvtap::sub_interface::{Maker, SubInterface},
     netlink::{AddressRoute, Change, InstalledRoute, Link, Neighbor, ROUTE_PROTOCOL, Socket},
-    types::{link_name::LinkName, mac::MacAddr},
+    types::{link_name::LinkName, mac::MacAddr, prefix::is_ipv6_link_local},
 };
 
 /// The macvlan on a lower device.
@@ -98,9 +98,11 @@ impl Interface {
         let wanted: BTreeSet<IpAddr> = node.addresses.iter().map(|own| own.ip).collect();
         let found = host.addresses_of(self.index)?.into_iter();
         let found: BTreeSet<IpAddr> = found.map(|found| found.address.ip).collect();
-        let is_of_kernel =
-            |ip: &&IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        for ip in found.difference(&wanted).filter(|ip| !is_of_kernel(ip)) {
+        // The kernel sets that of the link by itself.
+        let others = found
+            .difference(&wanted)
+            .filter(|ip| !is_ipv6_link_local(**ip));
+        for ip in others {
             let deleted = host.delete_single_address(self.index, *ip);
             deleted.with_context(|| format!("deleting {ip} from {:?}", self.name))?;
         }

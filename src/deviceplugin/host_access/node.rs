@@ -10,7 +10,11 @@ use std::{
 use super::claim::Claim;
 use crate::{
     netlink::{InstalledRoute, NetlinkError, ROUTE_PROTOCOL, Socket},
-    types::{ip_config::InterfaceAddress, mac::MacAddr, prefix::Prefix},
+    types::{
+        ip_config::InterfaceAddress,
+        mac::MacAddr,
+        prefix::{Prefix, is_ipv6_link_local},
+    },
 };
 
 /// A node's addresses and networks on a lower device.
@@ -138,11 +142,12 @@ fn is_single(prefix: &Prefix) -> bool {
 
 /// Whether it is the address of one host, also beyond the link.
 fn is_routable(ip: IpAddr) -> bool {
-    let of_link = match ip {
-        IpAddr::V4(ip) => ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    !(of_link || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified())
+    let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    !(is_broadcast
+        || is_ipv6_link_local(ip)
+        || ip.is_loopback()
+        || ip.is_multicast()
+        || ip.is_unspecified())
 }
 
 /// Whether it is neither the first nor the last address of an IPv4 network: those mean all of it.
