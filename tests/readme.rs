@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::manifests::{files, manifests, parse, render::DIRECTORIES, root};
 
-/// A README: where it is, and what it says.
+/// A README, or another page: where it is, and what it says.
 struct Readme {
     path: PathBuf,
     text: String,
@@ -33,7 +33,7 @@ impl Readme {
         for dir in ["benches", "manifests", "src", "tests"] {
             files(&root().join(dir), &mut paths);
         }
-        paths.retain(|path| path.ends_with("README.md"));
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
         assert!(paths.len() >= 8, "{paths:?}");
         let read = |path: PathBuf| Self {
             text: fs::read_to_string(&path).unwrap(),
@@ -215,6 +215,7 @@ fn blocks_are_those_of_the_manifests_and_commands_exist() {
 fn check_shell(text: &str) {
     let tested = [
         "cargo run --release -- selftest",
+        "cargo build --release",
         "cargo test --test node -- configuration",
         "NRI_STARTS=1000 NRI_CREATIONS=150 cargo test --test guests -- consumers::nri --nocapture",
         "UPDATE_README=1 cargo test --test machine -- captures",
@@ -258,6 +259,75 @@ fn subcommands_that_are_named_exist() {
             }
         }
     }
+}
+
+/// The text of the program: its sources without comments, each message in one line.
+fn program() -> String {
+    let mut paths = Vec::new();
+    files(&root().join("src"), &mut paths);
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let texts = paths.iter().map(|path| fs::read_to_string(path).unwrap());
+    let texts: Vec<String> = texts.collect();
+    let lines = texts.iter().flat_map(|text| text.lines().map(str::trim));
+    let mut program = String::new();
+    for line in lines.filter(|line| !line.starts_with("//")) {
+        match line.strip_suffix('\\') {
+            Some(start) => program += start,
+            None => program.extend([line, "\n"]),
+        }
+    }
+    program.replace("\\\"", "\"")
+}
+
+/// What a message says whatever it is about, between the places for names and numbers.
+fn fixed_parts(message: &str) -> Vec<String> {
+    let mut message = message.to_owned();
+    for example in [
+        "\"eth0\"",
+        "\"br0\"",
+        "/dev/tapN",
+        "entry 2",
+        "9000",
+        "1500",
+    ] {
+        message = message.replace(example, "...");
+    }
+    let parts = message.split("...").map(str::trim);
+    let parts = parts.filter(|part| part.len() > 3);
+    parts.map(str::to_owned).collect()
+}
+
+/// Of the scheduler, and of libvirt.
+const OF_OTHERS: [&str; 3] = [
+    "Insufficient macvtap.network.kubevirt.io/",
+    "cannot open macvtap tap device",
+    "Unable to create tap device",
+];
+
+#[test]
+fn messages_that_are_quoted_are_the_programs() {
+    let (program, mut checked) = (program(), 0);
+    for dir in ["", "manifests"] {
+        for cell in Readme::of(dir).first_cells("message") {
+            let quoted = cell.split('`').nth(1).unwrap_or_default();
+            if OF_OTHERS.iter().any(|other| quoted.starts_with(other)) {
+                continue;
+            }
+            for part in fixed_parts(quoted) {
+                assert!(program.contains(&part), "{quoted}: {part:?}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 12, "{checked}");
+    let injection = Readme::of("manifests/injection");
+    let mut quoted = injection.spans().into_iter();
+    let quoted = quoted.find(|span| span.ends_with(" ...")).unwrap();
+    assert!(
+        fixed_parts(quoted)
+            .iter()
+            .all(|part| program.contains(part))
+    );
 }
 
 /// The keys that the sources in these files read from JSON.

@@ -10,11 +10,12 @@ use kit::http::{self, Request, Response};
 use serde_json::{Value, json};
 
 /// The kinds that there are: group, version, plural, kind, and whether it is in namespaces.
-const KINDS: [(&str, &str, &str, &str, bool); 11] = [
+const KINDS: [(&str, &str, &str, &str, bool); 12] = [
     ("", "v1", "namespaces", "Namespace", false),
     ("", "v1", "configmaps", "ConfigMap", true),
     ("", "v1", "pods", "Pod", true),
     ("", "v1", "serviceaccounts", "ServiceAccount", true),
+    ("", "v1", "resourcequotas", "ResourceQuota", true),
     ("apps", "v1", "daemonsets", "DaemonSet", true),
     (RBAC, "v1", "roles", "Role", true),
     (RBAC, "v1", "rolebindings", "RoleBinding", true),
@@ -38,6 +39,8 @@ const KINDS: [(&str, &str, &str, &str, bool); 11] = [
 const RBAC: &str = "rbac.authorization.k8s.io";
 const MONITORING: &str = "monitoring.coreos.com";
 const SECURITY: &str = "security.openshift.io";
+/// An aggregated API whose server is down, as clusters have it now and then.
+const DOWN: &str = "metrics.k8s.io";
 
 /// Objects by the paths of the API.
 pub type Objects = BTreeMap<String, Value>;
@@ -93,6 +96,9 @@ fn answer(request: &Request, objects: &mut Objects) -> (u16, Value) {
         query,
         body,
     } = request;
+    if path.starts_with(&format!("/apis/{DOWN}/")) {
+        return failure(503, "ServiceUnavailable", "the server is down");
+    }
     if let Some(document) = discovery(path) {
         return (200, document);
     }
@@ -116,11 +122,14 @@ fn answer(request: &Request, objects: &mut Objects) -> (u16, Value) {
             objects.remove(path);
             (200, object)
         }
-        _ => (
-            404,
-            json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404, "message": format!("{method} {path}")}),
-        ),
+        _ => failure(404, "NotFound", &format!("{method} {path}")),
     }
+}
+
+fn failure(code: u16, reason: &str, message: &str) -> (u16, Value) {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
+        "code": code, "message": message});
+    (code, status)
 }
 
 fn is_collection(path: &str) -> bool {
@@ -132,7 +141,7 @@ fn is_collection(path: &str) -> bool {
 /// The documents by which kubectl finds out what kinds there are.
 fn discovery(path: &str) -> Option<Value> {
     let groups = || {
-        let groups = KINDS.map(|kind| kind.0).into_iter();
+        let groups = KINDS.map(|kind| kind.0).into_iter().chain([DOWN]);
         let groups: BTreeSet<&str> = groups.filter(|group| !group.is_empty()).collect();
         groups.into_iter().map(|group| {
             let version = json!({"groupVersion": format!("{group}/v1"), "version": "v1"});

@@ -49,10 +49,10 @@ pub fn render(dir: &Path) -> Vec<Value> {
 }
 
 /// A copy of `manifests/` in which components can be uncommented, as a user does it.
-struct Copy(TempDir);
+pub struct Copy(TempDir);
 
 impl Copy {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let (copy, from) = (tempdir().unwrap(), root().join("manifests"));
         let mut paths = Vec::new();
         files(&from, &mut paths);
@@ -64,7 +64,22 @@ impl Copy {
         Self(copy)
     }
 
-    fn render(&self, installation: &str, components: &[&str]) -> Vec<Value> {
+    pub fn render(&self, installation: &str, components: &[&str]) -> Vec<Value> {
+        self.choose(installation, components);
+        render(&self.0.path().join(installation))
+    }
+
+    /// Why kubectl makes nothing of it.
+    fn refused(&self, components: &[&str]) -> String {
+        self.choose("", components);
+        let mut command = kubectl().unwrap();
+        let output = command.arg("kustomize").arg(self.0.path()).output();
+        let output = output.unwrap();
+        assert!(!output.status.success(), "{components:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn choose(&self, installation: &str, components: &[&str]) {
         let within = Path::new(installation).join("kustomization.yaml");
         let original = root().join("manifests").join(&within);
         let mut text = fs::read_to_string(original).unwrap();
@@ -76,7 +91,6 @@ impl Copy {
             uncomment(&mut text, &format!("#   - {up}components/{name}\n"));
         }
         fs::write(self.0.path().join(within), text).unwrap();
-        render(&self.0.path().join(installation))
     }
 }
 
@@ -128,6 +142,26 @@ fn every_combination_touches_what_is_ours_and_nothing_else() {
     });
 }
 
+/// The last one would win without a word.
+#[test]
+fn components_that_exclude_each_other_do_not_build() {
+    if kubectl().is_none() {
+        skipped("no kubectl with kustomize 5 on this machine");
+        return;
+    }
+    let copy = Copy::new();
+    let names = DIRECTORIES.map(|(name, _)| name);
+    for (at, first) in names.iter().enumerate() {
+        for second in &names[at + 1..] {
+            let text = copy.refused(&[first, second]);
+            assert!(text.contains("OneComponentOf"), "{text}");
+            assert!(text.contains("openshift-k3s-microk8s-gke"), "{text}");
+        }
+    }
+    let text = copy.refused(&["nri", "net-admin-only"]);
+    assert!(text.contains("nri-net-admin-only"), "{text}");
+}
+
 fn check(installation: &str, components: &[&str], objects: &[Value]) {
     let shown = format!("manifests/{installation} with {components:?}");
     let namespace = ["macvtap", "default"][usize::from(installation == "replace")];
@@ -146,6 +180,11 @@ fn check(installation: &str, components: &[&str], objects: &[Value]) {
     }
     if components.contains(&"seccomp") {
         check_profile(pod);
+    }
+    let quota = of_kind(objects, "ResourceQuota");
+    assert_eq!(quota.is_some(), components.contains(&"gke"), "{shown}");
+    if let Some(quota) = quota {
+        check_quota(quota, pod);
     }
     let monitored = of_kind(objects, "PodMonitor").is_some();
     assert_eq!(
@@ -373,6 +412,14 @@ fn check_binding(objects: &[Value], pod: &Value) {
     );
 }
 
+/// The quota is for the priority class of the pod.
+fn check_quota(quota: &Value, pod: &Value) {
+    let scope = &quota["spec"]["scopeSelector"]["matchExpressions"][0];
+    assert_eq!(scope["scopeName"], "PriorityClass");
+    assert_eq!(scope["operator"], "In");
+    assert_eq!(scope["values"][0], pod["priorityClassName"]);
+}
+
 /// The init container writes the profile that the other one uses.
 fn check_profile(pod: &Value) {
     let [install, deviceplugin] = containers(pod)[..] else {
@@ -403,7 +450,7 @@ fn kubernetes_own_schemas_accept_what_is_rendered() {
     let dir = tempdir().unwrap();
     let mut paths = Vec::new();
     let most = ["openshift", "seccomp", "prometheus-operator"];
-    for components in [&most[..], &["net-admin-only"], &[]] {
+    for components in [&most[..], &["net-admin-only", "gke"], &[]] {
         for object in Copy::new().render("", components) {
             let group = object["apiVersion"].as_str().unwrap();
             if group.contains("openshift.io") || group.contains("coreos.com") {
@@ -413,7 +460,7 @@ fn kubernetes_own_schemas_accept_what_is_rendered() {
             fs::write(paths.last().unwrap(), object.to_string()).unwrap();
         }
     }
-    assert_eq!(paths.len(), 5 + 3 + 3);
+    assert_eq!(paths.len(), 5 + 4 + 3);
     check_schemas(&paths);
 }
 
