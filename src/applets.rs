@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::CommandFactory;
+use clap::{CommandFactory, error::ErrorKind};
 use clap_complete::Shell;
 
 use crate::{
@@ -70,6 +70,11 @@ pub fn run_kubectl(line: Vec<OsString>) -> Result<ExitCode> {
         }
         Err(error) => explain(&error),
     }
+}
+
+/// Refuses a command line, as clap refuses one.
+pub fn refuse(text: &str) -> Result<ExitCode> {
+    explain(&Cli::command().error(ErrorKind::InvalidValue, text))
 }
 
 /// Prints help or the version, or says what is wrong with a command line.

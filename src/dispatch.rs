@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, path::Path};
 
-use crate::shell::{self, Meaning};
+use crate::{
+    glog,
+    shell::{self, Meaning},
+};
 
 /// The name of the binary, and of its CNI plugin.
 pub const NAME: &str = "macvtap";
@@ -30,18 +33,6 @@ const OPTIONS: [&str; 8] = [
     "nri",
     "status-address",
 ];
-/// Flags of glog 1.2.4 that take a value and have no meaning here; existing manifests have them.
-const GLOG_VALUES: [&str; 6] = [
-    "log_backtrace_at",
-    "log_dir",
-    "log_link",
-    "logbuflevel",
-    "stderrthreshold",
-    "vmodule",
-];
-/// Flags of glog that are on or off, and have no meaning here.
-const GLOG_SWITCHES: [&str; 2] = ["alsologtostderr", "logtostderr"];
-
 /// What a call means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -53,6 +44,8 @@ pub enum Call {
     NoShell,
     /// A command line for clap.
     CommandLine(Vec<OsString>),
+    /// A flag has a value that it cannot have: what is wrong.
+    WrongFlag(String),
     /// A command line of the kubectl plugin, for clap.
     Kubectl(Vec<OsString>),
 }
@@ -83,7 +76,9 @@ pub fn read(args: &[OsString], cni_command: bool) -> Call {
             }
         }
         _ if line.len() == 1 => Call::About,
-        _ if line[1] == "deviceplugin" => Call::CommandLine(without_glog(line)),
+        _ if line[1] == "deviceplugin" => {
+            without_glog(line).map_or_else(Call::WrongFlag, Call::CommandLine)
+        }
         _ => Call::CommandLine(line),
     }
 }
@@ -91,7 +86,7 @@ pub fn read(args: &[OsString], cni_command: bool) -> Call {
 /// Reads flags as Go's `flag` package and glog do: with one dash or two, with `=value` or the
 /// value as next word, the last one of several, up to the first word that is no flag. What follows
 /// it is ignored, but not where that is an option of ours: clap refuses the word then.
-fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
+fn without_glog(line: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let mut words = line.into_iter();
     let mut kept: Vec<OsString> = words.by_ref().take(2).collect();
     let mut verbosity = None;
@@ -108,25 +103,31 @@ fn without_glog(line: Vec<OsString>) -> Vec<OsString> {
             );
             break;
         };
-        if GLOG_SWITCHES.contains(&name) {
-            continue;
-        }
         // Of ours, each but --help has a value as well.
         let value = match value {
             Some(value) => Some(OsString::from(value)),
-            None if is_help(name) => None,
+            None if glog::is_switch(name) => continue,
+            None if is_help(name) => {
+                kept.extend(ours(name, None));
+                break;
+            }
             None => words.next(),
         };
-        match value {
-            Some(value) if name == "v" => verbosity = Some(value),
-            Some(_) if GLOG_VALUES.contains(&name) => {}
-            value => kept.extend(ours(name, value)),
+        let takes = value
+            .as_ref()
+            .and_then(|value| glog::takes(name, &value.to_string_lossy()));
+        match (takes, value) {
+            (Some(false), Some(value)) => {
+                let value = value.to_string_lossy();
+                return Err(format!("the flag -{name} cannot have the value {value:?}"));
+            }
+            (Some(true), value) if name == glog::VERBOSITY => verbosity = value,
+            (Some(_), _) => {}
+            (None, value) => kept.extend(ours(name, value)),
         }
     }
-    if let Some(verbosity) = verbosity {
-        kept.extend(["-v".into(), verbosity]);
-    }
-    kept
+    kept.extend(verbosity.into_iter().flat_map(|level| ["-v".into(), level]));
+    Ok(kept)
 }
 
 /// Whether a word is a long option of the device plugin that glog does not have.
@@ -267,7 +268,7 @@ mod tests {
             "--v 3 -alsologtostderr",
             "--v=3 -log_dir /tmp -vmodule=a=1",
             "-stderrthreshold ERROR -v 3",
-            "--log_backtrace_at a:1 -v 3",
+            "--log_backtrace_at a.go:1 -v 3",
             "-log_link /tmp -logbuflevel -1 -v 3",
             "-log_link=/tmp --logbuflevel=0 -v 3",
             "-v 5 -v=3",
@@ -326,15 +327,7 @@ mod tests {
             "-v",
             "1",
         ];
-        let expected = [
-            "macvtap",
-            "deviceplugin",
-            "--kubelet-dir",
-            "/k",
-            "--help",
-            "-v",
-            "1",
-        ];
+        let expected = ["macvtap", "deviceplugin", "--kubelet-dir", "/k", "--help"];
         assert_eq!(read(&words, false), line(&expected));
         assert_eq!(
             read(&["macvtap-deviceplugin"], false),
@@ -347,7 +340,7 @@ mod tests {
     fn the_device_plugin_refuses_unknown_flags_and_missing_values() {
         let words = ["macvtap", "deviceplugin", "--kubelet-dri", "/k"];
         assert_eq!(read(&words, false), line(&words));
-        for words in ["-v", "-v=", "-v x", "-v4", "-log_dir", "-no-such-flag=1"] {
+        for words in ["-v", "-v4", "-log_dir", "-no-such-flag=1", "---v=3"] {
             let words: Vec<&str> = words.split(' ').collect();
             let words = [&["macvtap-deviceplugin"], &words[..]].concat();
             let Call::CommandLine(line) = read(&words, false) else {
@@ -355,6 +348,21 @@ mod tests {
             };
             let refused = crate::cli::Cli::try_parse_from(line);
             assert_eq!(refused.unwrap_err().exit_code(), 2, "{words:?}");
+        }
+        for words in [
+            "-v=",
+            "-v x -v 3",
+            "-v x -help",
+            "-logtostderr=banana -v 3",
+            "--alsologtostderr= -v 3",
+            "-stderrthreshold WARN",
+        ] {
+            let words: Vec<&str> = words.split(' ').collect();
+            let words = [&["macvtap", "deviceplugin"], &words[..]].concat();
+            let Call::WrongFlag(text) = read(&words, false) else {
+                panic!("{words:?}");
+            };
+            assert!(text.contains("the flag -"), "{text}");
         }
     }
 

@@ -32,6 +32,7 @@ fn run() -> Result<ExitCode> {
         Call::About => Ok(cni::about(&mut io::stderr())),
         Call::NoShell => Err(anyhow!("this image has no shell; try: macvtap --help")),
         Call::CommandLine(line) => applets::run(line),
+        Call::WrongFlag(text) => applets::refuse(&text),
         Call::Kubectl(line) => applets::run_kubectl(line),
     }
 }
