@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::{
     error::{CniError, Result, code},
     ipam_config::{self, Ipam},
-    keys::Keys,
     mac_policy::{self, Choice, MacPolicy, Names},
-    options, policy, result,
+    options,
+    pod_keys::PodKeys,
+    policy, result,
     version::Version,
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     types::{
         device_id::DeviceId,
         json::{Fields, Invalid},
+        keys::Keys,
         link_name::LinkName,
         mac::MacAddr,
         mode::Mode,
@@ -33,6 +35,9 @@ use crate::{
 
 /// The key in `CNI_ARGS` in which Kubernetes' runtimes pass a pod's UID.
 const POD_UID: &str = "K8S_POD_UID";
+
+/// The user and the group to which the kernel gives a tap.
+const ROOT: u32 = 0;
 
 /// What an ADD or CHECK is to do, beside the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,21 +145,24 @@ impl Config {
     pub fn read(json: &Value, args: &str, version: Version) -> Result<Self> {
         let fields = fields(json)?;
         let args = Args::parse(args)?;
-        let mut keys = Keys {
-            lenient: device_id(json).is_some(),
-            warnings: Vec::new(),
-        };
+        let mut keys = Keys::new(device_id(json).is_some());
+        let pod_keys = PodKeys::read(&fields, &mut keys)?;
         let prev_result = result::previous(json, version)?;
         let ipam = ipam_config::read(&fields, keys.lenient, &mut keys.warnings)?;
         let assign = ipam.as_ref().is_some_and(|ipam| ipam.assign);
-        let source = source(&fields, &mut keys)?;
+        let sources = policy::Sources {
+            pod_keys: &pod_keys,
+            prev_result: prev_result.as_ref(),
+            has_ipam: ipam.is_some(),
+        };
+        let source = source(&fields, &pod_keys, &mut keys)?;
         let resource = source.resource_options();
         Ok(Self {
             version,
             options: options::read(&fields, source.mode(), &resource.port, &mut keys)?,
             mtu: mtu(&fields, resource.mtu)?,
             source,
-            mac: mac(&fields, &args, &mut keys)?,
+            mac: mac(&fields, &pod_keys, &args, &mut keys)?,
             mac_policy: keys.take(mac_policy::read(&fields))?.unwrap_or_default(),
             pod: pod(&args),
             network: fields.text("name")?.unwrap_or_default().to_owned(),
@@ -163,8 +171,8 @@ impl Config {
             host_stack: host_stack(&fields, assign, &mut keys)?,
             access: access(&fields)?,
             pod_uid: args.get(POD_UID).map(str::to_owned),
-            security: policy::security(&fields, prev_result.as_ref(), ipam.is_some())?,
-            bandwidth: policy::bandwidth(&fields)?,
+            bandwidth: policy::bandwidth(&fields, &pod_keys, &mut keys)?,
+            security: policy::security(&fields, &sources, &mut keys)?,
             ipam,
             prev_result,
             warnings: keys.warnings,
@@ -259,10 +267,8 @@ pub fn standalone_mode(json: &Value) -> Option<Mode> {
 pub fn expected_mac(json: &Value, args: &str, ifname: &str, in_mode: Mode) -> Option<MacAddr> {
     let fields = Fields::of(json)?;
     let args = Args::parse(args).ok()?;
-    let mut keys = Keys {
-        lenient: false,
-        warnings: Vec::new(),
-    };
+    let mut keys = Keys::new(device_id(json).is_some());
+    let pod_keys = PodKeys::read(&fields, &mut keys).ok()?;
     let pod = pod(&args);
     let network = fields.text("name").ok()??;
     let names = pod.as_ref().map(|(namespace, pod)| Names {
@@ -272,8 +278,11 @@ pub fn expected_mac(json: &Value, args: &str, ifname: &str, in_mode: Mode) -> Op
         ifname,
     });
     let choice = Choice {
-        asked: mac(&fields, &args, &mut keys).ok()?,
-        policy: mac_policy::read(&fields).ok()?.unwrap_or_default(),
+        asked: mac(&fields, &pod_keys, &args, &mut keys).ok()?,
+        policy: keys
+            .take(mac_policy::read(&fields))
+            .ok()?
+            .unwrap_or_default(),
         mode: in_mode,
         names,
     };
@@ -284,10 +293,7 @@ pub fn expected_mac(json: &Value, args: &str, ifname: &str, in_mode: Mode) -> Op
 /// left out, and said beside.
 #[must_use]
 pub fn logging(json: &Value) -> (Option<Logging>, Vec<String>) {
-    let mut keys = Keys {
-        lenient: true,
-        warnings: Vec::new(),
-    };
+    let mut keys = Keys::new(true);
     let logging = read_logging(json, &mut keys).unwrap_or_default();
     (logging, keys.warnings)
 }
@@ -327,8 +333,8 @@ fn fields(json: &Value) -> Result<Fields<'_>> {
     Fields::of(json).ok_or_else(|| CniError::new(code::DECODING, text))
 }
 
-fn source(fields: &Fields<'_>, keys: &mut Keys) -> Result<Source> {
-    let runtime = fields.object("runtimeConfig")?;
+fn source(fields: &Fields<'_>, pod_keys: &PodKeys<'_>, keys: &mut Keys) -> Result<Source> {
+    let runtime = pod_keys.runtime.as_ref();
     let runtime = runtime
         .map(|runtime| runtime.text("deviceID"))
         .transpose()?;
@@ -392,7 +398,7 @@ fn lower(fields: &Fields<'_>) -> Result<Option<LinkName>> {
 fn mode(fields: &Fields<'_>) -> Result<Option<Mode>> {
     let mode = fields.text("mode")?.map(|word| {
         let refuse = |error| CniError::new(code::CONFIG, format!("invalid mode: {error:#}"));
-        word.parse().map_err(refuse)
+        Mode::named(word).map_err(refuse)
     });
     mode.transpose()
 }
@@ -470,12 +476,15 @@ fn mtu(fields: &Fields<'_>, resource: Option<u32>) -> Result<Option<u32>> {
     }
 }
 
-/// Owner and group of the tap. The group may open it if it is configured: 107 is another group on
+/// Owner and group of the tap; -1 leaves it to root, as chown(2) does. The group may open it if it is configured: 107 is another group on
 /// the node, on Debian that of tcpdump.
 fn access(fields: &Fields<'_>) -> Result<Access> {
     // The highest number means "leave as it is" to chown(2).
     let highest = u64::from(u32::MAX - 1);
     let id = |key| -> Result<Option<u32>> {
+        if fields.integer(key) == Ok(Some(-1)) {
+            return Ok(Some(ROOT));
+        }
         let number = fields.number(key, highest)?;
         Ok(number.and_then(|number| u32::try_from(number).ok()))
     };
@@ -491,13 +500,17 @@ fn access(fields: &Fields<'_>) -> Result<Access> {
 
 /// The MAC that the last of these gives: the configuration, `CNI_ARGS`, `runtimeConfig`,
 /// `args.cni`.
-fn mac(fields: &Fields<'_>, args: &Args, keys: &mut Keys) -> Result<Option<MacAddr>> {
-    let runtime = fields.object("runtimeConfig")?;
-    let runtime = runtime.map(|fields| fields.text("mac")).transpose()?;
-    let cni = fields.object("args")?.map(|args| args.object("cni"));
-    let cni = cni.transpose()?.flatten().map(|cni| cni.text("mac"));
+fn mac(
+    fields: &Fields<'_>,
+    pod_keys: &PodKeys<'_>,
+    args: &Args,
+    keys: &mut Keys,
+) -> Result<Option<MacAddr>> {
+    let PodKeys { args: cni, runtime } = pod_keys;
+    let cni = cni.as_ref().map(|keys| keys.text("mac")).transpose()?;
+    let runtime = runtime.as_ref().map(|keys| keys.text("mac")).transpose()?;
     let given = [
-        ("args.cni.mac", cni.transpose()?.flatten()),
+        ("args.cni.mac", cni.flatten()),
         ("runtimeConfig.mac", runtime.flatten()),
         ("MAC in CNI_ARGS", args.get("MAC")),
     ];
@@ -602,6 +615,12 @@ mod tests {
     }
 
     #[test]
+    fn owner_and_group_are_left_to_root_by_the_number_of_chown() {
+        let config = read(&with(&json!({"owner": -1, "group": -1})), "").unwrap();
+        assert_eq!(config.access.owner.to_string(), "0:0");
+    }
+
+    #[test]
     fn finds_keys_in_any_case_and_prefers_the_exact_one() {
         let config = json!({"DEVICEID": ID, "MTU": 1400, "mtu": 1300, "PromiscMode": true});
         let config = read(&config, "").unwrap();
@@ -659,7 +678,8 @@ mod tests {
     #[test]
     fn refuses_wrong_values_naming_key_and_value() {
         for (extra, parts) in [
-            (json!({"owner": -1}), ["owner", "-1"]),
+            (json!({"owner": -2}), ["owner", "-2"]),
+            (json!({"owner": "107"}), ["owner", "107"]),
             (json!({"group": 4_294_967_295_u32}), ["group", "4294967295"]),
             (json!({"owner": "qemu"}), ["owner", "qemu"]),
             (json!({"mtu": -5}), ["mtu", "-5"]),
@@ -678,7 +698,7 @@ mod tests {
                 json!({"deviceID": "xMvp0@eth0:source:16777301"}),
                 ["mode source", "receives nothing"],
             ),
-            (json!({"runtimeConfig": []}), ["runtimeConfig", "object"]),
+            (json!({"runtimeConfig": {"mac": 7}}), ["mac 7", "a text"]),
             (
                 json!({"deviceID": "xMvp0@eth0:bridge"}),
                 ["device ID", "xMvp0"],

@@ -1,11 +1,9 @@
 //! The keys that set up a macvtap beside its mode. Pure.
 
-use super::{
-    error::{CniError, Result, code},
-    keys::Keys,
-};
+use super::error::{CniError, Result, code};
 use crate::types::{
     json::Fields,
+    keys::Keys,
     mac::MacAddr,
     mode::Mode,
     port_options::{self, PortOptions},
@@ -90,10 +88,7 @@ mod tests {
         mode: Option<Mode>,
         lenient: bool,
     ) -> (Result<PortOptions>, Vec<String>) {
-        let mut keys = Keys {
-            lenient,
-            warnings: Vec::new(),
-        };
+        let mut keys = Keys::new(lenient);
         let fields = Fields::of(json).unwrap();
         (
             super::read(&fields, mode, resource, &mut keys),

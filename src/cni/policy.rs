@@ -1,14 +1,19 @@
 //! What a configuration lets the guest send and receive: `security`, `macspoofchk` and
 //! `bandwidth`. Pure.
 //!
-//! Nothing of it is ever left out because it cannot be understood: an attachment without the
-//! limits that were configured is worse than none.
+//! Nothing of `security` and `bandwidth` is left out because it cannot be understood: an attachment
+//! without the limits that were configured is worse than none. Beside a device ID, `macspoofchk` and
+//! `runtimeConfig.bandwidth` are: networks and pods have them for other plugins, and
+//! kubevirt/macvtap-cni attaches them.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::error::{CniError, Result, code};
+use super::{
+    error::{CniError, Result, code},
+    pod_keys::PodKeys,
+};
 use crate::{
     macvtap::{
         bandwidth::{Bandwidth, Limit, MAX_BURST, RATES},
@@ -16,6 +21,7 @@ use crate::{
     },
     types::{
         json::{Fields, Invalid},
+        keys::Keys,
         mac::MacAddr,
         prefix::Prefix,
         vlan::MAX_VLAN,
@@ -26,19 +32,24 @@ const ANY: &str = "any";
 
 // === security ===
 
+/// Where the addresses of an interface come from.
+pub struct Sources<'a> {
+    /// What the runtime adds for the pod.
+    pub pod_keys: &'a PodKeys<'a>,
+    /// The result of the plugin before.
+    pub prev_result: Option<&'a Value>,
+    /// Whether an IPAM plugin gives some, which [`with_addresses`] adds.
+    pub has_ipam: bool,
+}
+
 /// What the guest may send; none if anything.
-///
-/// Where an IPAM plugin gives addresses, `has_ipam`, they are added by [`with_addresses`].
 pub fn security(
     fields: &Fields<'_>,
-    prev_result: Option<&Value>,
-    has_ipam: bool,
+    sources: &Sources<'_>,
+    keys: &mut Keys,
 ) -> Result<Option<Security>> {
-    read_security(
-        fields,
-        || Given::read(fields, prev_result, has_ipam),
-        has_ipam,
-    )
+    let given = || Given::read(sources);
+    read_security(fields, given, sources.has_ipam, keys)
 }
 
 /// The security of whatever guest; none if it may send anything. Its addresses are not all known:
@@ -47,16 +58,19 @@ pub fn check(json: &Value) -> Result<Option<Security>> {
     let Some(fields) = Fields::of(json) else {
         return Ok(None);
     };
-    bandwidth(&fields)?;
-    read_security(&fields, || Ok(Given::default()), true)
+    let mut keys = Keys::new(false);
+    bandwidth(&fields, &PodKeys::default(), &mut keys)?;
+    read_security(&fields, || Ok(Given::default()), true, &mut keys)
 }
 
 fn read_security(
     fields: &Fields<'_>,
     given: impl Fn() -> Result<Given>,
     has_ipam: bool,
+    keys: &mut Keys,
 ) -> Result<Option<Security>> {
-    let only_mac = fields.flag("macspoofchk")?.unwrap_or(false);
+    // A key of the bridge plugin, which networks have that were made after its.
+    let only_mac = keys.take(fields.flag("macspoofchk"))?.unwrap_or(false);
     let security = match fields.value("security") {
         None => return Ok(only_mac.then(Security::mac)),
         Some(Value::String(name)) => match name.as_str() {
@@ -254,18 +268,18 @@ struct Given {
 
 impl Given {
     /// An IPAM plugin decides which of the pod's wishes are granted.
-    fn read(fields: &Fields<'_>, prev_result: Option<&Value>, has_ipam: bool) -> Result<Self> {
-        let runtime = fields.object("runtimeConfig")?;
-        let cni = fields.object("args")?.map(|args| args.object("cni"));
-        let cni = cni.transpose()?.flatten();
+    fn read(sources: &Sources<'_>) -> Result<Self> {
+        let PodKeys { runtime, args } = sources.pod_keys;
         let mut pod = Vec::new();
-        for (name, given) in [("runtimeConfig.ips", runtime), ("args.cni.ips", cni)] {
+        for (name, given) in [("runtimeConfig.ips", runtime), ("args.cni.ips", args)] {
             let ips = given.as_ref().and_then(|given| given.value("ips"));
             let addresses = interface_addresses(name, ips)?.into_iter();
             pod.extend(addresses.map(|address| (name, address)));
         }
-        pod.retain(|_| !has_ipam);
-        let ips = prev_result.and_then(|result| result["ips"].as_array());
+        pod.retain(|_| !sources.has_ipam);
+        let ips = sources
+            .prev_result
+            .and_then(|result| result["ips"].as_array());
         // With an index they are another interface's.
         let ours = ips
             .into_iter()
@@ -321,22 +335,29 @@ fn interface_addresses(name: &str, list: Option<&Value>) -> Result<Vec<IpAddr>> 
 // === bandwidth ===
 
 /// The rates; none if there are none. What the network says is not for the pod to change, so
-/// `bandwidth` comes before `runtimeConfig.bandwidth`.
-pub fn bandwidth(fields: &Fields<'_>) -> Result<Option<Bandwidth>> {
-    let runtime = fields.object("runtimeConfig")?;
-    let runtime = runtime.map(|runtime| runtime.object("bandwidth"));
-    let keys = match fields.object("bandwidth")? {
-        Some(keys) => keys,
-        None => match runtime.transpose()?.flatten() {
-            Some(keys) => keys,
-            None => return Ok(None),
-        },
+/// `bandwidth` comes before `runtimeConfig.bandwidth`, which pods ask for in whatever network.
+pub fn bandwidth(
+    fields: &Fields<'_>,
+    pod_keys: &PodKeys<'_>,
+    keys: &mut Keys,
+) -> Result<Option<Bandwidth>> {
+    if let Some(own) = fields.object("bandwidth")? {
+        return limits(&own);
+    }
+    let Some(runtime) = &pod_keys.runtime else {
+        return Ok(None);
     };
+    let asked = keys.take(runtime.object("bandwidth"))?;
+    let asked = asked.map(|asked| keys.take(limits(&asked)));
+    Ok(asked.transpose()?.flatten())
+}
+
+fn limits(keys: &Fields<'_>) -> Result<Option<Bandwidth>> {
     let names = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
-    check_names("bandwidth", &keys, &names)?;
+    check_names("bandwidth", keys, &names)?;
     let bandwidth = Bandwidth {
-        ingress: limit(&keys, "ingress")?,
-        egress: limit(&keys, "egress")?,
+        ingress: limit(keys, "ingress")?,
+        egress: limit(keys, "egress")?,
     };
     Ok((bandwidth != Bandwidth::default()).then_some(bandwidth))
 }
@@ -392,8 +413,24 @@ mod tests {
 
     use super::*;
 
+    fn read_as(json: &Value, has_ipam: bool, keys: &mut Keys) -> Result<Option<Security>> {
+        let fields = Fields::of(json).unwrap();
+        let sources = Sources {
+            pod_keys: &PodKeys::read(&fields, keys)?,
+            prev_result: json.get("prevResult"),
+            has_ipam,
+        };
+        security(&fields, &sources, keys)
+    }
+
     fn read(json: &Value) -> Result<Option<Security>> {
-        security(&Fields::of(json).unwrap(), json.get("prevResult"), false)
+        read_as(json, false, &mut Keys::new(false))
+    }
+
+    fn rates(json: &Value, keys: &mut Keys) -> Result<Option<Bandwidth>> {
+        let fields = Fields::of(json).unwrap();
+        let pod_keys = PodKeys::read(&fields, keys)?;
+        bandwidth(&fields, &pod_keys, keys)
     }
 
     fn prefixes(texts: &[&str]) -> Vec<Prefix> {
@@ -455,8 +492,7 @@ mod tests {
                 "prevResult": {"ips": [{"address": "203.0.113.7/24"}]},
             });
             json["security"] = keys;
-            let fields = Fields::of(&json).unwrap();
-            let security = security(&fields, json.get("prevResult"), has_ipam);
+            let security = read_as(&json, has_ipam, &mut Keys::new(false));
             security.map(|security| security.unwrap().addresses.unwrap())
         };
         let listed = |list: &[&str]| of(json!({"addresses": list}), false);
@@ -484,7 +520,7 @@ mod tests {
 
     #[test]
     fn bandwidth_of_the_network_comes_before_that_of_the_pod() {
-        let of = |json: Value| bandwidth(&Fields::of(&json).unwrap()).unwrap();
+        let of = |json: Value| rates(&json, &mut Keys::new(false)).unwrap();
         let limit = |rate, burst| Some(Limit { rate, burst });
         assert_eq!(of(json!({})), None);
         assert_eq!(
@@ -505,6 +541,58 @@ mod tests {
             egress: limit(1000, None),
         };
         assert_eq!(of(both), Some(expected));
+    }
+
+    /// As kubevirt/macvtap-cni attaches them.
+    #[test]
+    fn keys_of_other_plugins_that_are_wrong_are_left_out_with_a_device_id() {
+        let pod = |value: Value| json!({"runtimeConfig": {"bandwidth": value}});
+        for (json, part) in [
+            (json!({"macspoofchk": "yes"}), "macspoofchk"),
+            (json!({"macspoofchk": 1}), "macspoofchk"),
+            (json!({"macspoofchk": {}}), "macspoofchk"),
+            (json!({"runtimeConfig": [7]}), "runtimeConfig [7]"),
+            (json!({"args": "vm"}), "args \"vm\""),
+            (json!({"args": {"cni": []}}), "cni []"),
+            (pod(json!("10M")), "bandwidth"),
+            (pod(json!({"ingressRate": "10M"})), "ingressRate"),
+            // What Kubernetes allows in kubernetes.io/egress-bandwidth.
+            (
+                pod(json!({"egressRate": 1_000_000_000_000_000_u64})),
+                "egressRate",
+            ),
+            (pod(json!({"ingressRate": 1})), "ingressRate 1"),
+            (pod(json!({"egressBurst": i32::MAX})), "no egressRate"),
+            (
+                pod(json!({"ingressRate": 8000, "shapedSubnets": []})),
+                "shapedSubnets",
+            ),
+        ] {
+            let mut keys = Keys::new(true);
+            assert_eq!(read_as(&json, false, &mut keys).unwrap(), None, "{json}");
+            keys.warnings.clear();
+            assert_eq!(rates(&json, &mut keys).unwrap(), None, "{json}");
+            let strict = read(&json).is_ok() && rates(&json, &mut Keys::new(false)).is_ok();
+            assert!(!strict, "{json}");
+            read_as(&json, false, &mut keys).unwrap();
+            assert!(keys.warnings.concat().contains(part), "{:?}", keys.warnings);
+        }
+    }
+
+    #[test]
+    fn keys_of_ours_that_are_wrong_are_refused_with_a_device_id() {
+        for json in [
+            json!({"security": "Strict"}),
+            json!({"bandwidth": {"ingressRate": "10M"}}),
+            json!({"macspoofchk": true, "security": "off"}),
+        ] {
+            let mut keys = Keys::new(true);
+            let security = read_as(&json, false, &mut keys);
+            assert!(
+                security.is_err() || rates(&json, &mut keys).is_err(),
+                "{json}"
+            );
+        }
     }
 
     #[test]
@@ -636,10 +724,9 @@ mod tests {
                 ["bandwidth []", "object"],
             ),
         ] {
-            let fields = Fields::of(&json).unwrap();
-            let outcome = security(&fields, None, false).map(|_| ());
+            let outcome = read(&json).map(|_| ());
             let error = outcome
-                .and_then(|()| bandwidth(&fields).map(|_| ()))
+                .and_then(|()| rates(&json, &mut Keys::new(false)).map(|_| ()))
                 .unwrap_err();
             assert_eq!(error.code, code::CONFIG, "{json}");
             assert!(

@@ -56,11 +56,13 @@ impl<'a> Fields<'a> {
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&'a Value> {
         let any_case = || {
-            let same = |(name, _): &(&String, _)| name.eq_ignore_ascii_case(key);
+            let same = |(name, value): &(&String, &Value)| {
+                name.eq_ignore_ascii_case(key) && !value.is_null()
+            };
             self.0.iter().find(same).map(|(_, value)| value)
         };
-        let value = self.0.get(key).or_else(any_case);
-        value.filter(|value| !value.is_null())
+        let exact = self.0.get(key).filter(|value| !value.is_null());
+        exact.or_else(any_case)
     }
 
     fn read<T>(
@@ -138,11 +140,12 @@ mod tests {
 
     #[test]
     fn finds_keys_exactly_or_in_any_case() {
-        let json = json!({"MTU": 1, "mtu": 2, "Name": "x", "none": null, "empty": ""});
+        let json = json!({"MTU": 1, "mtu": 2, "Name": "x", "none": null, "empty": "", "id": null, "ID": 7});
         let fields = Fields::of(&json).unwrap();
         assert_eq!(fields.number("mtu", 9).unwrap(), Some(2));
         assert_eq!(fields.number("MTU", 9).unwrap(), Some(1));
         assert_eq!(fields.text("name").unwrap(), Some("x"));
+        assert_eq!(fields.number("id", 9).unwrap(), Some(7));
         assert_eq!(fields.flag("none").unwrap(), None);
         assert_eq!(fields.text("empty").unwrap(), None);
         assert!(Fields::of(&json!([])).is_none());

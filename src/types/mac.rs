@@ -66,8 +66,8 @@ impl TryFrom<String> for MacAddr {
     }
 }
 
-/// The three forms that Go's `net.ParseMAC` reads, which is what users of CNI
-/// know: `02:00:00:00:00:01`, `02-00-00-00-00-01` and `0200.0000.0001`.
+/// The forms that Go's `net.ParseMAC` reads, which is what users of CNI know:
+/// `02:00:00:00:00:01`, `02-00-00-00-00-01`, `0200.0000.0001` and `020000000001`.
 /// Addresses of 8 or 20 octets are refused: they are not Ethernet.
 impl FromStr for MacAddr {
     type Err = anyhow::Error;
@@ -76,7 +76,8 @@ impl FromStr for MacAddr {
         let (separator, digits) = match text.as_bytes().get(2) {
             Some(b':') => (':', 2),
             Some(b'-') => ('-', 2),
-            _ => ('.', 4),
+            _ if text.contains('.') => ('.', 4),
+            _ => ('.', 12),
         };
         let groups: Vec<&str> = text.split(separator).collect();
         ensure!(
@@ -109,8 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_three_forms_and_prints_one() {
-        for text in ["02:aB:00:00:0f:10", "02-ab-00-00-0F-10", "02ab.0000.0f10"] {
+    fn reads_all_forms_and_prints_one() {
+        for text in [
+            "02:aB:00:00:0f:10",
+            "02-ab-00-00-0F-10",
+            "02ab.0000.0f10",
+            "02ab00000F10",
+        ] {
             let mac: MacAddr = text.parse().unwrap();
             assert_eq!(mac.to_string(), "02:ab:00:00:0f:10", "{text}");
         }
@@ -127,7 +133,9 @@ mod tests {
             "02:00:00:00:00:00:00:01",
             "02:00:00:00:00:0g",
             "02:00-00:00:00:00",
-            "020000000000",
+            "02000000000",
+            "0200000000000",
+            "+20000000000",
             "0200.0000.00",
             "+2:00:00:00:00:00",
             "02:00:00:00:00:é",

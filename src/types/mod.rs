@@ -7,6 +7,7 @@ pub(crate) mod errors;
 pub mod glob;
 pub mod ip_config;
 pub(crate) mod json;
+pub(crate) mod keys;
 pub(crate) mod link_name;
 pub(crate) mod listen_address;
 pub mod mac;

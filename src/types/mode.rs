@@ -38,6 +38,12 @@ impl Mode {
         Self::ALL.into_iter().find(|mode| mode.raw() == raw)
     }
 
+    /// The mode that a person names, in whatever case and with whatever blanks around it.
+    pub fn named(text: &str) -> Result<Self> {
+        let word = text.trim().to_ascii_lowercase();
+        word.parse().map_err(|_| unknown(text))
+    }
+
     /// Whether a port in this mode has its lower device to itself.
     #[must_use]
     pub fn is_alone(self) -> bool {
@@ -76,11 +82,13 @@ impl FromStr for Mode {
         Self::ALL
             .into_iter()
             .find(|mode| mode.name() == text)
-            .ok_or_else(|| {
-                let known = Self::ALL.map(Mode::name).join(", ");
-                anyhow!("unknown mode {text:?}; the modes are {known}")
-            })
+            .ok_or_else(|| unknown(text))
     }
+}
+
+fn unknown(text: &str) -> Error {
+    let known = Mode::ALL.map(Mode::name).join(", ");
+    anyhow!("unknown mode {text:?}; the modes are {known}")
 }
 
 #[cfg(test)]
@@ -95,6 +103,11 @@ mod tests {
         }
         assert_eq!(Mode::from_raw(3), None);
         assert!("Bridge".parse::<Mode>().is_err());
+        for text in ["Bridge", " bridge\n", "BRIDGE"] {
+            assert_eq!(Mode::named(text).unwrap(), Mode::Bridge);
+        }
+        let error = Mode::named("Hub ").unwrap_err().to_string();
+        assert!(error.contains("\"Hub \""), "{error}");
         assert!("".parse::<Mode>().is_err());
     }
 }

@@ -187,7 +187,7 @@ fn a_second_port_beside_passthru() {
 #[test]
 fn owners() {
     let case = Case::new();
-    case.refuses(&case.call().with("owner", -1), 7, &["owner", "-1"]);
+    case.refuses(&case.call().with("owner", -2), 7, &["owner", "-2"]);
     case.refuses(&case.call().with("group", "qemu"), 7, &["group", "qemu"]);
     case.refuses(&case.call().with("owner", u32::MAX), 7, &["owner"]);
 }

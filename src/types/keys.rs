@@ -1,6 +1,6 @@
-//! How wrong values of keys are judged.
+//! How wrong values of keys are judged. Pure.
 
-use super::error::{CniError, Result};
+use std::fmt::Display;
 
 /// How keys are read that kubevirt/macvtap-cni does not know.
 pub struct Keys {
@@ -11,12 +11,18 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// Keys none of which has been read.
+    #[must_use]
+    pub fn new(lenient: bool) -> Self {
+        Self {
+            lenient,
+            warnings: Vec::new(),
+        }
+    }
+
     /// The value of a key. One that is wrong is left out with a warning where that is allowed.
-    pub fn take<T, E: Into<CniError>>(
-        &mut self,
-        value: std::result::Result<Option<T>, E>,
-    ) -> Result<Option<T>> {
-        match value.map_err(Into::into) {
+    pub fn take<T, E: Display>(&mut self, value: Result<Option<T>, E>) -> Result<Option<T>, E> {
+        match value {
             Err(error) if self.lenient => {
                 self.warnings.push(format!("{error}; it is ignored"));
                 Ok(None)
