@@ -11,6 +11,7 @@ use crate::{
     types::{
         device_id::MAX_SLOTS,
         json::Fields,
+        keys::Keys,
         link_name::LinkName,
         mode::Mode,
         resource_name,
@@ -239,8 +240,8 @@ impl Entry {
 
 /// Parses a configuration. Returns it with warnings about its entries.
 ///
-/// A wrong entry keeps its definition in the configuration before; it is left out if there is
-/// none. If it has no name, the former resources that are not mentioned stay. Of two entries with one name the last counts, as in the original.
+/// A wrong entry keeps its definition in the configuration before. If there is none, it is left
+/// out, or without what kubevirt/macvtap-cni does not know and is wrong, where it can be. If it has no name, the former resources that are not mentioned stay. Of two entries with one name the last counts, as in the original.
 ///
 /// JSON, tolerant of a byte order mark, comments and trailing commas: the original's own guide
 /// has one. An error names line and column.
@@ -308,20 +309,22 @@ enum Read {
 
 /// Reads an entry. A wrong one is what it was before.
 fn entry(json: &Value, context: Context<'_>, warn: &mut impl FnMut(String)) -> Read {
+    let name = name_of(json);
+    let mut former = context.former.iter();
+    let former = former.find(|entry| name.is_some() && entry.name() == name);
+    let mut keys = Keys::new(former.is_none());
     let read = Fields::of(json).context("it is not an object");
     let read = read.and_then(|fields| {
         if !is_for_node(&fields, context.node)? {
             return Ok(Read::ForOthers);
         }
-        Ok(Read::Entry(read_entry(&fields, warn)?))
+        Ok(Read::Entry(read_entry(&fields, &mut keys, warn)?))
     });
+    keys.warnings.into_iter().for_each(&mut *warn);
     let error = match read {
         Ok(read) => return read,
         Err(error) => error,
     };
-    let name = name_of(json);
-    let mut former = context.former.iter();
-    let former = former.find(|entry| name.is_some() && entry.name() == name);
     let (action, read) = match (former, name) {
         (Some(entry), _) => ("keeps its former definition", Read::Entry(entry.clone())),
         (None, None) if !context.former.is_empty() => (
@@ -362,7 +365,11 @@ fn parse_json(text: &str) -> Result<Value> {
     })
 }
 
-fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entry> {
+fn read_entry(
+    fields: &Fields<'_>,
+    keys: &mut Keys,
+    warn: &mut impl FnMut(String),
+) -> Result<Entry> {
     let target = match discovery(fields)? {
         Some(discovery) => {
             for key in ["name", "lowerDevice", "master", "vlan"] {
@@ -374,13 +381,13 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
         None => resource(fields)?,
     };
     let mode = match fields.text("mode")? {
-        Some(word) => word.parse()?,
+        Some(word) => Mode::named(word)?,
         None => Mode::default(),
     };
     for key in unknown_keys(fields) {
         warn(format!("unknown key {key:?} is ignored"));
     }
-    let host_access = fields.flag("hostAccess")?.unwrap_or(false);
+    let host_access = keys.take(fields.flag("hostAccess"))?.unwrap_or(false);
     ensure!(
         !host_access || mode == Mode::Bridge,
         "hostAccess needs mode bridge: in mode {mode} the kernel lets no interface of the node \
@@ -389,10 +396,10 @@ fn read_entry(fields: &Fields<'_>, warn: &mut impl FnMut(String)) -> Result<Entr
     Ok(Entry {
         target,
         mode,
-        options: ResourceOptions::read(fields, mode)?,
+        options: ResourceOptions::read(fields, mode, keys)?,
         host_access,
         capacity: capacity(fields.amount("capacity")?, mode, warn),
-        volume_hotplug: fields.flag("volumeHotplug")?.unwrap_or(false),
+        volume_hotplug: keys.take(fields.flag("volumeHotplug"))?.unwrap_or(false),
         vlan: vlan::read(fields)?,
     })
 }
@@ -546,8 +553,8 @@ mod tests {
             ),
             (r#"{"name": "x", "lowerDevice": "e", "vlan": "5"}"#, "vlan"),
             (
-                r#"{"name": "x", "lowerDevice": "e", "volumeHotplug": "yes"}"#,
-                "volumeHotplug",
+                r#"{"name": "x", "lowerDevice": "e", "mode": "source", "allowedSources": 1}"#,
+                "allowedSources",
             ),
             (r#"{"discover": {"kinds": 7}}"#, "kinds"),
             (r#"{"name": "x", "lowerDevice": "e", "nodes": 7}"#, "nodes"),
@@ -566,17 +573,13 @@ mod tests {
         let entry = |more: &str| format!(r#"[{{"name": "a", "lowerDevice": "eth0"{more}}}]"#);
         assert!(!one(&entry("")).host_access);
         assert!(one(&entry(r#", "hostAccess": true"#)).host_access);
-        for (more, part) in [
-            (r#", "hostAccess": 1"#, "hostAccess 1"),
-            (
-                r#", "hostAccess": true, "mode": "private""#,
-                "hostAccess needs mode bridge",
-            ),
-        ] {
-            let (resources, warnings) = listed(&entry(more));
-            assert!(resources.is_empty(), "{more}");
-            assert!(warnings[0].contains(part), "{warnings:?}");
-        }
+        let more = r#", "hostAccess": true, "mode": "private""#;
+        let (resources, warnings) = listed(&entry(more));
+        assert!(resources.is_empty(), "{resources:?}");
+        assert!(
+            warnings[0].contains("hostAccess needs mode bridge"),
+            "{warnings:?}"
+        );
     }
 
     #[test]
@@ -606,6 +609,40 @@ mod tests {
         let (resource, warning) = one(two);
         assert_eq!(resource.mode, Mode::Vepa, "the last one");
         assert!(warning.contains("replaces an earlier entry"), "{warning}");
+    }
+
+    /// As kubevirt/macvtap-cni, which reads none of these keys, offers it.
+    #[test]
+    fn an_entry_without_a_former_definition_does_without_what_is_wrong_in_keys_of_ours() {
+        let entry = |more: &str| {
+            format!(r#"[{{"name": "a", "lowerDevice": "eth0", "txQueueLen": 7{more}}}]"#)
+        };
+        let former = parse(&entry(r#", "queues": 4"#), Context::default()).unwrap();
+        let former = former.0.entries;
+        for (more, part) in [
+            (r#", "mtu": "9000""#, "mtu"),
+            (r#", "queues": 0"#, "queues 0"),
+            (r#", "bcQueueLen": true"#, "bcQueueLen"),
+            (r#", "broadcastCutoff": -2"#, "broadcastCutoff"),
+            (
+                r#", "allowedSources": ["02:00:00:00:00:01"]"#,
+                "mode source",
+            ),
+            (r#", "volumeHotplug": "yes""#, "volumeHotplug"),
+            (r#", "hostAccess": 1"#, "hostAccess 1"),
+        ] {
+            let (mut resources, warnings) = listed(&entry(more));
+            assert_eq!(resources.remove(0), one(&entry("")), "{more}");
+            assert!(warnings[0].contains(part), "{warnings:?}");
+            assert!(warnings[0].ends_with("it is ignored"), "{warnings:?}");
+            let context = Context {
+                former: &former,
+                ..Context::default()
+            };
+            let (configuration, warnings) = parse(&entry(more), context).unwrap();
+            assert_eq!(configuration.entries, former, "{more}");
+            assert!(warnings[0].contains("former definition"), "{warnings:?}");
+        }
     }
 
     #[test]

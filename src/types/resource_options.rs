@@ -14,6 +14,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 use super::{
     json::{Fields, Invalid},
+    keys::Keys,
     mac::MacAddr,
     mode::Mode,
     port_options::{self, MAX_QUEUE_LENGTH, MAX_QUEUES, PortOptions},
@@ -56,26 +57,34 @@ impl ResourceOptions {
     };
 
     /// Reads those of a resource entry whose macvtaps are in this mode.
-    pub fn read(fields: &Fields<'_>, mode: Mode) -> Result<Self, Invalid> {
-        let mtu = port_options::number(fields, "mtu", (MIN_MTU, MAX_MTU))?;
-        let sources = port_options::sources(fields, MAX_SOURCES)?;
-        if let (Some(_), Some(value)) = (&sources, fields.value("allowedSources"))
-            && mode != Mode::Source
-        {
-            let wanted = format!("left out: it needs mode source, not {mode}");
-            return Err(Invalid::new("allowedSources", value, &wanted));
-        }
+    pub fn read(fields: &Fields<'_>, mode: Mode, keys: &mut Keys) -> Result<Self, Invalid> {
         Ok(Self {
-            mtu,
+            mtu: keys.take(port_options::number(fields, "mtu", (MIN_MTU, MAX_MTU)))?,
             port: PortOptions {
-                queue_length: port_options::queue_length(fields)?,
-                queues: port_options::queues(fields)?,
-                broadcast_queue_length: port_options::broadcast_queue_length(fields)?,
-                broadcast_cutoff: port_options::broadcast_cutoff(fields)?,
-                allowed_sources: sources.unwrap_or_default(),
+                queue_length: keys.take(port_options::queue_length(fields))?,
+                queues: keys.take(port_options::queues(fields))?,
+                broadcast_queue_length: keys.take(port_options::broadcast_queue_length(fields))?,
+                broadcast_cutoff: keys.take(port_options::broadcast_cutoff(fields))?,
+                allowed_sources: sources(fields, mode, keys)?,
             },
         })
     }
+}
+
+/// Those that a port in source mode receives from: without them it is of no use.
+fn sources(fields: &Fields<'_>, mode: Mode, keys: &mut Keys) -> Result<Vec<MacAddr>, Invalid> {
+    let sources = port_options::sources(fields, MAX_SOURCES);
+    if mode == Mode::Source {
+        return Ok(sources?.unwrap_or_default());
+    }
+    let none = sources.and_then(|_| match fields.value("allowedSources") {
+        None => Ok(None),
+        Some(value) => {
+            let wanted = format!("left out: it needs mode source, not {mode}");
+            Err(Invalid::new("allowedSources", value, &wanted))
+        }
+    });
+    Ok(keys.take(none)?.unwrap_or_default())
 }
 
 impl fmt::Display for ResourceOptions {
@@ -163,7 +172,7 @@ mod tests {
     use super::*;
 
     fn read(json: &Value, mode: Mode) -> Result<ResourceOptions, Invalid> {
-        ResourceOptions::read(&Fields::of(json).unwrap(), mode)
+        ResourceOptions::read(&Fields::of(json).unwrap(), mode, &mut Keys::new(false))
     }
 
     #[test]
