@@ -185,10 +185,14 @@ impl World {
     /// Calls a verb that suffers. True if it succeeded; if not, and nothing stopped it, it said
     /// why in the way of CNI.
     fn suffer(&self, verb: &str, fault: &Fault) -> bool {
-        let output = self.call(&fault.words()).output(verb);
-        if self.way == Way::Addressed {
+        let output = if self.way == Way::Addressed {
+            let output = self.call(&fault.words_alone()).output(verb);
             self.settle();
-        }
+            output
+        } else {
+            let words = fault.words(Path::new("/dev/null"));
+            self.call(&words).output(verb)
+        };
         let text = String::from_utf8_lossy(&output.stdout);
         if output.status.success() {
             let result: Value = serde_json::from_str(&text).unwrap_or_default();

@@ -69,7 +69,7 @@ fn install(what: &str, former: Option<&[u8]>, left: &[&str]) {
     let new = fs::read(binary()).unwrap();
     let suffer = |world: &World, fault: &Fault| {
         world.prepare();
-        let output = world.install(&fault.words());
+        let output = world.install(&fault.words_alone());
         let found = world.found();
         let is_new = found.as_ref() == Some(&new);
         assert!(
