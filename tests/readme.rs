@@ -412,12 +412,12 @@ fn the_tables_of_components_and_directories_are_those_of_the_manifests() {
     }
 }
 
-/// The packages that `scripts/test` installs are listed.
+/// The packages that `scripts/fetch` installs are listed.
 #[test]
 fn the_packages_of_the_tests_are_listed() {
     let readme = Readme::of("tests");
     let mut text = String::new();
-    for script in ["scripts/test", "scripts/guest"] {
+    for script in ["scripts/fetch", "scripts/guest"] {
         text += &fs::read_to_string(root().join(script)).unwrap();
     }
     let text = text.replace("\\\n", " ");
