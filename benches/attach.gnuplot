@@ -2,7 +2,7 @@
 set terminal svg size 1200,440 font "sans-serif,13" background "white"
 set output results."/attach.svg"
 data = results."/attach.dat"
-programs = "'floor.c' 'macvtap' 'macvtap, device plugin asked' \"Debian's macvlan\""
+programs = "'floor.c' 'macvtap' 'macvtap with a device plugin' \"Debian's macvlan\""
 colours = "#888888 #0060ad #00a0d0 #d08000"
 set logscale x
 set xrange [0.8:1250]

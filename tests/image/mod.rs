@@ -158,29 +158,26 @@ fn check_bill_of_materials(digest: &str) {
         .iter()
         .filter_map(|component| component["name"].as_str())
         .collect();
-    for name in [
-        "clap",
-        "neli",
-        "tokio",
-        "tonic",
-        "prost",
-        "serde_json",
-        "nix",
-    ] {
+    let inside = "clap neli tokio tonic prost serde_json nix glibc rust-std";
+    for name in inside.split(' ') {
         assert!(names.contains(name), "{name}");
     }
     // Of the build, of macros, of tests.
-    for name in [
-        "protox",
-        "tonic-prost-build",
-        "clap_derive",
-        "pretty_assertions",
-    ] {
+    let outside = "protox tonic-prost-build clap_derive pretty_assertions";
+    for name in outside.split(' ') {
         assert!(!names.contains(name), "{name}");
     }
     for component in components {
-        let hash = component["hashes"][0]["content"].as_str();
-        assert_eq!(hash.map(str::len), Some(64), "{component}");
+        // The C library and Rust's own come with the machine that builds.
+        if component["purl"]
+            .as_str()
+            .unwrap()
+            .starts_with("pkg:cargo/")
+        {
+            let hash = component["hashes"][0]["content"].as_str();
+            assert_eq!(hash.map(str::len), Some(64), "{component}");
+        }
+        assert!(component["version"].as_str().unwrap().contains('.'));
         assert!(
             component["licenses"][0]["expression"].is_string(),
             "{component}"

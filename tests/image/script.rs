@@ -156,6 +156,26 @@ fn its_time_is_that_of_the_commit_or_of_source_date_epoch() {
     assert_eq!(created(&work), "1970-01-02T00:00:00Z");
 }
 
+/// The binary says which it was linked with, wherever it was built.
+#[test]
+fn the_bill_of_materials_has_the_c_library_and_rusts_own() {
+    let work = Work::new();
+    work.made(&[], &[&binary()]);
+    let bytes = fs::read(work.path("image.cdx.json")).unwrap();
+    let bill: Value = serde_json::from_slice(&bytes).unwrap();
+    let components = bill["components"].as_array().unwrap();
+    let of = |name: &str| components.iter().find(|one| one["name"] == name).unwrap();
+    let program = String::from_utf8_lossy(&fs::read(binary()).unwrap()).into_owned();
+    let glibc = &["Debian GLIBC ", "release version "][..];
+    for (name, before) in [("glibc", glibc), ("rust-std", &["rustc version "])] {
+        let version = of(name)["version"].as_str().unwrap();
+        let mut said = before.iter().map(|before| format!("{before}{version}"));
+        assert!(said.any(|said| program.contains(&said)), "{version}");
+        let needed = &bill["dependencies"].to_string();
+        assert!(needed.contains(of(name)["bom-ref"].as_str().unwrap()));
+    }
+}
+
 #[test]
 fn several_binaries_make_an_index() {
     let work = Work::new();
