@@ -1,22 +1,17 @@
 //! A link, as decoded from the kernel's `RTM_NEWLINK`.
 
-use std::io::Cursor;
-
 use anyhow::{Context, Result};
-use neli::{
-    FromBytes,
-    consts::rtnl::{Iff, Ifla, Rtm},
-    nl::Nlmsghdr,
-    rtnl::Ifinfomsg,
-};
+use neli::consts::rtnl::{Iff, Ifla};
 
 use super::{
-    attr::{all, nested, number, text},
+    attr::{all, attributes, nested, number, text},
     message::{Message, messages},
 };
 
 use crate::types::{mac::MacAddr, mode::Mode, port_options::PortOptions};
 
+/// Bytes of `struct ifinfomsg`.
+const IFINFOMSG: usize = 16;
 /// `ARPHRD_ETHER` of `linux/if_arp.h`.
 const ETHERNET: u16 = 1;
 
@@ -169,31 +164,37 @@ impl Link {
         self.kind.as_deref() == Some("macvtap")
     }
 
-    /// Reads a message that describes a link; none if it has no payload.
+    /// Reads a message that describes a link; none if it has no payload. Not by neli, which makes
+    /// a buffer of its own for each of the 50 attributes.
     pub(super) fn read(message: &Message<'_>) -> Result<Option<Self>> {
-        let message = Nlmsghdr::<Rtm, Ifinfomsg>::from_bytes(&mut Cursor::new(message.bytes));
-        let message = message.context("decoding a netlink reply")?;
-        message.get_payload().map(Self::decode).transpose()
+        let payload = message.payload();
+        if payload.is_empty() {
+            return Ok(None);
+        }
+        let described = payload.split_first_chunk();
+        let (header, rest) = described.context("a netlink message that describes no whole link")?;
+        let mut link = Self::decode(header)?;
+        for attribute in attributes(rest) {
+            link.set(attribute.kind.into(), attribute.payload);
+        }
+        Ok(Some(link))
     }
 
-    fn decode(message: &Ifinfomsg) -> Result<Self> {
-        let flags = *message.ifi_flags();
-        let mut link = Self {
-            index: u32::try_from(*message.ifi_index()).context("a negative interface index")?,
-            ethernet: u16::from(*message.ifi_type()) == ETHERNET,
+    /// Reads `struct ifinfomsg` of `linux/rtnetlink.h`.
+    fn decode(header: &[u8; IFINFOMSG]) -> Result<Self> {
+        let [_, _, t0, t1, i0, i1, i2, i3, f0, f1, f2, f3, ..] = *header;
+        let index = i32::from_ne_bytes([i0, i1, i2, i3]);
+        let flags = Iff::from(u32::from_ne_bytes([f0, f1, f2, f3]));
+        Ok(Self {
+            index: u32::try_from(index).context("a negative interface index")?,
+            ethernet: u16::from_ne_bytes([t0, t1]) == ETHERNET,
             up: flags.contains(Iff::UP),
             loopback: flags.contains(Iff::LOOPBACK),
             promiscuous: flags.contains(Iff::PROMISC),
             all_multicast: flags.contains(Iff::ALLMULTI),
             arp: !flags.contains(Iff::NOARP),
             ..Self::default()
-        };
-        for attribute in message.rtattrs().iter() {
-            // The two highest bits are flags: nested, byte order.
-            let kind = u16::from(*attribute.rta_type()) & 0x3fff;
-            link.set(kind.into(), attribute.rta_payload().as_ref());
-        }
-        Ok(link)
+        })
     }
 
     fn set(&mut self, kind: Ifla, payload: &[u8]) {

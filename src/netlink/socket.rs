@@ -29,11 +29,11 @@ const USUAL_REPLY: usize = 4096;
 /// Bytes of the longest reply that is taken; a link with all that can be attached to it is far
 /// below.
 const MAX_REPLY: usize = 16 << 20;
-/// The kernel fills dumps into buffers as long as ours is, up to 32 KiB (`netlink_dump` in
+/// The kernel fills lists into buffers as long as ours is, up to 32 KiB (`netlink_dump` in
 /// `af_netlink.c`).
-const DUMP_REPLY: usize = 32 << 10;
-/// How often a dump is begun again because things changed meanwhile.
-const DUMP_ATTEMPTS: u32 = 20;
+const LIST_REPLY: usize = 32 << 10;
+/// How often a list is begun again because things changed meanwhile.
+const LIST_ATTEMPTS: u32 = 20;
 /// `RTM_GETNSID` of `linux/rtnetlink.h`, `NETNSA_FD` of `linux/net_namespace.h`.
 const GETNSID: u16 = 90;
 const NETNSA_FD: u16 = 3;
@@ -123,20 +123,13 @@ impl Socket {
         T: NlType,
         P: Size + ToBytes + Clone,
     {
-        self.grow(DUMP_REPLY);
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut list = Vec::new();
-            self.send(kind, NlmF::DUMP, body.clone())?;
-            let complete = self.replies(|message| {
+        self.collect(|socket, list| {
+            socket.send(kind, NlmF::DUMP, body.clone())?;
+            socket.replies(|message| {
                 list.extend(read(message)?);
                 Ok(())
-            })?;
-            if complete {
-                return Ok(list);
-            }
-        }
-        let text = format!("links changed during each of {DUMP_ATTEMPTS} attempts to list them");
-        Err(anyhow!(text).into())
+            })
+        })
     }
 
     /// The number by which the socket's network namespace knows another one, if it does
@@ -180,18 +173,29 @@ impl Socket {
         write: impl Fn(&mut Batch),
         read: impl Fn(&Message<'_>) -> Option<R>,
     ) -> Result<Vec<R>, NetlinkError> {
-        self.grow(DUMP_REPLY);
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut list = Vec::new();
-            let take = |message: &Message<'_>| {
+        self.collect(|socket, list| {
+            socket.exchange(&write, |message| {
                 list.extend(read(message));
                 Ok(())
-            };
-            if self.exchange(&write, take)? {
+            })
+        })
+    }
+
+    /// Collects a list by `ask`, which is false if the kernel interrupted it.
+    fn collect<R>(
+        &mut self,
+        ask: impl Fn(&mut Self, &mut Vec<R>) -> Result<bool, NetlinkError>,
+    ) -> Result<Vec<R>, NetlinkError> {
+        for _ in 0..LIST_ATTEMPTS {
+            let mut list = Vec::new();
+            if ask(self, &mut list)? {
+                // Sockets that stay open need no room for lists meanwhile.
+                self.buffer.truncate(USUAL_REPLY);
+                self.buffer.shrink_to_fit();
                 return Ok(list);
             }
         }
-        let text = format!("a list changed during each of {DUMP_ATTEMPTS} attempts to read it");
+        let text = format!("a list changed during each of {LIST_ATTEMPTS} attempts to read it");
         Err(anyhow!(text).into())
     }
 
@@ -268,6 +272,8 @@ impl Socket {
                 }
                 each(&message)?;
             }
+            // Of a long list the kernel then sends more at a time.
+            self.grow((2 * length).min(LIST_REPLY));
         }
     }
 
