@@ -33,6 +33,9 @@ pub fn exit_code(outcome: Result<ExitCode>) -> ExitCode {
 
 /// Runs a command line to its end.
 pub fn run(line: Vec<OsString>) -> Result<ExitCode> {
+    if let Some(options) = usage::deviceplugin(&line) {
+        return run_command(&Command::Deviceplugin(options));
+    }
     match usage::parse::<Cli>(line) {
         Ok(cli) => run_command(&cli.command),
         Err(error) => explain(&error),

@@ -21,7 +21,8 @@ const WATCHED_INTERVAL: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Events within this time are one change.
 const DEBOUNCE: Duration = Duration::from_millis(5);
-const BUFFER: usize = 4096;
+/// Bytes for events, of which each has a name of up to 256.
+const BUFFER: usize = 1024;
 
 /// A directory that is watched, or polled if inotify cannot be used.
 pub struct DirectoryWatch {
@@ -34,7 +35,7 @@ pub struct DirectoryWatch {
 }
 
 struct Watched {
-    events: EventStream<[u8; BUFFER]>,
+    events: EventStream<Vec<u8>>,
     inode: Inode,
 }
 
@@ -123,7 +124,7 @@ impl DirectoryWatch {
     }
 }
 
-fn events(path: &Path) -> io::Result<EventStream<[u8; BUFFER]>> {
+fn events(path: &Path) -> io::Result<EventStream<Vec<u8>>> {
     let inotify = Inotify::init()?;
     let mask = WatchMask::CREATE
         | WatchMask::DELETE
@@ -133,5 +134,5 @@ fn events(path: &Path) -> io::Result<EventStream<[u8; BUFFER]>> {
         | WatchMask::MOVE_SELF
         | WatchMask::ONLYDIR;
     inotify.watches().add(path, mask)?;
-    inotify.into_event_stream([0; BUFFER])
+    inotify.into_event_stream(vec![0; BUFFER])
 }

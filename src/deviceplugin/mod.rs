@@ -69,6 +69,8 @@ use crate::{
     netlink::LinkWatch,
 };
 
+/// Descriptors that are ready and taken from the kernel at a time.
+const MAX_EVENTS_PER_TURN: usize = 64;
 /// How long shutting down may take.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(900);
 
@@ -79,6 +81,7 @@ pub fn main(settings: &Settings) -> Result<ExitCode> {
     let source = ConfigSource::new(settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_io_events_per_tick(MAX_EVENTS_PER_TURN)
         .build()
         .context("starting the event loop")?;
     runtime.block_on(run(settings, source))

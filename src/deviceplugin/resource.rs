@@ -172,7 +172,12 @@ impl Resource {
         self.calls += 1;
         let (call, events) = (self.calls, self.events.clone());
         let path = self.shared.kubelet_dir.join(KUBELET_SOCKET);
-        let answer = kubelet::register(path, self.name().to_owned(), self.socket_name());
+        // Boxed, since it is large: to spawn it copies it on the stack several times.
+        let answer = Box::pin(kubelet::register(
+            path,
+            self.name().to_owned(),
+            self.socket_name(),
+        ));
         self.call = Some(tokio::spawn(async move {
             let outcome = answer.await;
             events.send(ResourceEvent::RegistrationAnswered { call, outcome });

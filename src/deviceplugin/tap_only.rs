@@ -1,11 +1,12 @@
 //! The macvtaps of pods that use the tap without the CNI plugin. They are in the host's network
 //! namespace, where kubevirt/macvtap-cni has all of them.
 
-use std::sync::mpsc;
-
 use anyhow::{Context, Result};
 use log::{info, warn};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+};
 
 use crate::{
     host::tap,
@@ -14,10 +15,10 @@ use crate::{
     types::{device_id::DeviceId, link_name::LinkName, mode::Mode},
 };
 
-/// Does the work on a thread of its own, in the order in which it is asked for: the kernel takes
-/// up to 20 ms to delete a link.
+/// Does the work beside the event loop, in the order in which it is asked for: the kernel takes up
+/// to 20 ms to delete a link.
 #[derive(Clone)]
-pub struct TapOnly(mpsc::Sender<Job>);
+pub struct TapOnly(mpsc::UnboundedSender<Job>);
 
 enum Job {
     Clear(Vec<DeviceId>),
@@ -26,19 +27,23 @@ enum Job {
 }
 
 impl TapOnly {
-    /// Starts the thread, which ends with the last handle.
-    pub fn start() -> Result<Self> {
-        let (sender, jobs) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("tap-only".into());
-        let thread = thread.spawn(move || jobs.into_iter().for_each(Job::run));
-        thread.context("starting a thread")?;
-        Ok(Self(sender))
+    /// Starts the task, which ends with the last handle.
+    #[must_use]
+    pub fn start() -> Self {
+        let (sender, mut jobs) = mpsc::unbounded_channel::<Job>();
+        tokio::spawn(async move {
+            while let Some(job) = jobs.recv().await {
+                // A panic is printed.
+                let _ = spawn_blocking(|| job.run()).await;
+            }
+        });
+        Self(sender)
     }
 
     /// Deletes what [`Self::ensure`] made for the former pods of these devices, some time later.
     /// The kubelet has allocated them to another pod, so those are gone.
     pub fn clear(&self, devices: Vec<DeviceId>) {
-        // The thread only ends after the last handle.
+        // The task only ends after the last handle.
         let _ = self.0.send(Job::Clear(devices));
     }
 
@@ -58,8 +63,8 @@ impl TapOnly {
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
         let (sender, outcome) = oneshot::channel();
         let sent = self.0.send(job(sender));
-        sent.ok().context("the thread tap-only has ended")?;
-        outcome.await.context("the thread tap-only has ended")?
+        sent.ok().context("the task tap-only has ended")?;
+        outcome.await.context("the task tap-only has ended")?
     }
 }
 

@@ -86,7 +86,7 @@ impl Learning {
         let mut learner = Learner {
             table: Table::default(),
             sockets,
-            closer: Closer::start()?,
+            closer: Closer::default(),
             places: Places::new(netns_dir, kubelet_dir),
             pins: Pins::default(),
             unknown: UnknownTaps::default(),
@@ -177,8 +177,12 @@ impl Learner {
         self.find_ports();
         self.publish();
         self.log_ports();
-        let mut buffer = vec![0; MAX_FRAME_BYTES];
+        let mut buffer = Vec::new();
         loop {
+            // Without a port no frame matters.
+            if self.table.len() > 0 {
+                buffer.resize(MAX_FRAME_BYTES, 0);
+            }
             self.sync_filters(&mut buffer);
             self.publish();
             match self.wait(waiter) {

@@ -88,7 +88,7 @@ impl ResourceServer {
         let file = file.with_context(|| format!("{} vanished", path.display()))?;
         let (list, receiver) = watch::channel(list);
         let (stage, stages) = watch::channel(Stage::Serving);
-        let task = tokio::spawn(serve(listener, service(receiver), stages));
+        let task = tokio::spawn(Box::pin(serve(listener, service(receiver), stages)));
         Ok(Self {
             path,
             file,
@@ -210,7 +210,7 @@ mod tests {
             generation: 0,
             list,
             events,
-            tap_only: TapOnly::start().unwrap(),
+            tap_only: TapOnly::start(),
         };
         let list = Arc::new(SentList::default());
         let server = ResourceServer::start(path.to_owned(), list, service).await;

@@ -12,7 +12,8 @@ use std::{
 };
 
 use kit::{
-    kubelet::{Plugin, RESOURCE, command, connected},
+    binary,
+    kubelet::{Plugin, RESOURCE, command_with_file, connected},
     netns::{Case, names},
 };
 use macvtap::selftest::kubelet::Kubelet;
@@ -61,7 +62,8 @@ fn run(calls: &Path, plugin: &Path) {
     let (case, dir) = (Case::new(), tempfile::tempdir().unwrap());
     let words = callgrind(plugin);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let mut plugin = Plugin::spawn(&case.node.host, command(&words, dir.path()));
+    let command = command_with_file(&words, dir.path());
+    let mut plugin = Plugin::spawn(&case.node.host, command);
     plugin.wait_for_log("not registered");
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let resource = connected(&kubelet);
@@ -78,6 +80,9 @@ fn run(calls: &Path, plugin: &Path) {
         call.succeed("CHECK");
         call.succeed("DEL");
     }
+    let mut probe = Command::new(binary());
+    probe.args(["probe", "--kubelet-dir"]).arg(dir.path());
+    assert!(probe.status().unwrap().success());
     thread::sleep(IDLE);
     plugin.signal("TERM");
     plugin.end();

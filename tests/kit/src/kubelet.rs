@@ -50,6 +50,19 @@ pub fn command(by: &[&str], kubelet_dir: &Path) -> Command {
     command
 }
 
+/// The same, configured as the DaemonSet does it: by a file, and with health and metrics.
+pub fn command_with_file(by: &[&str], kubelet_dir: &Path) -> Command {
+    let config = kubelet_dir.join("config");
+    fs::create_dir(&config).unwrap();
+    let file = config.join("DP_MACVTAP_CONF");
+    fs::write(&file, configuration()).unwrap();
+    let mut command = command(by, kubelet_dir);
+    command.env_remove("DP_MACVTAP_CONF");
+    command.arg("--config").arg(file);
+    command.args(["--status-address", "[::]:9403"]);
+    command
+}
+
 /// Waits until the kubelet has a stream of [`RESOURCE`].
 pub fn connected(kubelet: &Kubelet) -> Resource {
     let connected = |resource: &Resource| resource.connected;
