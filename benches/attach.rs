@@ -103,7 +103,8 @@ impl Program<'_> {
             .env("CNI_CONTAINERID", "bench")
             .env("CNI_NETNS", call.pod.path())
             .env("CNI_IFNAME", IFNAME)
-            .env("CNI_PATH", "/usr/lib/cni");
+            .env("CNI_PATH", "/usr/lib/cni")
+            .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_UID=bench");
         // A file, not a pipe: what is measured is the program, not who writes to it.
         command.stdin(self.input(call));
         command

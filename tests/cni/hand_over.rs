@@ -140,6 +140,30 @@ fn not_of_a_device_that_another_pod_has() {
     call.env("CNI_ARGS", &args("8a-b")).add();
 }
 
+/// What processes have open takes long to look at: there are tens of thousands of descriptors on a node.
+#[test]
+fn of_the_pods_own_device_looks_at_no_process() {
+    let number = low_number();
+    let node = waiting(&original_link_name("eth0Mvp3"), number);
+    let pod = Host::new();
+    let checkpoint = Checkpoint::new(&[("8a-b", "eth0Mvp3")]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let strace = ["strace", "-o", log.path().to_str().unwrap()];
+    let call = call(&node, &pod, "eth0Mvp3").by(&[&checkpoint.words()[..], &strace].concat());
+    let looks = || {
+        let log = std::fs::read_to_string(log.path()).unwrap();
+        log.contains("\"/proc\", O_RDONLY")
+    };
+    let open = open(number);
+    // Whose it is cannot be told.
+    assert_eq!(call.fail("ADD").0, 11);
+    assert!(looks());
+    drop(open);
+    call.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_UID=8a-b")
+        .add();
+    assert!(!looks());
+}
+
 #[test]
 fn the_hashed_name_comes_before_the_plain_one() {
     let (hashed, plain) = (low_number(), low_number());

@@ -67,6 +67,11 @@ impl Checkpoint {
         Self(mounted)
     }
 
+    /// The words before a command on that node.
+    pub fn words(&self) -> Vec<&str> {
+        self.0.words()
+    }
+
     /// Calls the plugin on that node.
     pub fn enter<'a>(&self, call: &Cni<'a>) -> Cni<'a> {
         self.0.enter(call)
