@@ -234,6 +234,35 @@ fn forger(netns: &Host) -> OwnedFd {
         .unwrap()
 }
 
+#[test]
+fn an_answer_of_another_process_is_refused() {
+    let node = Node::new();
+    let mut kernel = node.host.0.socket().unwrap();
+    let index = kernel.link_by_name(LOWER).unwrap().unwrap().index;
+    let (forger, port) = node
+        .host
+        .0
+        .run(|| {
+            let protocol = SockProtocol::NetlinkRoute;
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let forger = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+            // The first socket of a process in a netns gets the process's number.
+            let taken = bind(forger.as_raw_fd(), &NetlinkAddr::new(std::process::id(), 0));
+            assert_eq!(taken, Err(Errno::EADDRINUSE));
+            Ok((forger, std::process::id()))
+        })
+        .unwrap();
+    let to = NetlinkAddr::new(port, 0);
+    for sequence in 0..10_u32 {
+        // `NLMSG_ERROR` with the errno 0: an acknowledgement.
+        let header = [36_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat();
+        let answer = [header, sequence.to_ne_bytes().to_vec(), vec![0; 24]].concat();
+        let sent = sendto(forger.as_raw_fd(), &answer, &to, MsgFlags::empty());
+        assert_eq!(sent, Err(Errno::ECONNREFUSED));
+    }
+    assert_eq!(kernel.link(index).unwrap().unwrap().name, LOWER);
+}
+
 /// A macvtap with this index on a veth in the netns itself.
 fn add_tap(netns: &Host, name: &str, number: u32) {
     netns.ip(&format!(

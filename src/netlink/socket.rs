@@ -2,7 +2,7 @@
 //! not what they are about.
 
 use std::{
-    io::{Cursor, ErrorKind},
+    io::{self, Cursor, ErrorKind},
     os::fd::{AsRawFd, BorrowedFd},
 };
 
@@ -15,7 +15,10 @@ use neli::{
     },
     nl::{NlPayload, NlmsghdrBuilder},
     socket::NlSocket,
-    utils::Groups,
+};
+use nix::{
+    errno::Errno,
+    sys::socket::{NetlinkAddr, connect},
 };
 
 use super::{
@@ -53,13 +56,13 @@ impl Socket {
 
     /// Opens a socket of a netlink family in the calling thread's network namespace.
     pub(super) fn of_family(family: NlFamily) -> Result<Self, NetlinkError> {
-        let netlink = NlSocket::connect(family, None, Groups::empty());
-        let netlink = netlink.context("opening a netlink socket")?;
+        let netlink = NlSocket::new(family).context("opening a netlink socket")?;
         let asked = netlink.enable_ext_ack(true);
         asked.context("asking netlink for extended acknowledgements")?;
         // Without it the kernel ignores the filters of a dump, among them the network namespace.
         let strict = netlink.enable_strict_checking(true);
         strict.context("asking netlink for strict checking")?;
+        listen_to_the_kernel_alone(&netlink).context("connecting a netlink socket")?;
         Ok(Self {
             netlink,
             sequence: 0,
@@ -302,4 +305,25 @@ impl Socket {
             self.buffer.resize(length, 0);
         }
     }
+}
+
+/// Connects a socket to the kernel. Whoever has `CAP_NET_ADMIN` in a pod's network namespace can send
+/// to any netlink socket there; a connected one refuses what does not come from its peer
+/// (`netlink_getsockbyportid` in `af_netlink.c`).
+fn listen_to_the_kernel_alone(netlink: &NlSocket) -> io::Result<()> {
+    // Binds it too, to a port that the kernel chooses.
+    connect(netlink.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    // What came between the two.
+    loop {
+        match netlink.recv([], Msg::DONTWAIT) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if !is_passing(&error) => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+/// Whether receiving can go on: after a signal, or where others filled the buffer (`ENOBUFS`).
+fn is_passing(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::Interrupted || error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }
