@@ -201,10 +201,12 @@ impl Drop for Running {
         if self.ended {
             return;
         }
-        // Its number is its group's. It cannot be another's by now: it was not waited for.
+        // Its number is its group's, unless it has left that. Neither can be another's by now: it was
+        // not waited for.
         if let Ok(number) = i32::try_from(self.child.id()) {
             let _ = killpg(Pid::from_raw(number), Signal::SIGKILL);
         }
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
@@ -342,6 +344,22 @@ mod tests {
             sleep(Duration::from_millis(1));
         }
         assert!(gone(), "{sleeper}");
+    }
+
+    #[test]
+    fn one_that_leaves_its_group_is_killed() {
+        let bounds = Bounds {
+            timeout: Duration::from_millis(300),
+            ..BOUNDS
+        };
+        let start = Instant::now();
+        let script = "exec perl -e 'setpgrp(0, getpgrp(getppid)); sleep 60'";
+        let error = run(&mut sh(script), b"", bounds).unwrap_err();
+        assert!(matches!(error, ProgramError::TimedOut(_)), "{error}");
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "it was waited for"
+        );
     }
 
     #[test]
