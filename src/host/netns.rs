@@ -180,14 +180,26 @@ pub const NAMED: &str = "/run/netns";
 /// Paths of the network namespaces with a name, then of those of processes; each once. One that
 /// only a descriptor holds has no path here.
 pub fn all() -> impl Iterator<Item = PathBuf> {
-    let of_processes = entries("/proc").map(|process| process.join("ns/net"));
+    let of_processes = entries(Path::new("/proc")).map(|process| process.join("ns/net"));
+    let paths = entries(Path::new(NAMED)).chain(of_processes);
+    each_once(paths).map(|(path, _)| path)
+}
+
+/// Of paths of network namespaces those that exist, each namespace once, with its
+/// [`identity`](Netns::identity).
+pub fn each_once(
+    paths: impl Iterator<Item = PathBuf>,
+) -> impl Iterator<Item = (PathBuf, (u64, u64))> {
     let mut seen = BTreeSet::new();
-    entries(NAMED).chain(of_processes).filter(move |path| {
-        fs::metadata(path).is_ok_and(|found| seen.insert((found.dev(), found.ino())))
+    paths.filter_map(move |path| {
+        let found = fs::metadata(&path).ok()?;
+        let identity = (found.dev(), found.ino());
+        seen.insert(identity).then_some((path, identity))
     })
 }
 
-fn entries(directory: &str) -> impl Iterator<Item = PathBuf> {
+/// Paths of what is in a directory; of one that cannot be read, none.
+pub fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path())
 }

@@ -33,6 +33,8 @@ pub struct Received {
     pub outgoing: bool,
     /// Bytes of the frame; no more than the buffer holds.
     pub length: usize,
+    /// Whether the buffer certainly holds all of it.
+    pub is_whole: bool,
 }
 
 /// A packet socket.
@@ -128,7 +130,8 @@ impl PacketSocket {
                     return Some(Received {
                         index: u32::try_from(address.ifindex()).ok()?,
                         outgoing: address.pkttype() == OUTGOING,
-                        length: length.min(buffer.len()),
+                        length,
+                        is_whole: length < buffer.len(),
                     });
                 }
                 // That the interface went down or away is reported once.

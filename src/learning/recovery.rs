@@ -3,9 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     io::ErrorKind,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -20,7 +19,10 @@ use super::{
     table::{Entry, Existence},
 };
 use crate::{
-    host::{files, netns::Netns},
+    host::{
+        files,
+        netns::{self, Netns, entries},
+    },
     netlink::Link,
     types::{
         checkpoint,
@@ -29,6 +31,9 @@ use crate::{
         mode::Mode,
     },
 };
+
+/// Ports of one network namespace that are taken over; a pod can make links that look like some.
+const MAX_PORTS_PER_NETNS: usize = 64;
 
 /// Where Docker, and CRI-O before 1.20, bind the network namespaces of pods.
 const DOCKER_DIR: &str = "/run/docker/netns";
@@ -120,33 +125,41 @@ impl Places {
         let but = but.map(|process| Path::new(PROC).join(process.to_string()));
         let processes = entries(Path::new(PROC)).filter(move |path| Some(path) != but.as_ref());
         let of_processes = processes.map(|process| process.join("ns/net"));
-        let mut seen = BTreeSet::new();
-        let paths = listed.chain(of_crio).chain(of_processes);
-        paths.filter_map(move |path| {
-            let found = fs::metadata(&path).ok()?;
-            let identity = (found.dev(), found.ino());
-            seen.insert(identity).then_some((path, identity))
-        })
+        netns::each_once(listed.chain(of_crio).chain(of_processes))
     }
 
-    /// Finds the ports that there are.
-    pub fn find_ports(&self, now: Instant) -> Result<Vec<(u32, Entry)>> {
-        let links = self.find_links()?.into_iter();
-        let ports = links.filter_map(|(pod, link)| entry(pod, link, now));
-        Ok(ports.collect())
+    /// Finds the ports that are not known. A pod can give the number of another pod's tap to a link
+    /// of its own, and it does not show which of the two is the port: both become active.
+    pub fn find_ports(
+        &self,
+        is_known: impl Fn(u32) -> bool,
+        now: Instant,
+    ) -> Result<Vec<(u32, Entry)>> {
+        let mut claims: BTreeMap<u32, Vec<(PodNetns, Link)>> = BTreeMap::new();
+        for (pod, link) in self.find_links()? {
+            if !is_known(link.index) {
+                claims.entry(link.index).or_default().push((pod, link));
+            }
+        }
+        let mut ports = Vec::new();
+        for (tap, claims) in claims {
+            if claims.len() > 1 {
+                warn!(tap, claims = claims.len(); "not learned: several links have its number");
+                unpark(claims);
+            } else {
+                ports.extend(
+                    claims
+                        .into_iter()
+                        .filter_map(|(pod, link)| entry(pod, link, now)),
+                );
+            }
+        }
+        Ok(ports)
     }
 
     /// Makes the ports active that are parked. Nothing may be learning.
     pub fn unpark_all(&self) -> Result<()> {
-        let links = self.find_links()?.into_iter();
-        for (pod, link) in links.filter(|(_, link)| is_parked(link)) {
-            let tap = link.index;
-            match pod.set_mode(tap, Mode::Bridge) {
-                Ok(true) => info!(tap, interface:% = link.name; "active: nothing learns"),
-                Ok(false) => {}
-                Err(error) => warn!(tap, error = format!("{error:#}"); "port stays parked"),
-            }
-        }
+        unpark(self.find_links()?);
         Ok(())
     }
 
@@ -156,7 +169,7 @@ impl Places {
         let allocated = self.allocated();
         let host = Netns::current()?;
         let own = host.identity()?;
-        let mut found: BTreeMap<u32, Vec<(PodNetns, Link)>> = BTreeMap::new();
+        let mut found = Vec::new();
         for (path, identity) in self.paths(None).filter(|(_, identity)| *identity != own) {
             let pod = PodNetns { path, identity };
             let links = candidates(&pod, &host).unwrap_or_else(|error| {
@@ -164,16 +177,11 @@ impl Places {
                 debug!(netns:% = path, error = format!("{error:#}"); "no ports looked for");
                 Vec::new()
             });
-            for link in links.into_iter().filter(|link| is_ours(link, &allocated)) {
-                found
-                    .entry(link.index)
-                    .or_default()
-                    .push((pod.clone(), link));
-            }
+            let ours = links.into_iter().filter(|link| is_ours(link, &allocated));
+            let ours = ours.take(MAX_PORTS_PER_NETNS);
+            found.extend(ours.map(|link| (pod.clone(), link)));
         }
-        // A tap has its name once on the machine: of two that claim it at most one is ours.
-        let single = found.into_values().filter(|claims| claims.len() == 1);
-        Ok(single.flatten().collect())
+        Ok(found)
     }
 
     /// The taps that the kubelet has allocated.
@@ -193,9 +201,15 @@ impl Places {
     }
 }
 
-fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path())
+fn unpark(links: Vec<(PodNetns, Link)>) {
+    for (pod, link) in links.into_iter().filter(|(_, link)| is_parked(link)) {
+        let tap = link.index;
+        match pod.set_mode(tap, Mode::Bridge) {
+            Ok(true) => info!(tap, interface:% = link.name; "active: nothing learns"),
+            Ok(false) => {}
+            Err(error) => warn!(tap, error = format!("{error:#}"); "port stays parked"),
+        }
+    }
 }
 
 /// The macvtaps of a pod on lower devices of the host. The pod's owner may have made others.

@@ -83,7 +83,7 @@ struct Note {
 /// The ports.
 #[derive(Default)]
 pub struct Table {
-    /// By the number of their tap, which is unique on the machine.
+    /// By the number of their tap. Of several links with one number none is a port.
     entries: BTreeMap<u32, (Entry, Note)>,
     /// (lower device, MAC, tap).
     by_address: BTreeSet<(u32, MacAddr, u32)>,

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     host::{
+        accept_pause::AcceptPause,
         control_socket::{BindError, Connection},
         listener::Listener,
         netns::Netns,
@@ -52,8 +53,6 @@ const SEARCH_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_FRAMES_PER_TURN: usize = 256;
 /// Queries that are answered before frames have their turn.
 const MAX_QUERIES_PER_TURN: usize = 8;
-/// How long queries wait when no connection can be accepted: too many descriptors are open.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the end of learning waits for macvtaps that ADD is about to make, and how often it
 /// looks. ADD takes milliseconds.
 const UNPARK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -92,7 +91,7 @@ impl Learning {
             unknown: UnknownTaps::default(),
             search_at: Instant::now() + SEARCH_INTERVAL,
             listener,
-            accept_at: Instant::now(),
+            accept_pause: AcceptPause::default(),
             unwatched: BTreeSet::new(),
             announcements_failed: false,
             announced: BTreeSet::new(),
@@ -154,8 +153,7 @@ struct Learner {
     /// When ports are looked for again.
     search_at: Instant,
     listener: Listener,
-    /// When connections are accepted again.
-    accept_at: Instant,
+    accept_pause: AcceptPause,
     /// Lower devices whose frames could not be watched.
     unwatched: BTreeSet<u32>,
     /// Whether announcements of some ports are not received.
@@ -203,13 +201,13 @@ impl Learner {
     /// Waits for something to do. False if it is time to stop.
     fn wait(&self, waiter: &Waiter) -> Result<bool> {
         let now = Instant::now();
-        let accepts = now >= self.accept_at;
+        let accept_at = self.accept_pause.until();
         let deadline = self.table.deadline().into_iter();
         let deadline = deadline.chain([self.sockets_at, self.search_at]);
         let deadline = deadline.chain(self.announcements_at);
-        let deadline = deadline.chain((!accepts).then_some(self.accept_at)).min();
+        let deadline = deadline.chain(accept_at).min();
         let pause = deadline.unwrap_or(now).saturating_duration_since(now);
-        let queries = accepts.then(|| self.listener.descriptors());
+        let queries = accept_at.is_none().then(|| self.listener.descriptors());
         let queries = queries.into_iter().flatten();
         let ready = waiter.wait(self.sockets.descriptors().chain(queries), pause)?;
         Ok(ready.is_some())
@@ -247,7 +245,10 @@ impl Learner {
                 };
                 for tap in self.table.taps(lower, frame.source) {
                     if received.outgoing {
-                        self.table.keep_first_frame(tap, bytes);
+                        // A segment that the NIC is to divide can be longer than the buffer.
+                        if received.is_whole {
+                            self.table.keep_first_frame(tap, bytes);
+                        }
                         self.handle(tap, Event::Sent(&frame));
                     } else if frame.announcement && !self.announced.contains(&frame.source) {
                         self.receive_announced(tap, &frame);
@@ -367,6 +368,9 @@ impl Learner {
         let Some(entry) = self.table.get(tap) else {
             return;
         };
+        if entry.first_frame.is_empty() {
+            return;
+        }
         let mut frame = entry.first_frame.clone();
         frame::complete_checksum(&mut frame);
         match entry.netns.send(tap, &frame) {
@@ -468,14 +472,11 @@ impl Learner {
 
     fn find_ports(&mut self) {
         let now = Instant::now();
-        match self.places.find_ports(now) {
+        let is_known = |tap| self.table.get(tap).is_some();
+        match self.places.find_ports(is_known, now) {
             Ok(found) => {
-                let unknown = found
-                    .into_iter()
-                    .filter(|(tap, _)| self.table.get(*tap).is_none());
                 let room = MAX_PORTS.saturating_sub(self.table.len());
-                let unknown: Vec<_> = unknown.take(room).collect();
-                for (tap, entry) in unknown {
+                for (tap, entry) in found.into_iter().take(room) {
                     self.table.insert(tap, entry, now);
                 }
             }
@@ -508,17 +509,19 @@ impl Learner {
     }
 
     fn answer_queries(&mut self) {
-        if Instant::now() < self.accept_at {
+        if self.accept_pause.until().is_some() {
             return;
         }
         for _ in 0..MAX_QUERIES_PER_TURN {
             match self.listener.accept() {
-                Ok(Some(connection)) => self.answer(connection),
+                Ok(Some(connection)) => {
+                    self.accept_pause.end();
+                    self.answer(connection);
+                }
                 Ok(None) => return,
                 Err(error) => {
-                    // Too many descriptors are open: the connection would only be reported again.
-                    self.accept_at = Instant::now() + ACCEPT_PAUSE;
-                    return self.warn(format!("{error:#}"));
+                    self.accept_pause.begin(&format!("{error:#}"));
+                    return;
                 }
             }
         }

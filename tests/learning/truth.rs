@@ -334,6 +334,28 @@ fn foreign_links_are_not_learned_and_harm_no_port() {
     assert_eq!(link["linkinfo"]["info_data"]["mode"], "vepa");
 }
 
+/// What a macvtap is made on that is a pod's own, is on the node's lower device.
+#[test]
+fn a_pod_cannot_keep_another_pods_port_parked_nor_fill_the_table() {
+    let mut learner = Learner::new();
+    let Port { pod, number, .. } = learner.attach_parked();
+    let Port { pod: other, .. } = learner.attach_parked_as(OTHER);
+    let copies = (0..80)
+        .map(|copy| (copy, tap_number()))
+        .chain([(80, number)]);
+    for (copy, number) in copies {
+        other.ip(&format!(
+            "link add copy{copy} index {number} link net1 group 1836479600 type macvtap mode vepa"
+        ));
+    }
+    learner.kill();
+    learner.start();
+    let ports = learner.stats().ports;
+    assert!(ports.len() <= 64, "{}", ports.len());
+    assert!(!ports.contains_key(&number), "{}", learner.log());
+    wait_until("it is active", || pod.mode() == "bridge");
+}
+
 /// Attaches a pod whose port begins parked. On a busy machine the answer may come too late.
 fn attach_parked(call: &Cni<'_>, pod: &Host) {
     wait_until("it begins parked", || {
