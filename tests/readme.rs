@@ -8,9 +8,12 @@ use std::{
 };
 
 use clap::CommandFactory;
-use kit::binary;
+use kit::{
+    binary,
+    netns::{Host, Node, tap_number},
+};
 use macvtap::{cli::Cli, deviceplugin::config};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::manifests::{files, manifests, parse, render::DIRECTORIES, root};
 
@@ -393,6 +396,33 @@ fn the_tables_of_keys_are_those_of_the_code() {
     for cell in listed {
         assert!(read.contains(cell.trim_matches('`')), "not read: {cell}");
     }
+}
+
+/// The device ID is enough to attach, so a slip in a key that networks may have for other plugins,
+/// or for a later version, does not matter, but for the keys that the page names.
+#[test]
+fn wrong_values_fail_add_for_the_keys_that_the_page_names() {
+    let Readme { path, text } = Readme::of("manifests/examples");
+    let (_, text) = text.split_once("## The CNI plugin").unwrap();
+    let (_, named) = text.split_once("does not read, except for").unwrap();
+    let (named, _) = named.split_once(": a wrong one fails ADD").unwrap();
+    let named = named.split('`').skip(1).step_by(2);
+    // As kubevirt/macvtap-cni reads them.
+    let of_the_original = ["deviceID", "group", "mtu", "owner", "promiscMode"];
+    let strict: BTreeSet<&str> = named.chain(of_the_original).collect();
+    let text = text.to_owned();
+    let cells = Readme { path, text }.first_cells("key");
+    let keys: Vec<&str> = cells.iter().map(|cell| cell.trim_matches('`')).collect();
+    assert!(keys.len() > 25, "{keys:?}");
+    let node = Node::new();
+    let fails = |key: &&str| {
+        let (pod, number) = (Host::new(), tap_number());
+        let call = node.allocated(&pod, number);
+        let wrong = json!({"no such key": true});
+        !call.with(key, wrong).output("ADD").status.success()
+    };
+    let failing: BTreeSet<&str> = keys.into_iter().filter(fails).collect();
+    assert_eq!(failing, strict);
 }
 
 #[test]
