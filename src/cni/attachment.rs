@@ -161,12 +161,18 @@ fn undo(macvtap: NewMacvtap<'_>, error: CniError) -> CniError {
     }
 }
 
+/// Prepares a macvtap, whose IPAM plugin may set it up, as dhcp does: without addresses it can send
+/// what a DHCP client does.
 fn prepare(macvtap: &mut NewMacvtap<'_>, config: &Config) -> AttachResult<()> {
     macvtap.prepare(Settings {
         host_stack: config.host_stack,
         promiscuous: config.promiscuous,
         all_multicast: config.all_multicast,
-    })
+    })?;
+    match &config.security {
+        Some(security) if config.ipam.is_some() => macvtap.secure(security, config.mac),
+        _ => Ok(()),
+    }
 }
 
 /// Sets a macvtap up that has these addresses, if it has any; what the kernel then says of it.

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::security::{Description, Security};
 use crate::{
     host::netns::Netns,
-    netlink::{Counter, Link, NetlinkError, Nft, Socket, Table, compile},
+    netlink::{Counter, Direction, Link, NetlinkError, Nft, Socket, Table, compile},
     types::{errors::io_error, link_name::MAX_NAME, mac::MacAddr},
 };
 
@@ -65,8 +65,9 @@ impl<'a> Interface<'a> {
         }
     }
 
-    /// Puts `security` in force for what a guest with this MAC sends. The interface has to be
-    /// down, for what it sent before has passed.
+    /// Puts `security` in force for what a guest with this MAC sends, in place of what was in force
+    /// before, without a gap. The first time the interface has to be down, for what it sent before
+    /// has passed.
     pub fn secure(&self, security: &Security, mac: MacAddr) -> Result<Mechanism> {
         self.install(&table_name(self.name), security, mac)
     }
@@ -92,7 +93,8 @@ impl<'a> Interface<'a> {
         let program = compile(&filter).context(FEWER_RULES)?;
         let mut socket = self.inside(Socket::open)??;
         let attached = socket.add_clsact(self.index);
-        match attached.and_then(|()| socket.add_egress_program(self.index, &program)) {
+        let install = |()| socket.set_program(self.index, Direction::Egress, &program);
+        match attached.and_then(install) {
             Ok(()) => Ok(Mechanism::ClassicBpf),
             Err(error) => bail!(
                 "this kernel cannot enforce security {security}: neither by nf_tables with an \

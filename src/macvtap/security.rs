@@ -55,8 +55,9 @@ pub const MAX_VLAN_RANGES: usize = 32;
 /// MACs that a guest may have at most besides its own.
 pub const MAX_MACS: usize = 8;
 /// Units of 8 bytes, which options begin at, that are looked at in a router advertisement, behind
-/// at most so many tags: each makes a rule.
-const MAX_OPTION_UNITS: u16 = 24;
+/// at most so many tags: each makes a rule. A longer advertisement is dropped. No condition may look
+/// beyond byte 255, for before Linux 6.2 nf_tables takes no further offset.
+const MAX_OPTION_UNITS: u16 = 23;
 const MAX_TAGS_OF_OPTIONS: u16 = 1;
 
 /// Tags that a frame may have at most, one in another: where any may be, and where there is a
@@ -834,6 +835,30 @@ mod tests {
                 "{written}"
             );
             assert_eq!(Description::parse(&written), description);
+        }
+    }
+
+    #[test]
+    fn no_condition_looks_further_than_any_kernel_takes() {
+        let custom = Security {
+            vlans: None,
+            ..Security::strict(Vec::new())
+        };
+        let listed = Security {
+            vlans: Some(vec![(1, 1)]),
+            ..Security::mac()
+        };
+        for security in [
+            Security::mac(),
+            Security::strict(Vec::new()),
+            custom,
+            listed,
+        ] {
+            let chains = security.filter(MacAddr([2, 0, 0, 0, 0, 0])).chains;
+            let rules = chains.iter().flat_map(|chain| &chain.rules);
+            let conditions = rules.flat_map(|rule| &rule.conditions);
+            let furthest = conditions.map(|condition| condition.offset).max();
+            assert!(furthest <= Some(255), "{security:?}: {furthest:?}");
         }
     }
 

@@ -113,14 +113,8 @@ impl Socket {
         or_existing(self.request_bytes((NEW_QDISC, CREATE | EXCLUSIVE), &header, kind))
     }
 
-    /// Lets a classic BPF program judge what a device sends: it returns the verdict.
-    pub fn add_egress_program(&mut self, index: u32, program: &[u8]) -> Result<(), NetlinkError> {
-        let header = header(index, 0, CLSACT_EGRESS, EVERY_PROTOCOL);
-        self.install_program((NEW_FILTER, CREATE | EXCLUSIVE), &header, program)
-    }
-
     /// Lets a classic BPF program judge the frames of one direction, in place of the one that
-    /// was set so before. The kernel replaces it at once, without a gap.
+    /// was set so before: it returns the verdict. The kernel replaces it at once, without a gap.
     pub fn set_program(
         &mut self,
         index: u32,
@@ -128,17 +122,8 @@ impl Socket {
         program: &[u8],
     ) -> Result<(), NetlinkError> {
         let header = header(index, 1, direction.parent(), EVERY_PROTOCOL);
-        self.install_program((NEW_FILTER, CREATE), &header, program)
-    }
-
-    fn install_program(
-        &mut self,
-        request: (u16, u16),
-        header: &[u8],
-        program: &[u8],
-    ) -> Result<(), NetlinkError> {
         let length = u16::try_from(program.len() / 8).context("a BPF program is too long")?;
-        self.request_bytes(request, header, |to| {
+        self.request_bytes((NEW_FILTER, CREATE), &header, |to| {
             to.text(KIND, "bpf");
             to.nest(OPTIONS, |to| {
                 to.put(BPF_LENGTH, &length.to_ne_bytes());

@@ -2,14 +2,20 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs::{self, File, Permissions},
     io::{ErrorKind, Read, Write},
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use kit::netns::{
-    Case, Cni, Host, IFNAME, Node, tap_number,
-    taps::{far_tap, open},
+use kit::{
+    kernel,
+    netns::{
+        Case, Cni, Host, IFNAME, Node, happens, tap_number,
+        taps::{far_tap, open, send},
+    },
 };
 use macvtap::{
     host::tap::VNET_HEADER,
@@ -548,6 +554,105 @@ fn a_mac_that_changes_after_add_is_not_followed() {
             assert!(msg.contains(part), "{msg}");
         }
     }
+}
+
+/// A plugin that sets the interface up, as dhcp does, and takes its time: until a file is there.
+fn slow_plugin(dir: &Path, until: &Path) {
+    let script = format!(
+        "#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\n\
+         nsenter --net=$CNI_NETNS ip link set $CNI_IFNAME up\n\
+         while ! [ -e {} ]; do sleep 0.01; done\n\
+         echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"{}/24\"}}]}}'\n",
+        until.display(),
+        Ipv4Addr::from(IPV4),
+    );
+    let plugin = dir.join("slow");
+    fs::write(&plugin, script).unwrap();
+    fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+}
+
+fn ethernet(frame: &Frame) -> Vec<u8> {
+    let addresses = To::Wire.mac().into_iter().chain(frame.source);
+    let ethertype = frame.ethertype.to_be_bytes();
+    addresses
+        .chain(ethertype)
+        .chain(frame.payload.clone())
+        .collect()
+}
+
+/// Which of these frames arrive that the guest sends, the last one at least.
+fn pass(guest: &File, far: &File, frames: &[&Frame]) -> Vec<bool> {
+    let frames: Vec<Vec<u8>> = frames.iter().map(|frame| ethernet(frame)).collect();
+    for frame in &frames {
+        send(guest, frame);
+    }
+    let (start, mut arrived) = (Instant::now(), BTreeSet::new());
+    let mut buffer = vec![0; 1 << 16];
+    while !arrived.contains(frames.last().unwrap()) && start.elapsed() < Duration::from_secs(10) {
+        match (&mut &*far).read(&mut buffer) {
+            Ok(length) => drop(arrived.insert(buffer[VNET_HEADER..length].to_vec())),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    frames.iter().map(|frame| arrived.contains(frame)).collect()
+}
+
+/// Before it knows the address, it lets a DHCP client ask for one.
+#[test]
+fn it_is_in_force_while_the_ipam_plugin_runs() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let dir = tempfile::tempdir().unwrap();
+    let until = dir.path().join("until");
+    slow_plugin(dir.path(), &until);
+    let call = node.allocated(&pod, number).with("mac", text(MAC));
+    let call = call.with("security", "strict").with("ipamMode", "report");
+    let call = call.with("ipam", json!({"type": "slow"}));
+    let call = call.env("CNI_PATH", &dir.path().display().to_string());
+    let far = far_tap(&node);
+    let own = forged::ipv4(17, IPV4, &forged::udp(1000, 1000));
+    let asking = forged::ipv4(17, [0; 4], &forged::udp(68, 67));
+    let mut other = own.clone();
+    other.source = forged::OTHER;
+    let frames = [&other, &own, &asking];
+    std::thread::scope(|scope| {
+        let adding = scope.spawn(|| call.clone().added());
+        let is_up = || {
+            pod.link(IFNAME)
+                .is_some_and(|link| link["operstate"] == "UP")
+        };
+        let passed = happens(is_up).then(|| pass(&open(number), &far, &frames));
+        fs::write(&until, "").unwrap();
+        assert_eq!(passed, Some(vec![false, false, true]));
+        let call = adding.join().unwrap();
+        assert_eq!(pass(&open(number), &far, &frames), [false, true, true]);
+        call.succeed("CHECK");
+        call.succeed("DEL");
+    });
+}
+
+/// Before Linux 6.2 it takes less.
+#[test]
+fn nftables_takes_the_rules_of_every_security() {
+    let case = Case::new();
+    for security in [
+        json!("mac"),
+        json!("strict"),
+        json!({"vlans": "any", "routerAdvertisements": true, "addresses": "any"}),
+        json!({"vlans": [5], "routerAdvertisements": true, "addresses": ["192.0.2.1"]}),
+    ] {
+        let call = case.call().with("security", security.clone());
+        let call = call.with("runtimeConfig", json!({"ips": ["192.0.2.1/24"]}));
+        let answer = call.with("logLevel", "info").call("ADD");
+        assert_eq!(answer.status, 0, "{security}: {answer:?}");
+        let log = answer.stderr;
+        assert!(log.contains("mechanism=nf_tables"), "{security}: {log}");
+        case.call().succeed("DEL");
+    }
+}
+
+#[test]
+fn all_of_these_under_debians_kernel() {
+    kernel::run_tests(&["security::nftables_takes_the_rules"]);
 }
 
 #[test]
