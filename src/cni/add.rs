@@ -32,7 +32,7 @@ use crate::{
     macvtap::{
         create::{Spec, check_name_free, create},
         error::{AttachError, Kind},
-        guard::{NewMacvtap, pause},
+        guard::{NewMacvtap, pause, pause_for},
         inventory,
         lower::{Ineligible, LowerDevice, LowerError},
         sub_interface::{Maker, SubInterface},
@@ -53,6 +53,9 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long ADD waits for the tap of the same pod's former sandbox.
 const FORMER_SANDBOX_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The poll interval for processes that have a tap open: each of the machine is looked at.
+const PROCESS_POLL: Duration = Duration::from_millis(100);
 
 /// How often ADD looks for a VLAN that is being removed.
 const VLAN_POLL: Duration = Duration::from_millis(2);
@@ -113,19 +116,25 @@ impl<'a> Work<'a> {
     /// With a device ID: its tap has to become free, if a previous pod still has it.
     fn allocated(&mut self, device: &DeviceId) -> Result<Attachment<'a>> {
         let lower = self.lower(&device.lower)?;
+        let unknown = match Holder::of_tap(device.tap, self.request.config.pod_uid.as_deref()) {
+            Holder::Own | Holder::Free => None,
+            Holder::Other(pod) => return Err(others_device(&device.to_string(), &pod)),
+            Holder::Unknown(why) => Some(why),
+        };
+        let unknown = unknown.as_deref();
         if devnode::find(device.tap)? != Found::Nothing {
             check_name_free(
                 &mut self.request.netns.socket()?,
                 &self.request.environment.ifname,
             )?;
-            self.wait_until_free(device)?;
+            self.wait_until_free(device, unknown)?;
         }
         loop {
             if let Some(created) = self.try_create(&lower, device.mode, device.tap)? {
                 return self.finish(created);
             }
             pause(self.request.deadline, || tap_held(device.tap))?;
-            self.wait_until_free(device)?;
+            self.wait_until_free(device, unknown)?;
         }
     }
 
@@ -328,44 +337,37 @@ impl<'a> Work<'a> {
     }
 
     /// Waits until no tap has the device's number. The macvtap in our own netns that a former pod
-    /// had for the tap alone is deleted.
-    fn wait_until_free(&mut self, device: &DeviceId) -> Result<()> {
+    /// had for the tap alone is deleted, unless it is `unknown` whose the device is.
+    fn wait_until_free(&mut self, device: &DeviceId, unknown: Option<&str>) -> Result<()> {
+        let deadline = self.request.deadline;
         while is_in_use(device.tap)? {
-            let stale = if tap_only::exists(&mut self.host, device)? {
-                self.check_stale(device)?
-            } else {
-                Err(tap_held(device.tap))
-            };
-            match stale {
+            if !tap_only::exists(&mut self.host, device)? {
+                pause(deadline, || tap_held(device.tap))?;
+                continue;
+            }
+            match check_stale(device.tap, unknown) {
                 Ok(()) => {
                     tap_only::delete_of(&mut self.host, device)?;
                     warn!(device:%; "deleted the stale macvtap of a previous pod");
                 }
-                Err(in_use) => pause(self.request.deadline, || in_use)?,
+                Err(in_use) => pause_for(PROCESS_POLL, deadline, || in_use)?,
             }
         }
         Ok(())
     }
+}
 
-    /// Whether a macvtap for the tap alone is a former pod's; if not, why. Fails if the device is
-    /// another pod's, whose guest may be about to open it. What cannot be decided here is left to
-    /// the device plugin, which deletes what is stale when the kubelet allocates the device.
-    fn check_stale(&self, device: &DeviceId) -> Result<std::result::Result<(), AttachError>> {
-        let id = device.to_string();
-        let pod_uid = self.request.config.pod_uid.as_deref();
-        match Holder::of(&id, pod_uid) {
-            Holder::Own | Holder::Free => Ok(inventory::check_not_open(device.tap)),
-            Holder::Other(pod) => Err(others_device(&id, &pod)),
-            Holder::Unknown(why) => {
-                let path = tap::path(device.tap);
-                let text = format!(
-                    "{} is in use by a macvtap on the host, which may be another pod's: {why}",
-                    path.display()
-                );
-                Ok(Err(AttachError::new(Kind::TryAgain, text)))
-            }
-        }
-    }
+/// Fails if a macvtap for the tap alone may not be a former pod's. What is `unknown` here is left to
+/// the device plugin, which deletes what is stale when the kubelet allocates the device.
+fn check_stale(tap: u32, unknown: Option<&str>) -> std::result::Result<(), AttachError> {
+    let Some(why) = unknown else {
+        return inventory::check_not_open(tap);
+    };
+    let path = tap::path(tap);
+    let path = path.display();
+    let text =
+        format!("{path} is in use by a macvtap on the host, which may be another pod's: {why}");
+    Err(AttachError::new(Kind::TryAgain, text))
 }
 
 /// The error of a VLAN that cannot be made.

@@ -4,16 +4,21 @@
 //! the pods that are gone, and it writes the checkpoint before the pod's sandbox is made. An entry
 //! of another pod, gone or not, shows that the device is not ours.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
 use super::error::{CniError, code};
 use crate::{
     host::{control_socket::KUBELET_DIR, files},
+    netlink::Link,
     types::{
-        checkpoint,
-        device_id::{NAMESPACE, are_same},
+        checkpoint::{self, Allocation},
+        device_id::{NAMESPACE, original_link_name},
     },
 };
 
@@ -34,9 +39,29 @@ pub enum Holder {
 }
 
 impl Holder {
-    /// Finds the pod that holds a device; `pod_uid` is this pod's.
-    pub fn of(device: &str, pod_uid: Option<&str>) -> Self {
-        Self::decide(pods_with(device), pod_uid)
+    /// Finds the pod that holds the device with this tap; `pod_uid` is this pod's.
+    ///
+    /// Each ADD with a device ID asks. Mostly the device is this pod's, which the text of the
+    /// checkpoint shows: it is decoded only if not.
+    pub fn of_tap(tap: u32, pod_uid: Option<&str>) -> Self {
+        let text = match read_checkpoint() {
+            Ok(text) => text,
+            Err(error) => return Self::decide(Err(error), pod_uid),
+        };
+        if pod_uid.is_some_and(|own| checkpoint::is_first_of(&text, tap, own)) {
+            return Self::Own;
+        }
+        Self::decide(pods_with(&text, |each| each.has_tap(tap)), pod_uid)
+    }
+
+    /// Finds the pod that holds a macvtap of the host. It is known by its tap or its name, not by the
+    /// device ID that a network gives: there are many texts of one hash.
+    pub fn of_link(link: &Link, pod_uid: Option<&str>) -> Self {
+        let is_named_for = |id: &String| *id == link.name || original_link_name(id) == link.name;
+        let has =
+            |each: &Allocation| each.has_tap(link.index) || each.devices.iter().any(is_named_for);
+        let pods = read_checkpoint().and_then(|text| pods_with(&text, has));
+        Self::decide(pods, pod_uid)
     }
 
     fn decide(pods: Result<BTreeSet<String>>, pod_uid: Option<&str>) -> Self {
@@ -63,20 +88,25 @@ pub fn others_device(device: &str, pod_uid: &str) -> CniError {
     CniError::new(code::CONFIG, text)
 }
 
-/// The UIDs of the pods that have a device.
-fn pods_with(device: &str) -> Result<BTreeSet<String>> {
-    let file = Path::new(KUBELET_DIR).join(checkpoint::FILE);
-    let shown = file.display();
-    let bytes =
-        files::read(&file).with_context(|| format!("reading the kubelet's checkpoint {shown}"))?;
-    let all = checkpoint::allocations(&bytes, NAMESPACE).with_context(|| shown.to_string())?;
-    let with_it = all
-        .into_iter()
-        .filter(|each| each.devices.iter().any(|id| are_same(id, device)));
+fn checkpoint_file() -> PathBuf {
+    Path::new(KUBELET_DIR).join(checkpoint::FILE)
+}
+
+fn read_checkpoint() -> Result<Vec<u8>> {
+    let file = checkpoint_file();
+    files::read(&file)
+        .with_context(|| format!("reading the kubelet's checkpoint {}", file.display()))
+}
+
+/// The UIDs of the pods of which an allocation is what is looked for.
+fn pods_with(text: &[u8], has: impl Fn(&Allocation) -> bool) -> Result<BTreeSet<String>> {
+    let all = checkpoint::allocations(text, NAMESPACE)
+        .with_context(|| checkpoint_file().display().to_string())?;
+    let with_it = all.into_iter().filter(has);
     Ok(with_it.map(|each| each.pod_uid).collect())
 }
 
-/// Namespace and name of the pod with this UID, as a beginning of a phrase.
+/// Namespace and name of the pod with this UID, followed by a comma.
 fn name_of(logs: &Path, pod_uid: &str) -> Option<String> {
     let mut entries = fs::read_dir(logs).ok()?.flatten();
     entries.find_map(|entry| {

@@ -38,7 +38,7 @@ pub fn hand_over<'a>(
         ..
     } = request;
     let link = find(host, existing)?;
-    match Holder::of(&existing.id, config.pod_uid.as_deref()) {
+    match Holder::of_link(&link, config.pod_uid.as_deref()) {
         Holder::Own => {}
         Holder::Other(pod) => return Err(others_device(&existing.id, &pod)),
         Holder::Free | Holder::Unknown(_) => inventory::check_not_open(link.index)?,

@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-/// How often something in the way is looked at again.
+/// The poll interval for something in the way.
 const POLL: Duration = Duration::from_millis(2);
 
 /// A macvtap in the network namespace where it belongs, not yet in use. Dropped without
@@ -413,11 +413,20 @@ pub(super) fn mac_in_use(link: &Link) -> AttachError {
 
 /// Waits a moment, or fails with `why` if `deadline` has passed.
 pub fn pause(deadline: Instant, why: impl FnOnce() -> AttachError) -> Result<(), AttachError> {
+    // Two that got into each other's way must not meet again at once.
+    let jitter = Duration::from_micros(u64::from(std::process::id() % 16) * 250);
+    pause_for(POLL + jitter, deadline, why)
+}
+
+/// Waits for this time, or fails with `why` if `deadline` has passed.
+pub fn pause_for(
+    time: Duration,
+    deadline: Instant,
+    why: impl FnOnce() -> AttachError,
+) -> Result<(), AttachError> {
     if Instant::now() >= deadline {
         return Err(why());
     }
-    // Two that got into each other's way must not meet again at once.
-    let jitter = Duration::from_micros(u64::from(std::process::id() % 16) * 250);
-    std::thread::sleep(POLL + jitter);
+    std::thread::sleep(time);
     Ok(())
 }

@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use memchr::memmem;
 use prost::Message;
 use serde::Deserialize;
+
+use super::device_id::DeviceId;
 
 /// The name of the file in the device-plugins directory.
 pub const FILE: &str = "kubelet_internal_checkpoint";
@@ -86,7 +89,27 @@ pub fn allocations(bytes: &[u8], namespace: &str) -> Result<Vec<Allocation>> {
     ours.map(Allocation::read).collect()
 }
 
+/// Whether the first device ID with this tap in a checkpoint is of a device of the pod with this
+/// UID. False also where the text is written in another way than by the kubelet.
+///
+/// The kubelet writes a pod's UID before its devices, and the list of all devices that it knows at the
+/// end. The text alone shows this, in a hundredth of the time that decoding takes.
+#[must_use]
+pub fn is_first_of(text: &[u8], tap: u32, pod_uid: &str) -> bool {
+    let pod = format!("\"PodUID\":\"{pod_uid}\",");
+    let before = memmem::find(text, format!(":{tap}\"").as_bytes()).map(|at| &text[..at]);
+    let entry = before.and_then(|before| Some(&before[memmem::rfind(before, b"\"PodUID\":")?..]));
+    entry.is_some_and(|entry| entry.starts_with(pod.as_bytes()))
+}
+
 impl Allocation {
+    /// Whether a device with this tap is among them.
+    #[must_use]
+    pub fn has_tap(&self, tap: u32) -> bool {
+        let is_of = |id: &String| id.parse::<DeviceId>().is_ok_and(|id| id.tap == tap);
+        self.taps.contains(&tap) || self.devices.iter().any(is_of)
+    }
+
     fn read(entry: PodDevicesEntry) -> Result<Self> {
         let resource = entry.resource_name;
         let taps = taps(&entry.alloc_resp.unwrap_or_default());
@@ -159,6 +182,32 @@ mod tests {
             taps: tap.into_iter().collect(),
         });
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_text_shows_whose_the_first_device_with_a_tap_is() {
+        let entry = |pod: &str, tap: u32| {
+            let devices = format!(r#"{{"-1":["aMvp0@eth0:bridge:{tap}"]}}"#);
+            format!(r#"{{"PodUID":"{pod}","ContainerName":"c","DeviceIDs":{devices}}}"#)
+        };
+        let entries = [entry("a", 42), entry("b", 420), entry("b", 43)].join(",");
+        let registered = r#""RegisteredDevices":{"a":["aMvp0@eth0:bridge:44"]}"#;
+        let text = format!(r#"{{"Data":{{"PodDeviceEntries":[{entries}],{registered}}}}}"#);
+        for (tap, pod, expected) in [
+            (42, "a", true),
+            (42, "b", false),
+            (42, "", false),
+            (43, "b", true),
+            (43, "a", false),
+            (45, "b", false),
+        ] {
+            assert_eq!(
+                is_first_of(text.as_bytes(), tap, pod),
+                expected,
+                "{tap} {pod}"
+            );
+        }
+        assert!(!is_first_of(b":42\"", 42, "a"));
     }
 
     #[test]

@@ -97,13 +97,6 @@ impl DeviceId {
     }
 }
 
-/// The same for the texts of two device IDs, which may be of kubevirt/macvtap-cni.
-#[must_use]
-pub fn are_same(one: &str, other: &str) -> bool {
-    let parse = |id: &str| id.parse::<DeviceId>().ok();
-    one == other || parse(one).is_some_and(|one| parse(other).is_some_and(|it| it.is_same(&one)))
-}
-
 /// Reads what [`fmt::Display`] writes, and nothing else. The first `@` and the last
 /// two `:` are the borders: a resource's name holds neither, an interface's
 /// name may hold `@`.
@@ -300,12 +293,8 @@ mod tests {
         assert_eq!(with.to_string(), text);
         assert_eq!(text.parse::<DeviceId>().unwrap(), with);
         assert_eq!(with.without_options(), id("eth0"));
-        let without = id("eth0").to_string();
-        assert!(are_same(text, &without) && are_same(&without, text));
-        assert!(are_same("eth0Mvp0", "eth0Mvp0"));
-        for other in ["eth0Mvp0", &id("eth1").to_string()] {
-            assert!(!are_same(text, other), "{other}");
-        }
+        assert!(with.is_same(&id("eth0")) && id("eth0").is_same(&with));
+        assert!(!with.is_same(&id("eth1")));
         let (eth0, mode) = ("eth0".parse().unwrap(), Mode::Bridge);
         let tap = |options| {
             let devices = Devices {

@@ -12,6 +12,9 @@ use kit::netns::{
 use macvtap::types::device_id::original_link_name;
 use serde_json::json;
 
+/// A text whose hash has the same low 48 bits as that of `dataplaneMvp0`.
+const PREIMAGE: &str = "w{ik/iO[";
+
 /// As the kernel hands them out: device IDs have higher ones.
 fn low_number() -> u32 {
     (tap_number() - (1 << 24)) | 1 << 23
@@ -162,6 +165,23 @@ fn of_the_pods_own_device_looks_at_no_process() {
     call.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_UID=8a-b")
         .add();
     assert!(!looks());
+}
+
+/// The name on the host is a short hash, of which anyone can find further texts.
+#[test]
+fn not_of_a_device_that_another_pod_has_by_another_id() {
+    let (number, name) = (low_number(), original_link_name("dataplaneMvp0"));
+    let node = waiting(&name, number);
+    let pod = Host::new();
+    let checkpoint = Checkpoint::new(&[("8a-b", "dataplaneMvp0")]);
+    let args = "IgnoreUnknown=1;K8S_POD_UID=8a-c";
+    assert_eq!(original_link_name(PREIMAGE), name);
+    for id in [PREIMAGE, &name] {
+        let call = call(&node, &pod, id).with("takeOverByName", true);
+        let (code, msg) = checkpoint.enter(&call).env("CNI_ARGS", args).fail("ADD");
+        assert!(code == 7 && msg.contains("UID 8a-b"), "{msg}");
+        assert!(pod.links().is_empty());
+    }
 }
 
 #[test]

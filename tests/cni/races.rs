@@ -13,6 +13,7 @@ use kit::netns::{
     taps::{arrives, far_tap, open, send},
 };
 use macvtap::types::{device_id::original_link_name, mac::MacAddr};
+use tempfile::NamedTempFile;
 
 #[test]
 fn a_tap_that_is_in_use_is_answered_with_its_interface() {
@@ -211,6 +212,58 @@ fn a_device_that_the_kubelet_gave_to_another_pod_is_left_to_it() {
     // Its own pod comes with a network, after one without.
     of_pod(&call, "8a-b").add();
     assert!(node.host.link(&name).is_none());
+}
+
+/// A network that names a device ID gets none of another pod's, before that pod has made its macvtap
+/// either, and whatever the ID says beside the tap.
+#[test]
+fn a_device_that_no_pod_uses_yet_is_left_to_that_which_it_was_allocated_to() {
+    let (node, pod, number) = (Node::new(), Host::new(), tap_number());
+    let checkpoint = Checkpoint::new(&[("8a-b", &device_id(number)), ("8a-c", "aMvp1")]);
+    let call = checkpoint.enter(&node.allocated(&pod, number));
+    for id in [
+        device_id(number),
+        format!("otherMvp3@{LOWER}:vepa:{number}"),
+    ] {
+        let (code, msg) = of_pod(&call.clone().with("deviceID", id), "8a-c").fail("ADD");
+        assert!(code == 7 && msg.contains("another pod, UID 8a-b"), "{msg}");
+        assert!(!tap_exists(number) && pod.links().is_empty());
+    }
+    of_pod(&call, "8a-b").add();
+}
+
+/// A call that strace writes of, and what it wrote.
+fn fails_with_trace(call: &Cni<'_>, checkpoint: Option<&Checkpoint>) -> (String, String) {
+    let log = NamedTempFile::new().unwrap();
+    let strace = ["strace", "-o", log.path().to_str().unwrap()];
+    let call = call.clone().by(&strace);
+    let call = checkpoint.map_or_else(|| call.clone(), |checkpoint| checkpoint.enter(&call));
+    let (code, msg) = call.fail("ADD");
+    assert_eq!(code, 11, "{msg}");
+    (msg, std::fs::read_to_string(log.path()).unwrap())
+}
+
+/// While ADD waits, it does not search the machine in every round.
+#[test]
+fn what_has_a_tap_is_searched_for_once() {
+    let (node, one, two, number) = (Node::new(), Host::named(), Host::new(), tap_number());
+    node.allocated(&one, number).add();
+    let (msg, log) = fails_with_trace(&node.allocated(&two, number), None);
+    assert!(msg.contains(&one.path()), "{msg}");
+    assert!(log.matches("clock_nanosleep(").count() > 10, "{log}");
+    let searches = log.matches("\"/var/lib/cni/results\", O_RDONLY").count();
+    assert_eq!(searches, 1, "{log}");
+    // Which processes have it open is looked at again, for they may end.
+    let number = tap_number();
+    tap_only(&node, number);
+    let checkpoint = Checkpoint::new(&[("8a-b", &device_id(number))]);
+    let file = open(number);
+    let call = of_pod(&node.allocated(&two, number), "8a-b");
+    let (msg, log) = fails_with_trace(&call, Some(&checkpoint));
+    assert!(msg.contains("is still open in"), "{msg}");
+    drop(file);
+    let searches = log.matches("\"/proc\", O_RDONLY").count();
+    assert!((1..=22).contains(&searches), "{searches}: {log}");
 }
 
 #[test]

@@ -32,7 +32,9 @@ impl Mounted {
 
     /// Calls the plugin so that it sees it.
     pub fn enter<'a>(&self, call: &Cni<'a>) -> Cni<'a> {
-        call.clone().by(&self.words())
+        let own = call.wrapper.iter().map(String::as_str);
+        let words: Vec<&str> = self.words().into_iter().chain(own).collect();
+        call.clone().by(&words)
     }
 
     /// A file in it, seen from outside.
