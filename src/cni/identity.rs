@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{config, environment::Environment, result};
+use super::{config, environment::Environment, result, version};
 use crate::{
     learning,
     netlink::Link,
@@ -67,6 +67,9 @@ struct Macs {
     reported: Option<MacAddr>,
     /// The one that the configuration and the names of pod and network decide.
     expected: Option<MacAddr>,
+    /// Whether an interface with another one than expected may be it all the same. ADD was perhaps
+    /// asked for that in `CNI_ARGS`, which Multus does not repeat on DEL, and no result shows it.
+    is_guess: bool,
 }
 
 impl Identity {
@@ -81,6 +84,7 @@ impl Identity {
         let macs = Macs {
             reported: reported_mac(json, environment),
             expected: config::expected_mac(json, args, ifname, mode.unwrap_or_default()),
+            is_guess: !reports_results(json),
         };
         Self { source, macs }
     }
@@ -157,7 +161,7 @@ impl Standalone {
         // A parked port of a bridge is as it should be.
         let parked = self.mode == Some(Mode::Bridge) && learning::is_parked(link);
         let in_mode = self.mode.is_some() && (link.mode == self.mode || parked);
-        Ok(in_mode && macs.is_expected(link) != Some(false) && is_on(&self.lower)?)
+        Ok(in_mode && macs.may_be_of(link) && is_on(&self.lower)?)
     }
 }
 
@@ -187,7 +191,7 @@ impl Unclear {
         } else {
             self.mistyped && self.taps.contains(&link.index)
         };
-        may_be && macs.is_expected(link) != Some(false)
+        may_be && macs.may_be_of(link)
     }
 }
 
@@ -196,9 +200,15 @@ impl Macs {
         self.reported.is_some() && link.mac == self.reported
     }
 
-    fn is_expected(self, link: &Link) -> Option<bool> {
-        self.expected.map(|mac| link.mac == Some(mac))
+    fn may_be_of(self, link: &Link) -> bool {
+        self.is_guess || self.expected.is_none() || link.mac == self.expected
     }
+}
+
+/// Whether DEL is given what ADD reported: by versions from 0.4.0 on, unless ADD failed.
+fn reports_results(json: &Value) -> bool {
+    let configured = version::configured(json);
+    configured.is_ok_and(|version| version::supported_since(version, "DEL", "0.4.0").is_ok())
 }
 
 /// The taps that ADD may have chosen without a device ID.
@@ -226,24 +236,25 @@ mod tests {
     const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 
-    /// What is known of a standalone macvtap in bridge mode, and whether it is the attachment's.
-    #[test]
-    fn a_standalone_macvtap_is_proved_by_its_mac_or_by_lower_device_and_mode() {
+    /// Whether a macvtap in this mode and group is that of a network in bridge mode.
+    fn is(mode: Mode, group: u32, on_lower: bool, macs: Macs) -> bool {
         let standalone = Standalone {
             taps: Vec::new(),
             lower: "eth0".parse().unwrap(),
             mode: Some(Mode::Bridge),
         };
-        let is = |mode: Mode, group: u32, on_lower, reported, expected| {
-            let link = Link {
-                mac: Some(MAC),
-                mode: Some(mode),
-                group,
-                ..Link::default()
-            };
-            let is_on = |_: &LinkName| Ok::<_, Infallible>(on_lower);
-            standalone.is(&link, is_on, Macs { reported, expected })
+        let link = Link {
+            mac: Some(MAC),
+            mode: Some(mode),
+            group,
+            ..Link::default()
         };
+        let is_on = |_: &LinkName| Ok::<_, Infallible>(on_lower);
+        standalone.is(&link, is_on, macs).unwrap()
+    }
+
+    #[test]
+    fn a_standalone_macvtap_is_proved_by_its_mac_or_by_lower_device_and_mode() {
         let (bridge, vepa) = (Mode::Bridge, Mode::Vepa);
         let parked = learning::GROUP;
         for (mode, group, on_lower, reported, expected, ours) in [
@@ -263,13 +274,27 @@ mod tests {
             (bridge, 0, true, Some(OTHER), Some(MAC), true),
             (bridge, 0, false, Some(OTHER), None, false),
         ] {
-            let found = is(mode, group, on_lower, reported, expected);
-            assert_eq!(
-                found,
-                Ok(ours),
-                "{mode} {group} {on_lower} {reported:?} {expected:?}"
-            );
+            let macs = Macs {
+                reported,
+                expected,
+                is_guess: false,
+            };
+            let found = is(mode, group, on_lower, macs);
+            assert_eq!(found, ours, "{mode} {group} {on_lower} {macs:?}");
         }
+    }
+
+    /// ADD may have been asked for another MAC, but lower device and mode are the network's.
+    #[test]
+    fn without_results_a_standalone_macvtap_may_have_another_mac_than_expected() {
+        let macs = Macs {
+            reported: None,
+            expected: Some(OTHER),
+            is_guess: true,
+        };
+        assert!(is(Mode::Bridge, 0, true, macs));
+        assert!(!is(Mode::Bridge, 0, false, macs));
+        assert!(!is(Mode::Vepa, 0, true, macs));
     }
 
     #[test]
@@ -285,7 +310,7 @@ mod tests {
         };
         let macs = Macs {
             reported: Some(MAC),
-            expected: None,
+            ..Macs::default()
         };
         let found = standalone.is(&link, |_| Err("no lower device"), macs);
         assert_eq!(found, Ok(true));

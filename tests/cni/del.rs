@@ -413,6 +413,23 @@ fn without_a_device_id_needs_no_result_of_add() {
     assert_eq!(pod.links(), ["other", "inner"]);
 }
 
+/// As Multus calls it for a VM that asks for a MAC: DEL gets neither that, nor a result before
+/// version 0.4.0.
+#[test]
+fn without_a_device_id_and_a_result_another_mac_than_that_of_the_names_is_no_obstacle() {
+    let (node, pod) = (Node::new(), Host::new());
+    let call = node.cni(&pod, json!({"cniVersion": "0.3.1", "lowerDevice": LOWER}));
+    let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=vms;K8S_POD_NAME=vm-1;K8S_POD_UID=8a-b";
+    let with_mac = format!("{args};MAC=02:00:00:00:00:77");
+    call.clone().env("CNI_ARGS", &with_mac).add();
+    assert_eq!(pod.link(IFNAME).unwrap()["address"], "02:00:00:00:00:77");
+    let call = call.env("CNI_ARGS", args);
+    call.clone().with("mode", "vepa").succeed("DEL");
+    assert_eq!(pod.links(), [IFNAME], "another network's");
+    call.succeed("DEL");
+    assert!(pod.links().is_empty());
+}
+
 /// What ADD reported shows whose the interface is, whatever became of the lower device's name and
 /// of the configuration.
 #[test]
