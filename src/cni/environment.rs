@@ -145,8 +145,8 @@ fn container_id(_: &Verb, value: &str) -> Result<()> {
 }
 
 /// The texts of the reference implementation. It lets `%` and bytes that are not UTF-8 (by now
-/// U+FFFD) pass, with which ADD would make another interface than DEL looks for; so ADD refuses
-/// them, and DEL finds nothing.
+/// U+FFFD) pass, with which ADD would make another interface than DEL looks for, and names that the
+/// kernel refuses; so ADD refuses them, and DEL finds nothing.
 fn ifname(verb: &Verb, value: &str) -> Result<()> {
     let (text, details) = match LinkName::flaw(value) {
         Some(Flaw::Dots) => ("interface name is . or ..", ""),
@@ -156,8 +156,12 @@ fn ifname(verb: &Verb, value: &str) -> Result<()> {
             "interface name contains / or : or whitespace characters",
             "",
         ),
-        None | Some(Flaw::Empty) if !value.contains(char::REPLACEMENT_CHARACTER) => return Ok(()),
         _ if *verb == Verb::Del => return Ok(()),
+        _ if LinkName::is_reserved(value) => (
+            "interface name is all or default",
+            "the kernel has settings of that name",
+        ),
+        None | Some(Flaw::Empty) if !value.contains(char::REPLACEMENT_CHARACTER) => return Ok(()),
         Some(Flaw::Pattern) => (
             "interface name contains %",
             "the kernel takes it for a pattern",
@@ -282,10 +286,14 @@ mod tests {
             ),
             ("net%d", "interface name contains %"),
             ("net\u{fffd}", "interface name is not UTF-8"),
+            ("all", "interface name is all or default"),
+            ("default", "interface name is all or default"),
         ] {
             assert_eq!(read("ADD", &[("CNI_IFNAME", name)]).unwrap_err().msg, text);
         }
-        assert!(read("DEL", &[("CNI_IFNAME", "net%d")]).is_ok());
+        for name in ["net%d", "net\u{fffd}", "all"] {
+            assert!(read("DEL", &[("CNI_IFNAME", name)]).is_ok(), "{name}");
+        }
         // Verbs that do not need a variable do not look at it.
         assert!(read("STATUS", &[("CNI_IFNAME", "a/b")]).is_ok());
     }

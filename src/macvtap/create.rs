@@ -8,12 +8,13 @@ use nix::errno::Errno;
 use super::{
     error::{AttachError, Kind},
     guard::{NewMacvtap, Place, Undo},
+    inventory,
     lower::{LowerDevice, Reason},
 };
 use crate::{
     host::netns::Netns,
     netlink::{Create, Link, NetlinkError, Socket},
-    types::{mac::MacAddr, mode::Mode, port_options::PortOptions},
+    types::{link_name::LinkName, mac::MacAddr, mode::Mode, port_options::PortOptions},
 };
 
 /// A macvtap to be created.
@@ -172,11 +173,7 @@ fn explain(
             Some(why.to_string())
         }
         // With a text it is about something else, such as the MTU.
-        Some(Errno::EINVAL) if error.text().is_none() => Some(format!(
-            "{} mode may not be possible: a passthru macvtap must be the only macvtap or macvlan \
-             of its lower device",
-            spec.mode
-        )),
+        Some(Errno::EINVAL) if error.text().is_none() => invalid(spec, host),
         Some(Errno::EOPNOTSUPP) => Some("the kernel has no macvtap; try: modprobe macvtap".into()),
         Some(Errno::ENODEV) => Some("the lower device is gone".into()),
         _ => None,
@@ -188,6 +185,33 @@ fn explain(
         Some(why) => error.context(format!("{doing}: {why}")),
         None => error.context(doing),
     }
+}
+
+/// What EINVAL means: the name, or a macvtap or macvlan in passthru mode beside another one.
+fn invalid(spec: &Spec<'_>, host: &mut Socket) -> Option<String> {
+    if LinkName::is_reserved(spec.name) {
+        let name = spec.name;
+        return Some(format!("the kernel has settings of the name {name:?}"));
+    }
+    let lower = &spec.lower.link;
+    let macvlans = host.links().unwrap_or_default().into_iter().filter(|link| {
+        link.kind.as_deref() == Some("macvlan") && link.lower_here() == Some(lower.index)
+    });
+    let macvlans = macvlans.map(|link| (link.mode, format!("macvlan {:?}", link.name)));
+    let macvtaps = inventory::on(&lower.name).into_iter();
+    let macvtaps = macvtaps.map(|macvtap| (macvtap.link.mode, macvtap.place()));
+    let (modes, names): (Vec<_>, Vec<_>) = macvlans.chain(macvtaps).unzip();
+    let mut modes = modes.into_iter().flatten().chain([spec.mode]);
+    let beside = match names.as_slice() {
+        [] => "another network namespace may have one".to_owned(),
+        names if modes.any(Mode::is_alone) => {
+            format!("there is {}", names.join(", "))
+        }
+        _ => return None,
+    };
+    Some(format!(
+        "a passthru macvtap must be the only macvtap or macvlan of its lower device, and {beside}"
+    ))
 }
 
 fn name_taken(name: &str, kind: &str) -> AttachError {

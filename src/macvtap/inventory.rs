@@ -97,6 +97,17 @@ impl Macvtap {
         self.netns.is_empty() && TAPS.contains(index) && name.starts_with("mvt")
     }
 
+    /// Which interface it is, and of whom, as part of a sentence.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let place = match (&self.pod, self.netns.as_str()) {
+            (Some(pod), netns) => format!("pod {pod} (netns {netns})"),
+            (None, "") => "the host's netns".to_owned(),
+            (None, netns) => format!("netns {netns}"),
+        };
+        format!("interface {:?} in {place}", self.link.name)
+    }
+
     /// Who may open its tap, if the node is in our `/dev`.
     #[must_use]
     pub fn owner(&self) -> Option<Owner> {
@@ -331,15 +342,19 @@ pub fn holder_of_mac(link: &Link) -> Option<String> {
         same && other.lower.is_some() && other.link.index != link.index
     });
     inventory.find_pods();
-    let Macvtap {
-        link, netns, pod, ..
-    } = inventory.macvtaps.first()?;
-    let place = match (pod, netns.as_str()) {
-        (Some(pod), netns) => format!("pod {pod} (netns {netns})"),
-        (None, "") => "the host's netns".to_owned(),
-        (None, netns) => format!("netns {netns}"),
+    inventory.macvtaps.first().map(Macvtap::place)
+}
+
+/// The macvtaps on a lower device of our own network namespace, as far as they can be found.
+#[must_use]
+pub fn on(lower: &str) -> Vec<Macvtap> {
+    let Ok(mut inventory) = Inventory::new() else {
+        return Vec::new();
     };
-    Some(format!("interface {:?} in {place}", link.name))
+    let is_on = |macvtap: &Macvtap| macvtap.lower.as_deref() == Some(lower);
+    inventory.macvtaps.retain(is_on);
+    inventory.find_pods();
+    inventory.macvtaps
 }
 
 /// Says which interface has tap `number`, and where, as far as that can be found out: namespaces

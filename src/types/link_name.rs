@@ -42,6 +42,13 @@ impl LinkName {
             _ => None,
         }
     }
+
+    /// Whether the kernel gives no interface this name: it has settings of that name, in
+    /// `/proc/sys/net/ipv4/conf` (`sysctl_dev_name_is_allowed` of `net/ipv4/devinet.c`).
+    #[must_use]
+    pub fn is_reserved(name: &str) -> bool {
+        matches!(name, "all" | "default")
+    }
 }
 
 impl fmt::Display for Flaw {

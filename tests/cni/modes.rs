@@ -112,6 +112,22 @@ fn a_passthru_macvtap_whose_flags_are_changed_leaves_its_lower_device_as_it_was(
     }
 }
 
+/// The kernel says no more than EINVAL.
+#[test]
+fn what_keeps_a_passthru_macvtap_off_is_named() {
+    let (node, one, two) = (Node::new(), Host::named(), Host::new());
+    let in_mode = |pod, mode| node.cni(pod, json!({"lowerDevice": LOWER, "mode": mode}));
+    for (first, second) in [("bridge", "passthru"), ("passthru", "vepa")] {
+        let first = in_mode(&one, first).added();
+        let (code, msg) = in_mode(&two, second).fail("ADD");
+        assert_eq!(code, 999, "{msg}");
+        let netns = one.path().rsplit_once('/').unwrap().1.to_owned();
+        let there = format!("there is interface {IFNAME:?} in netns {netns}");
+        assert!(msg.contains(&there), "{msg}");
+        first.succeed("DEL");
+    }
+}
+
 /// What the kernel does with the lower device while it is a guest's, and undoes.
 #[test]
 fn a_passthru_macvtap_leaves_its_lower_device_as_it_was() {
