@@ -31,10 +31,10 @@ use crate::{
     types::link_name::LinkName,
 };
 
-/// How long a network namespace that is gone may take to be destroyed, and how often it is looked.
+/// How long a network namespace that is gone may take to be destroyed, and the poll interval.
 const NETNS_GRACE: Duration = Duration::from_millis(300);
 const NETNS_POLL: Duration = Duration::from_millis(5);
-/// How often it is looked whether an interface that is being deleted is gone.
+/// The poll interval for an interface that is being deleted.
 const LINK_POLL: Duration = Duration::from_millis(1);
 
 /// Gives the addresses back to the IPAM plugin, and removes the interface and, where the kernel does

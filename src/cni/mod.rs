@@ -157,7 +157,7 @@ fn check_version(verb: &Verb, configured: &str) -> Result<Version> {
 }
 
 fn check(environment: &Environment, input: &Input, version: Version) -> Result<()> {
-    // MAC= of CNI_ARGS is not given on CHECK; the previous result has it.
+    // Multus does not repeat MAC= of CNI_ARGS on CHECK; the previous result has the MAC.
     let config = Config::read(&input.json, "", version)?;
     let netns = open_netns(environment)?;
     let checked = check::check(environment, &config, &netns);

@@ -19,7 +19,7 @@ use crate::{
 /// How long the kernel is waited for to find out whether another host has an IPv6 address. By
 /// default it takes up to 2 s (RFC 4862).
 const DAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked whether it has.
+/// The poll interval for that.
 const DAD_POLL: Duration = Duration::from_millis(20);
 
 /// Gives an interface its addresses. It is down afterwards: when it goes up, the kernel announces
