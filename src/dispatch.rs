@@ -42,6 +42,8 @@ pub enum Call {
     About,
     /// A shell is called, which this is not.
     NoShell,
+    /// A shell is called for a script that succeeds, or fails, whatever there is.
+    Exit(bool),
     /// A command line for clap.
     CommandLine(Vec<OsString>),
     /// A flag has a value that it cannot have: what is wrong.
@@ -184,7 +186,7 @@ fn tool(name: &str, arguments: &[OsString], cni_command: bool) -> Call {
         if shell::COPIES.contains(&name) {
             return shell::copy(&words);
         }
-        shell::probe(&words)
+        shell::probe(&words).filter(|_| !words.iter().any(|word| word == "!"))
     });
     let line = |verb: &[&str], words: Vec<String>| {
         let verb = verb.iter().map(|word| (*word).to_owned());
@@ -195,6 +197,7 @@ fn tool(name: &str, arguments: &[OsString], cni_command: bool) -> Call {
         // A socket of the device plugin exists while it runs; probe also finds out whether it works.
         Some(Meaning::Probe(directory)) => line(&[NAME, "probe", "--kubelet-dir"], vec![directory]),
         Some(Meaning::Copy(operands)) => line(&[NAME, "cp", "--"], operands),
+        Some(Meaning::Exit(succeeds)) => Call::Exit(succeeds),
         Some(Meaning::Program(words)) => {
             let words: Vec<OsString> = words.into_iter().map(OsString::from).collect();
             read(&words, cni_command)
@@ -412,7 +415,16 @@ mod tests {
             let expected: Vec<&str> = ["macvtap"].into_iter().chain(expected.split(' ')).collect();
             assert_eq!(read(words, false), line(&expected), "{words:?}");
         }
-        let others = ["sh", "sh -c echo", "ls /", "test", "bash -i"];
+        let ignored = ["sh", "-c", "ls /k/macvtap.network.kubevirt.io* || true"];
+        assert_eq!(read(&ignored, false), Call::Exit(true));
+        let others = [
+            "sh",
+            "sh -c echo",
+            "ls /",
+            "test",
+            "bash -i",
+            "test ! -S /k/macvtap.network.kubevirt.io_eth0",
+        ];
         for words in others {
             let words: Vec<&str> = words.split(' ').collect();
             assert_eq!(read(&words, false), Call::NoShell, "{words:?}");

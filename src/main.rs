@@ -31,6 +31,7 @@ fn run() -> Result<ExitCode> {
         Call::Cni => Ok(cni::main()),
         Call::About => Ok(cni::about(&mut io::stderr())),
         Call::NoShell => Err(anyhow!("this image has no shell; try: macvtap --help")),
+        Call::Exit(succeeds) => Ok(ExitCode::from(u8::from(!succeeds))),
         Call::CommandLine(line) => applets::run(line),
         Call::WrongFlag(text) => applets::refuse(&text),
         Call::Kubectl(line) => applets::run_kubectl(line),

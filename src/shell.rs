@@ -13,14 +13,18 @@ pub const SHELLS: [&str; 2] = ["bash", "sh"];
 pub const COPIES: [&str; 2] = ["cp", "install"];
 /// The names by which a call looks at files.
 pub const TESTS: [&str; 6] = ["[", "[[", "find", "ls", "stat", "test"];
-/// Commands that may stand beside a test: they pass its outcome on.
-const BESIDE_TESTS: [&str; 8] = [":", "cat", "echo", "exit", "grep", "head", "true", "wc"];
+/// What `find` may do beside finding.
+const ACTIONS: [&str; 5] = ["-delete", "-exec", "-execdir", "-ok", "-okdir"];
+/// Commands that may stand beside a test.
+const BESIDE_TESTS: [&str; 10] = [
+    ":", "cat", "echo", "exit", "false", "grep", "head", "set", "true", "wc",
+];
 /// Commands that may stand beside a copy: a copy by us includes what they do, or they do nothing.
 const BESIDE_COPIES: [&str; 8] = [":", "chmod", "chown", "echo", "exit", "set", "sync", "true"];
 /// Words that stand before a command, and mean nothing here.
-const PREFIXES: [&str; 3] = ["command", "exec", "}"];
+const PREFIXES: [&str; 2] = ["command", "exec"];
 /// Words that decide whether commands are run.
-const BRANCHES: [&str; 4] = ["else", "fi", "if", "then"];
+const BRANCHES: [&str; 6] = ["else", "fi", "if", "then", "{", "}"];
 /// Options of `cp` by which it does not copy over each file: -n and -u, spelt out.
 const CONDITIONS: [&str; 2] = ["no-clobber", "update"];
 /// What ends a word.
@@ -43,13 +47,16 @@ pub enum Meaning {
     Copy(Vec<String>),
     /// Start one of our programs, with arguments.
     Program(Vec<String>),
+    /// Succeed or fail: the script looks at the sockets, and what it finds makes no difference.
+    Exit(bool),
 }
 
 /// What a call of a shell means; none if it is anything else.
 #[must_use]
 pub fn shell(arguments: &[&str]) -> Option<Meaning> {
+    let (script, options) = script(arguments)?;
     // `exit $?` passes the outcome on; other values are not known.
-    let script = script(arguments)?.replace("$?", "");
+    let script = script.replace("$?", "");
     if script.contains(['$', '`']) {
         return None;
     }
@@ -66,8 +73,12 @@ pub fn shell(arguments: &[&str]) -> Option<Meaning> {
             Some(Meaning::Program(words.clone()))
         }
         _ if are(&[&TESTS, &BESIDE_TESTS]) => {
-            let is_theirs = outcome(&all, true) && !outcome(&all, false);
-            is_theirs.then(|| probe(&commands.concat())).flatten()
+            let probe = probe(&commands.concat())?;
+            match [true, false].map(|found| outcome(&all, options, found)) {
+                [true, false] => Some(probe),
+                [false, true] => None,
+                [same, _] => Some(Meaning::Exit(same)),
+            }
         }
         _ if are(&[&COPIES, &BESIDE_COPIES]) => {
             let copies = |words: &&Vec<String>| COPIES.contains(&base_name(&words[0]));
@@ -80,29 +91,64 @@ pub fn shell(arguments: &[&str]) -> Option<Meaning> {
 }
 
 /// Whether a script of tests succeeds where each of them does, or where none does.
-fn outcome(commands: &[Command], found: bool) -> bool {
-    let (mut succeeds, mut is_run) = (true, true);
-    for Command { operator, words } in commands {
+fn outcome(commands: &[Command], mut options: Options, found: bool) -> bool {
+    let (mut succeeds, mut is_run, mut is_condition) = (true, true, false);
+    for (index, command) in commands.iter().enumerate() {
+        let Command {
+            operator, words, ..
+        } = command;
         let argument = words.get(1).map(String::as_str);
         let skips = if succeeds { "||" } else { "&&" };
         match base_name(&words[0]) {
-            "if" => {}
-            "then" => is_run = succeeds,
+            "if" => is_condition = true,
+            "then" => (is_run, is_condition) = (succeeds, false),
             "else" => is_run = !is_run,
             // A branch that is not there succeeds.
-            "fi" => {
-                succeeds |= !is_run;
-                is_run = true;
-            }
+            "fi" => (succeeds, is_run) = (succeeds || !is_run, true),
+            "{" => is_run = !operator.starts_with(skips),
+            "}" => is_run = true,
             _ if !is_run || operator.starts_with(skips) => {}
             "exit" => return argument.map_or(succeeds, |value| value == "0"),
-            "grep" if words.iter().any(|word| is_inverse(word)) => succeeds = !found,
-            // What it is given it passes on.
-            "cat" | "grep" | "head" | "wc" if operator.starts_with('|') => {}
-            name => succeeds = found || !(TESTS.contains(&name) || name == "grep"),
+            "set" => options.set(&words[1..]),
+            _ => {
+                let before = succeeds || !options.pipefail || operator != "|";
+                succeeds = before && command.succeeds(found);
+                let next = commands.get(index + 1);
+                let is_looked_at = next.is_some_and(|next| next.operator.starts_with(['&', '|']));
+                if options.errexit && !(succeeds || is_condition || is_looked_at) {
+                    return false;
+                }
+            }
         }
     }
     succeeds
+}
+
+/// What a shell does about failures.
+#[derive(Clone, Copy, Default)]
+struct Options {
+    /// The first one ends the script.
+    errexit: bool,
+    /// One in a pipe is the pipe's.
+    pipefail: bool,
+}
+
+impl Options {
+    /// Sets those of a word of letters, and of `next` by its name where the letters end with `o`.
+    fn read(&mut self, letters: &str, next: Option<&str>) {
+        let name = next.filter(|_| letters.ends_with('o'));
+        self.errexit |= letters.contains('e') || name == Some("errexit");
+        self.pipefail |= name == Some("pipefail");
+    }
+
+    /// Sets those of the command `set`.
+    fn set(&mut self, words: &[String]) {
+        for (index, word) in words.iter().enumerate() {
+            if let Some(letters) = word.strip_prefix('-') {
+                self.read(letters, words.get(index + 1).map(String::as_str));
+            }
+        }
+    }
 }
 
 /// Whether an option of grep turns its outcome around.
@@ -115,7 +161,7 @@ fn is_inverse(word: &str) -> bool {
 /// What a call of one of [`TESTS`] means, by its words; none if it is not about the sockets.
 #[must_use]
 pub fn probe(words: &[String]) -> Option<Meaning> {
-    if words.iter().any(|word| word == "!") {
+    if words.iter().any(|word| ACTIONS.contains(&word.as_str())) {
         return None;
     }
     let is_of_sockets =
@@ -184,16 +230,20 @@ fn with_value(option: &str) -> Option<(&str, Option<&str>)> {
 }
 
 /// The script of `sh -c SCRIPT`; other options may stand before it or in the same word.
-fn script<'a>(arguments: &[&'a str]) -> Option<&'a str> {
+fn script<'a>(arguments: &[&'a str]) -> Option<(&'a str, Options)> {
     let mut words = arguments.iter().copied();
-    let mut is_script = false;
+    let (mut is_script, mut options) = (false, Options::default());
     while let Some(word) = words.next() {
-        let Some(options) = word.strip_prefix(['-', '+']) else {
-            return Some(word).filter(|_| is_script);
+        let Some(letters) = word.strip_prefix(['-', '+']) else {
+            return Some((word, options)).filter(|_| is_script);
         };
-        if !options.starts_with('-') {
-            is_script |= options.contains('c');
-            if options.ends_with('o') {
+        if !letters.starts_with('-') {
+            is_script |= letters.contains('c');
+            let name = words.clone().next();
+            if word.starts_with('-') {
+                options.read(letters, name);
+            }
+            if letters.ends_with('o') {
                 words.next();
             }
         }
@@ -206,7 +256,28 @@ fn script<'a>(arguments: &[&'a str]) -> Option<&'a str> {
 struct Command {
     /// What stands between it and the former one.
     operator: String,
+    /// Whether `!` stands before it.
+    is_negated: bool,
     words: Vec<String>,
+}
+
+impl Command {
+    /// Whether it succeeds, by whether its tests do.
+    fn succeeds(&self, found: bool) -> bool {
+        let words = &self.words;
+        let (name, is_test_of_none) = (
+            base_name(&words[0]),
+            words.get(1).is_some_and(|it| it == "!"),
+        );
+        let succeeds = match name {
+            "false" => false,
+            "grep" => found != words.iter().any(|word| is_inverse(word)),
+            // It succeeds without a match.
+            "find" => true,
+            name => !TESTS.contains(&name) || found != is_test_of_none,
+        };
+        succeeds != self.is_negated
+    }
 }
 
 /// The commands of a script.
@@ -243,7 +314,7 @@ fn end(commands: &mut Vec<Command>, operator: char) {
         Some(last) if last.words.is_empty() => last.operator.push(operator),
         _ => commands.push(Command {
             operator: operator.into(),
-            words: Vec::new(),
+            ..Command::default()
         }),
     }
 }
@@ -254,7 +325,9 @@ fn add(commands: &mut Vec<Command>, word: String) {
     };
     let is = |names: &[&str]| command.words.is_empty() && names.contains(&word.as_str());
     let is_branch = is(&BRANCHES);
-    if !is(&PREFIXES) && !word.is_empty() {
+    if is(&["!"]) {
+        command.is_negated = !command.is_negated;
+    } else if !is(&PREFIXES) && !word.is_empty() {
         command.words.push(word);
     }
     if is_branch {
@@ -326,6 +399,17 @@ mod tests {
             "find DIR -name 'macvtap.network.kubevirt.io*' -type s | grep -q .",
             "stat DIR/macvtap.network.kubevirt.io*",
             "# is it there?\nls \\\n  DIR/macvtap.network.kubevirt.io*",
+            "set -e; ls DIR/macvtap.network.kubevirt.io*; echo up",
+            "set -eu\ntest -S DIR/macvtap.network.kubevirt.io_a\nexit 0",
+            "set -o pipefail; ls DIR/macvtap.network.kubevirt.io* | head -1",
+            "ls DIR/macvtap.network.kubevirt.io* | head -1 | grep -q macvtap",
+            "ls DIR/macvtap.network.kubevirt.io* || { echo down; exit 1; }",
+            "ls DIR/macvtap.network.kubevirt.io* && { exit 0; } || { exit 1; }",
+            "{ ls DIR/macvtap.network.kubevirt.io*; }",
+            "if ! ls DIR/macvtap.network.kubevirt.io*; then exit 1; fi",
+            "if [ ! -S DIR/macvtap.network.kubevirt.io_a ]; then echo down; exit 1; fi",
+            "[ ! -S DIR/macvtap.network.kubevirt.io_a ] && exit 1 || exit 0",
+            "false || ls DIR/macvtap.network.kubevirt.io*",
         ] {
             let expected = Some(Meaning::Probe(DIR.to_owned()));
             assert_eq!(read(&script.replace("DIR", DIR)), expected, "{script}");
@@ -385,6 +469,14 @@ mod tests {
     fn a_shell_has_options() {
         let script = format!("ls {DIR}/macvtap*");
         let expected = Some(Meaning::Probe(DIR.to_owned()));
+        let loud = format!("{script}; echo done");
+        for (options, meaning) in [
+            (&["-ec"][..], expected.clone()),
+            (&["-o", "errexit", "-c"], expected.clone()),
+            (&["+e", "-c"], Some(Meaning::Exit(true))),
+        ] {
+            assert_eq!(shell(&[options, &[&loud]].concat()), meaning, "{options:?}");
+        }
         for options in [
             &["-c"][..],
             &["-ec"],
@@ -405,15 +497,31 @@ mod tests {
         }
     }
 
+    /// As with the original's image.
     #[test]
-    fn scripts_that_ignore_or_turn_around_an_outcome_are_refused() {
+    fn scripts_that_ignore_what_they_find_have_one_outcome() {
+        for (script, expected) in [
+            ("ls SOCKETS || true", true),
+            ("ls SOCKETS; exit 0", true),
+            ("ls SOCKETS; echo done", true),
+            ("if ls SOCKETS; then echo up; fi", true),
+            ("ls SOCKETS | wc -l", true),
+            ("find DIR -name 'macvtap*'", true),
+            ("ls SOCKETS | cat", true),
+            ("ls SOCKETS && exit 1; exit 1", false),
+            ("ls SOCKETS && false", false),
+        ] {
+            let sockets = "DIR/macvtap.network.kubevirt.io*";
+            let script = script.replace("SOCKETS", sockets).replace("DIR", DIR);
+            assert_eq!(read(&script), Some(Meaning::Exit(expected)), "{script}");
+        }
+    }
+
+    #[test]
+    fn scripts_that_turn_around_an_outcome_are_refused() {
         for script in [
-            "ls DIR/macvtap.network.kubevirt.io* || true",
-            "ls DIR/macvtap.network.kubevirt.io*; exit 0",
-            "ls DIR/macvtap.network.kubevirt.io*; echo done",
             "ls DIR/macvtap.network.kubevirt.io* && exit 1 || exit 0",
             "if ls DIR/macvtap.network.kubevirt.io*; then exit 1; fi",
-            "if ls DIR/macvtap.network.kubevirt.io*; then echo up; fi",
             "ls DIR/ | grep -v macvtap",
             "ls DIR/ | grep -qv macvtap",
             "ls DIR/ | grep --invert-match macvtap",
@@ -446,6 +554,8 @@ mod tests {
             "cp a b; cp c d",
             "cp a b; rm c",
             "mkdir -p /x && cp a /x",
+            "find DIR/ -name 'macvtap*' -delete",
+            "find DIR/ -name 'macvtap*' -exec rm {} ;",
             "sleep 5",
             "/macvtap-deviceplugin -v 3 | tee /log",
             "/macvtap-deviceplugin & wait",
