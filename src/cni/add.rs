@@ -93,7 +93,10 @@ pub fn add<'a>(
             mode,
             ..
         } => work.on_vlan(vlan, *mode),
-        Source::Configured { lower, mode, .. } => work.standalone(lower, *mode),
+        Source::Configured { lower, mode, .. } => {
+            let created = work.standalone(lower, *mode)?;
+            work.finish(created)
+        }
         Source::Existing(existing) => {
             let macvtap = hand_over(&mut work.host, existing, request)?;
             Attachment::finish(macvtap, request, || None)
@@ -140,7 +143,7 @@ impl<'a> Work<'a> {
 
     /// Without a device ID any free tap will do. A pod of Kubernetes gets the same one whenever
     /// its sandbox is made again, and its containers get it by NRI.
-    fn standalone(&mut self, lower: &str, mode: Mode) -> Result<Attachment<'a>> {
+    fn standalone(&mut self, lower: &str, mode: Mode) -> Result<Created<'a>> {
         let lower = self.lower(lower)?;
         let Environment {
             container_id,
@@ -160,33 +163,37 @@ impl<'a> Work<'a> {
                 continue;
             }
             if let Some(created) = self.try_create(&lower, mode, number)? {
-                return self.finish(created);
+                return Ok(created);
             }
         }
         let text = format!("each of {STANDALONE_ATTEMPTS} tap numbers tried is in use");
         Err(CniError::new(code::TRY_AGAIN, text))
     }
 
-    /// On a VLAN of the lower device, which is made for the first macvtap on it. The DEL of the last
-    /// pod may remove it meanwhile: then it is made again.
+    /// On a VLAN of the lower device, which is made for the first macvtap on it.
     fn on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Attachment<'a>> {
+        let attached = self.create_on_vlan(vlan, mode);
+        let attached = attached.and_then(|created| self.finish(created));
+        attached.map_err(|error| self.undo_vlan(vlan, error))
+    }
+
+    /// The DEL of the last pod on a VLAN may remove it meanwhile: then it is made again. Once the
+    /// macvtap is on it, no DEL does.
+    fn create_on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Created<'a>> {
         loop {
-            let name = vlan.ensure(&mut self.host, Maker::Cni);
-            let name = name.map_err(|error| self.in_place(lower_error(error)))?;
-            let index = self.host.link_by_name(&name)?.map(|link| link.index);
+            let ensured = vlan.ensure(&mut self.host, Maker::Cni);
+            let (name, index) = ensured.map_err(|error| self.in_place(lower_error(error)))?;
             let error = match self.standalone(&name, mode) {
-                Ok(attached) => return Ok(attached),
+                Ok(created) => return Ok(created),
                 Err(error) => error,
             };
-            let error = match vlan.stays(&mut self.host, index) {
-                Ok(false) if Instant::now() < self.request.deadline => {
-                    thread::sleep(VLAN_POLL);
-                    continue;
+            match vlan.stays(&mut self.host, index) {
+                Ok(false) if Instant::now() < self.request.deadline => thread::sleep(VLAN_POLL),
+                Ok(_) => return Err(error),
+                Err(second) => {
+                    return Err(error.context(&format!("could not be retried ({second:#})")));
                 }
-                Ok(_) => error,
-                Err(second) => error.context(&format!("could not be retried ({second:#})")),
-            };
-            return Err(self.undo_vlan(vlan, error));
+            }
         }
     }
 

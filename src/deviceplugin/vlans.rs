@@ -11,7 +11,7 @@ use log::warn;
 use super::config::ResourceConfig;
 use crate::{
     host::{control_socket, process_lock::ProcessLock},
-    macvtap::sub_interface::{Maker, SubInterface, delete_unused, is_used},
+    macvtap::sub_interface::{Maker, SubInterface, adopt, delete_unused, is_used},
     netlink::{Link, Socket},
 };
 
@@ -60,12 +60,14 @@ impl Vlans {
         self.by_name.retain(|name, _| used.contains(name.as_str()));
     }
 
-    /// Makes those that are missing, and removes those that this program made whose name is not in
-    /// `used` any more. Lists the links again after it made one.
+    /// Makes those that are missing, takes over those that networks without a device plugin made, and
+    /// removes those that this program made whose name is not in `used` any more. Lists the links again
+    /// after it made one.
     pub fn reconcile(&mut self, host: &mut Socket, links: &mut Vec<Link>, used: &BTreeSet<&str>) {
         let missing: Vec<SubInterface> = self.missing(links).cloned().collect();
         self.is_locked_out = false;
-        if missing.is_empty() && self.unused(links, used).is_empty() {
+        let none_of_networks = of_networks(links, used).next().is_none();
+        if missing.is_empty() && none_of_networks && self.unused(links, used).is_empty() {
             return self.report(&[]);
         }
         if let Err(error) = self.lock.take() {
@@ -74,11 +76,14 @@ impl Vlans {
             let errors = (!missing.is_empty()).then_some(error);
             return self.report(errors.as_slice());
         }
-        let mut errors = Vec::new();
+        // Before the DEL of a network's last pod removes them.
+        let adopted = of_networks(links, used).map(|link| adopt(host, link));
+        let mut errors: Vec<Error> = adopted.filter_map(Result::err).collect();
+        let failed = errors.len();
         for vlan in &missing {
             errors.extend(vlan.ensure(host, Maker::DevicePlugin).err());
         }
-        if missing.len() > errors.len() {
+        if missing.len() + failed > errors.len() {
             match host.links().context("listing links") {
                 Ok(listed) => *links = listed,
                 Err(error) => errors.push(error),
@@ -147,6 +152,13 @@ impl Vlans {
         });
         missing.map(|(_, vlan)| vlan)
     }
+}
+
+/// Those whose name is in `used` that networks without a device plugin made.
+fn of_networks<'a>(links: &'a [Link], used: &'a BTreeSet<&str>) -> impl Iterator<Item = &'a Link> {
+    links.iter().filter(|link| {
+        Maker::Cni.made(link) && link.vlan.is_some() && used.contains(link.name.as_str())
+    })
 }
 
 #[cfg(test)]

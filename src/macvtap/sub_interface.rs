@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::lower::{Ineligible, LowerDevice, Reason};
 use crate::{
-    netlink::{CreateUpper, Link, NetlinkError, Socket, UpperKind},
+    netlink::{Change, CreateUpper, Link, NetlinkError, Socket, UpperKind},
     types::{
         device_id::short_hash,
         link_name::{LinkName, MAX_NAME},
@@ -120,29 +120,29 @@ impl SubInterface {
         if name.len() <= MAX_NAME { name } else { hashed }
     }
 
-    /// Makes it if it does not exist, and sets it up if it is ours; its name.
-    pub fn ensure(&self, host: &mut Socket, maker: Maker) -> Result<LinkName> {
+    /// Makes it if it does not exist, and sets it up if it is ours; its name and index.
+    pub fn ensure(&self, host: &mut Socket, maker: Maker) -> Result<(LinkName, u32)> {
         for _ in 0..ATTEMPTS {
-            if let Some(name) = self.try_ensure(host, maker)? {
-                return Ok(name);
+            if let Some(found) = self.try_ensure(host, maker)? {
+                return Ok(found);
             }
         }
         bail!("{self} keeps being removed")
     }
 
     /// None if another call removed it meanwhile: nothing was on it yet.
-    fn try_ensure(&self, host: &mut Socket, maker: Maker) -> Result<Option<LinkName>> {
+    fn try_ensure(&self, host: &mut Socket, maker: Maker) -> Result<Option<(LinkName, u32)>> {
         let links = host.links().context("listing links")?;
         let name = self.name_among(&links)?;
         if let Some(link) = self.among(&links) {
             let is_ready = link.up || !maker.made(link);
-            return Ok((is_ready || set_up(host, link.index)?).then_some(name));
+            return Ok((is_ready || set_up(host, link.index)?).then_some((name, link.index)));
         }
         if !self.create(host, &links, maker)? {
             return Ok(None);
         }
         match host.link_by_name(&name)? {
-            Some(made) => Ok(set_up(host, made.index)?.then_some(name)),
+            Some(made) => Ok(set_up(host, made.index)?.then_some((name, made.index))),
             None => Ok(None),
         }
     }
@@ -186,11 +186,11 @@ impl SubInterface {
     }
 
     /// Whether it is still the interface with this index, and no other call is about to remove it.
-    pub fn stays(&self, host: &mut Socket, index: Option<u32>) -> Result<bool> {
+    pub fn stays(&self, host: &mut Socket, index: u32) -> Result<bool> {
         let links = host.links().context("listing links")?;
         let is_held = |index| links.iter().any(|link| is_hold(link, index));
         let found = self.among(&links).map(|link| link.index);
-        Ok(found.is_some_and(|found| Some(found) == index && !is_held(found)))
+        Ok(found == Some(index) && !is_held(index))
     }
 
     /// Removes the one that `maker` made, if nothing stands on it. True if there is none of its
@@ -251,7 +251,7 @@ pub fn delete_unused(host: &mut Socket, link: &Link, maker: Maker) -> Result<boo
     if !maker.made(link) {
         return Ok(false);
     }
-    match try_delete(host, link.index) {
+    match try_delete(host, link.index, maker) {
         Ok(true) => {
             info!(interface = link.name.as_str(); "deleted: nothing stands on it any more");
             Ok(true)
@@ -266,7 +266,7 @@ pub fn delete_unused(host: &mut Socket, link: &Link, maker: Maker) -> Result<boo
     }
 }
 
-fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
+fn try_delete(host: &mut Socket, index: u32, maker: Maker) -> Result<bool, NetlinkError> {
     // The kernel sets the link-local address by itself.
     let addresses = host.addresses_of(index)?;
     if addresses
@@ -282,7 +282,9 @@ fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
     let Some(holder) = hold(host, index)? else {
         return Ok(false);
     };
-    if is_used(&host.links()?, index) {
+    let links = host.links()?;
+    let is_made = |link: &Link| link.index == index && maker.made(link);
+    if is_used(&links, index) || !links.iter().any(is_made) {
         host.delete(holder)?;
         return Ok(false);
     }
@@ -292,6 +294,20 @@ fn try_delete(host: &mut Socket, index: u32) -> Result<bool, NetlinkError> {
         return Err(error);
     }
     Ok(true)
+}
+
+/// Has the device plugin remove one that a network without it made: a resource is on it now.
+pub fn adopt(host: &mut Socket, link: &Link) -> Result<()> {
+    let change = Change {
+        group: Some(Maker::DevicePlugin.group()),
+        ..Change::default()
+    };
+    match host.change(link.index, &change) {
+        Ok(()) => info!(interface = link.name.as_str(); "taken over: a resource is on it"),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => {}
+        Err(error) => return Err(anyhow!("taking over {:?}: {error}", link.name)),
+    }
+    Ok(())
 }
 
 /// Whether an interface stands on it that does not only hold it, perhaps for a call that was killed,

@@ -1,6 +1,10 @@
 //! Networks in a VLAN of their lower device, without a device plugin.
 
-use std::time::Duration;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    time::Duration,
+};
 
 use kit::{
     kernel,
@@ -114,12 +118,11 @@ fn an_add_that_loses_its_vlan_makes_it_again() {
     let (node, pod) = (Node::new(), Host::new());
     let mut host = node.host.0.socket().unwrap();
     let vlan = SubInterface::vlan(LOWER.parse().unwrap(), 100);
-    let name = vlan.ensure(&mut host, Maker::Cni).unwrap();
-    let former = host.link_by_name(&name).unwrap().unwrap().index;
-    assert!(vlan.stays(&mut host, Some(former)).unwrap());
-    assert!(!vlan.stays(&mut host, Some(former + 1)).unwrap());
+    let (_, former) = vlan.ensure(&mut host, Maker::Cni).unwrap();
+    assert!(vlan.stays(&mut host, former).unwrap());
+    assert!(!vlan.stays(&mut host, former + 1).unwrap());
     sub_interface::hold(&mut host, former).unwrap().unwrap();
-    assert!(!vlan.stays(&mut host, Some(former)).unwrap());
+    assert!(!vlan.stays(&mut host, former).unwrap());
     let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
     std::thread::scope(|scope| {
         let adding = scope.spawn(|| call.clone().added());
@@ -131,6 +134,32 @@ fn an_add_that_loses_its_vlan_makes_it_again() {
         call.succeed("DEL");
     });
     assert_eq!(node.host.links(), [LOWER]);
+}
+
+/// Only another than a DEL removes it then. The addresses are given back, once.
+#[test]
+fn a_vlan_that_is_lost_while_ipam_runs_fails_the_add() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let (node, pod) = (Node::new(), Host::new());
+    let dir = tempfile::tempdir().unwrap();
+    let (calls, plugin) = (dir.path().join("calls"), dir.path().join("lease"));
+    let script = format!(
+        "#!/bin/busybox sh\necho $CNI_COMMAND >>{}\n\
+         [ $CNI_COMMAND = ADD ] || exit 0\nip link delete eth0.100\n\
+         echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.0.5/24\"}}]}}'\n",
+        calls.display()
+    );
+    fs::write(&plugin, script).unwrap();
+    fs::set_permissions(&plugin, Permissions::from_mode(0o755)).unwrap();
+    let config = json!({"lowerDevice": LOWER, "vlan": 100, "ipam": {"type": "lease"}});
+    let call = node.cni(&pod, config);
+    let call = call.env("CNI_PATH", &dir.path().display().to_string());
+    call.fail("ADD");
+    assert_eq!(fs::read_to_string(&calls).unwrap(), "ADD\nDEL\n");
+    assert_eq!(node.host.links(), [LOWER]);
+    assert!(pod.link(IFNAME).is_none());
 }
 
 #[test]
@@ -213,11 +242,12 @@ fn a_sub_interface_is_made_once_and_known_by_its_group() {
     let mut host = node.host.0.socket().unwrap();
     let foreign = format!("link add foreign0 link {LOWER} type macvlan mode bridge");
     node.host.ip(&foreign);
-    let name = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+    let (name, index) = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
     assert_eq!(&*name, "mvh-eth0");
     let link = host.link_by_name(&name).unwrap().unwrap();
     assert!(link.up && Maker::DevicePlugin.made(&link) && !Maker::Cni.made(&link));
-    assert_eq!(sub.ensure(&mut host, Maker::DevicePlugin).unwrap(), name);
+    let again = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+    assert_eq!(again, (name.clone(), index));
     let addresses = node.host.ip(&format!("address show dev {name}"));
     assert!(!addresses.contains("inet"), "{addresses}");
     // It is set up again; another one of its name is not taken for it.
@@ -329,7 +359,7 @@ fn vlan() -> Option<(Node, Socket, Link)> {
     let node = Node::new();
     let sub = SubInterface::vlan(LOWER.parse().unwrap(), 100);
     let mut host = node.host.0.socket().unwrap();
-    let name = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
+    let (name, _) = sub.ensure(&mut host, Maker::DevicePlugin).unwrap();
     let link = host.link_by_name(&name).unwrap().unwrap();
     Some((node, host, link))
 }

@@ -103,6 +103,47 @@ fn resources_share_a_vlan_and_the_last_takes_it_along() {
     wait_until("the VLAN is gone", || host.link(vlan).is_none());
 }
 
+/// The last DEL of the network does not remove it then; the device plugin does, once nothing is on it.
+#[test]
+fn a_vlan_that_a_network_made_stays_while_a_resource_is_on_it() {
+    let case = Case::new(&json!([]));
+    if !kernel::has("vlan") {
+        return;
+    }
+    let host = &case.node.host;
+    let pods = [Host::new(), Host::new()];
+    let calls = pods.each_ref().map(|pod| {
+        let network = json!({"lowerDevice": LOWER, "vlan": 100});
+        let call = case.node.cni(pod, network);
+        call.env("CNI_CONTAINERID", &pod.path().replace('/', "x"))
+            .added()
+    });
+    let index = || host.link("eth0.100").unwrap()["ifindex"].clone();
+    let before = index();
+    // By its number, and by its name.
+    let named = json!({"name": "b", "lowerDevice": "eth0.100", "capacity": 1});
+    for resource in [in_vlan("a", 100), named] {
+        case.configure(&json!([resource]));
+        case.on(resource["name"].as_str().unwrap(), "eth0.100");
+        case.plugin.wait_for_log("taken over: a resource is on it");
+        let other = calls[1].clone();
+        other.succeed("DEL");
+        assert_eq!(index(), before);
+        other.add();
+    }
+    for call in &calls {
+        call.succeed("DEL");
+    }
+    assert_eq!(index(), before);
+    // A network's pod is on it when the last resource leaves it.
+    let last = calls[0].clone().added();
+    case.configure(&json!([{"name": "c", "lowerDevice": LOWER}]));
+    case.on("c", LOWER);
+    assert_eq!(index(), before);
+    last.succeed("DEL");
+    wait_until("the VLAN is gone", || host.links() == [LOWER]);
+}
+
 #[test]
 fn the_first_list_of_a_resource_in_a_vlan_is_healthy() {
     let case = Case::new(&json!([in_vlan("a", 100)]));
