@@ -10,6 +10,13 @@ const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 /// Ethertypes of VLAN tags, 802.1Q and 802.1ad.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
+/// Hop-by-hop options, and ICMPv6 with the types of multicast listener reports (RFC 2710, RFC 3810), of
+/// the end of one, of router solicitations and of neighbour solicitations (RFC 4861).
+const HOP_BY_HOP: u8 = 0;
+const ICMPV6: u8 = 58;
+const LISTENER_REPORT: [u8; 3] = [131, 132, 143];
+const ROUTER_SOLICITATION: u8 = 133;
+const NEIGHBOR_SOLICITATION: u8 = 135;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -23,13 +30,24 @@ pub struct Frame {
     pub source: MacAddr,
     /// Whether it is a RARP, by which QEMU announces a migrated guest.
     pub rarp: bool,
-    /// Whether it shows all stations where its sender is: a RARP, or an ARP about the sender
-    /// itself.
-    pub announcement: bool,
+    /// What it is for.
+    pub purpose: Purpose,
     /// Whether it has a VLAN tag. The kernel takes the tag off frames that come in.
     pub tagged: bool,
     /// Its first bytes; zeroes after a shorter frame.
     pub head: Head,
+}
+
+/// What a frame is for, as far as that matters to learning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It shows all stations where its sender is: a RARP, or an ARP about the sender itself.
+    Announcement,
+    /// A kernel sends it by itself to keep its IPv6 in order, whether anyone uses that or not: which
+    /// groups it listens to, which routers there are, whether an address is free.
+    Housekeeping,
+    /// Anything else.
+    Other,
 }
 
 impl Frame {
@@ -48,9 +66,35 @@ impl Frame {
             source,
             tagged: TAGS.contains(&kind),
             rarp: kind == RARP,
-            announcement: group && (kind == RARP || about_itself),
+            purpose: if group && (kind == RARP || about_itself) {
+                Purpose::Announcement
+            } else if kind == IPV6 && is_housekeeping(&bytes[14..]) {
+                Purpose::Housekeeping
+            } else {
+                Purpose::Other
+            },
             head,
         })
+    }
+}
+
+impl Purpose {
+    /// Whether it is an announcement.
+    #[must_use]
+    pub fn is_announcement(self) -> bool {
+        self == Self::Announcement
+    }
+}
+
+/// Whether an IPv6 packet is one by which a kernel keeps its IPv6 in order.
+fn is_housekeeping(packet: &[u8]) -> bool {
+    let byte = |at: usize| packet.get(at).copied();
+    match (byte(6), byte(40), byte(48)) {
+        // A report has the router alert option before it.
+        (Some(HOP_BY_HOP), Some(ICMPV6), Some(kind)) => LISTENER_REPORT.contains(&kind),
+        (Some(ICMPV6), Some(ROUTER_SOLICITATION), _) => true,
+        (Some(ICMPV6), Some(NEIGHBOR_SOLICITATION), _) => packet[8..24] == [0; 16],
+        _ => false,
     }
 }
 
@@ -141,15 +185,58 @@ mod tests {
     fn recognises_announcements() {
         let read = |bytes: &[u8]| Frame::read(bytes).unwrap();
         let rarp = read(&frame([0xff; 6], RARP, &[0; 28]));
-        assert!(rarp.rarp && rarp.announcement && !rarp.tagged);
+        assert!(rarp.rarp && rarp.purpose.is_announcement() && !rarp.tagged);
         assert!(read(&frame([0xff; 6], 0x8100, &[0; 28])).tagged);
         assert_eq!(rarp.source, MacAddr(MAC));
-        assert!(read(&arp([10, 0, 0, 1], [10, 0, 0, 1])).announcement);
-        assert!(!read(&arp([10, 0, 0, 1], [10, 0, 0, 2])).announcement);
-        assert!(!read(&arp([10, 0, 0, 1], [10, 0, 0, 1])[..41]).announcement);
+        assert!(
+            read(&arp([10, 0, 0, 1], [10, 0, 0, 1]))
+                .purpose
+                .is_announcement()
+        );
+        assert!(
+            !read(&arp([10, 0, 0, 1], [10, 0, 0, 2]))
+                .purpose
+                .is_announcement()
+        );
+        assert!(
+            !read(&arp([10, 0, 0, 1], [10, 0, 0, 1])[..41])
+                .purpose
+                .is_announcement()
+        );
         let unicast = read(&frame([2, 0, 0, 0, 0, 2], RARP, &[0; 28]));
-        assert!(!unicast.announcement);
+        assert!(!unicast.purpose.is_announcement());
         assert_eq!(Frame::read(&[0; 13]), None);
+    }
+
+    #[test]
+    fn recognises_what_a_kernel_sends_by_itself() {
+        let packet = |next: u8, source: u8, rest: &[u8]| {
+            let mut packet = vec![0x60, 0, 0, 0, 0, 24, next, 255];
+            packet.extend([[source; 16], [0xff; 16]].concat());
+            packet.extend(rest);
+            packet.resize(80, 0);
+            frame([0x33; 6], IPV6, &packet)
+        };
+        let report = |kind| packet(0, 0xfe, &[58, 0, 5, 2, 0, 0, 1, 0, kind]);
+        for (bytes, expected) in [
+            (report(143), true),
+            (report(131), true),
+            (report(130), false),
+            (packet(58, 0xfe, &[133]), true),
+            (packet(58, 0, &[135]), true),
+            (packet(58, 0xfe, &[135]), false),
+            (packet(58, 0xfe, &[136]), false),
+            (packet(17, 0xfe, &[133]), false),
+        ] {
+            assert_eq!(
+                Frame::read(&bytes).unwrap().purpose == Purpose::Housekeeping,
+                expected
+            );
+        }
+        let cut_short = &packet(58, 0, &[135])[..60];
+        for end in 14..cut_short.len() {
+            Frame::read(&cut_short[..end]).unwrap();
+        }
     }
 
     #[test]

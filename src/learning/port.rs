@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::frame::{Frame, Head};
+use super::frame::{Frame, Head, Purpose};
 
 /// How long a new port waits for its VM's first frame before it becomes active without one,
 /// unless there is evidence that the VM is elsewhere. Until then neighbours do not reach a VM
@@ -96,6 +96,9 @@ enum Question {
     EverSent,
     /// It has sent its first frame: is that one still to be received here?
     Counted,
+    /// The kernel of its pod has sent a frame by itself: how many frames does that account for? So
+    /// many it had sent at the last look.
+    Housekeeping { counted: Option<u64>, looks: u32 },
 }
 
 /// A port.
@@ -189,7 +192,7 @@ impl Port {
     }
 
     fn receive_sent(&mut self, frame: &Frame, now: Instant) -> Action {
-        if frame.announcement {
+        if frame.purpose.is_announcement() {
             self.own.push_back((now, frame.head));
             if self.own.len() > MAX_OWN {
                 self.own.pop_front();
@@ -198,6 +201,12 @@ impl Port {
         if self.sent && !self.kernel.parked {
             self.park = false; // If the kernel refused to park it: the VM is here again.
             return Action::Nothing;
+        }
+        if frame.purpose == Purpose::Housekeeping
+            && self.kernel.parked
+            && (self.sent || self.elsewhere)
+        {
+            return self.receive_housekeeping();
         }
         // A migrated guest's announcements are repeated by QEMU itself, and a neighbour on the
         // same VLAN is rare enough for its own retry.
@@ -210,6 +219,19 @@ impl Port {
         self.question = Some(Question::Sent { replay, looks });
         // While a frame is in question the next look is due soon anyhow.
         pending.map_or(Action::Look, |_| Action::Nothing)
+    }
+
+    /// Where a VM is elsewhere, its pod's kernel may still speak, with `hostStack`. Its frames are no
+    /// evidence of the VM, which does not live by them alone.
+    fn receive_housekeeping(&mut self) -> Action {
+        if matches!(self.question, Some(Question::Sent { .. })) {
+            return Action::Nothing;
+        }
+        self.question = Some(Question::Housekeeping {
+            counted: None,
+            looks: 0,
+        });
+        Action::Look
     }
 
     fn receive_seen(&mut self) -> Action {
@@ -251,6 +273,12 @@ impl Port {
         if kernel.parked != self.kernel.parked {
             (self.park, self.since) = (kernel.parked, now);
         }
+        if let Some(Question::Housekeeping { counted, looks }) = self.question
+            && kernel.parked
+            && looks < MAX_LOOKS
+        {
+            return self.account(kernel, (counted, looks), now);
+        }
         if sent && self.question.is_none() && kernel.parked && !self.sent {
             self.question = Some(Question::Counted);
             self.look_at = now + RECEIPT;
@@ -274,6 +302,28 @@ impl Port {
             }
             _ => self.next_change(now),
         }
+    }
+
+    /// Takes the frames that the pod's kernel has sent by itself out of the account, once all of them
+    /// were counted: a frame of the VM among them would have been received by then.
+    fn account(
+        &mut self,
+        kernel: Observation,
+        (counted, looks): (Option<u64>, u32),
+        now: Instant,
+    ) -> Action {
+        if counted == Some(kernel.sent_frames) {
+            self.question = None;
+            self.kernel = kernel;
+            self.schedule_look(now);
+            return self.next_change(now);
+        }
+        self.look_at = now + Duration::from_millis(1 << looks);
+        self.question = Some(Question::Housekeeping {
+            counted: Some(kernel.sent_frames),
+            looks: looks + 1,
+        });
+        Action::Nothing
     }
 
     /// The port's counter advanced: a VM is behind it.
@@ -355,14 +405,16 @@ mod tests {
             'u' => (2, [8, 0]),          // unicast
             'b' => (0xff, [8, 0]),       // broadcast
             't' => (0xff, [0x81, 0]),    // broadcast with a VLAN tag
+            'h' => (0x33, [0x86, 0xdd]), // a router solicitation
             'r' => (0xff, [0x80, 0x35]), // RARP
             'a' | 'A' => (0xff, [8, 6]), // an ARP about itself; A is another one than a
             _ => panic!("{letter}"),
         };
         let mut bytes = vec![group, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1];
         bytes.extend(kind);
-        bytes.resize(42, 0);
-        bytes[20] = letter as u8;
+        bytes.resize(60, 0);
+        bytes[20] = if letter == 'h' { 58 } else { letter as u8 };
+        bytes[54] = 133;
         Frame::read(&bytes).unwrap()
     }
 
@@ -445,7 +497,9 @@ mod tests {
                     self.receive(Event::Sent(frame));
                 }
                 ('s', Some(frame)) => self.receive(Event::Sent(frame)),
-                ('f', Some(frame)) if frame.announcement => self.receive(Event::Announced(frame)),
+                ('f', Some(frame)) if frame.purpose.is_announcement() => {
+                    self.receive(Event::Announced(frame));
+                }
                 ('f', Some(_)) => self.receive(Event::Seen),
                 _ => panic!("{word}"),
             }
@@ -503,6 +557,33 @@ mod tests {
         ("ob 5000 fr 90000", &[UnparkAndReplay, Park], true),
     ];
 
+    /// The kernel of the pod has IPv6 as well.
+    const HOUSEKEEPING: &[(&str, &[Action], bool)] = &[
+        // It is the guest itself, as far as is known.
+        ("oh", &[UnparkAndReplay], false),
+        // The VM is elsewhere.
+        ("fb oh 70000", &[], true),
+        ("fb lh 70000", &[], true),
+        ("fb oh oh lh 5 oh 70000", &[], true),
+        ("ob 5000 fr 100 oh 90000", &[UnparkAndReplay, Park], true),
+        // It comes back, or was here all the time.
+        ("ob 5000 fr oh ou", &[UnparkAndReplay, Park, Unpark], false),
+        (
+            "ob 5000 fr oh 90 ou",
+            &[UnparkAndReplay, Park, Unpark],
+            false,
+        ),
+        ("ob 5000 fr ou oh", &[UnparkAndReplay, Park, Unpark], false),
+        (
+            "ob 5000 fr oh 90 c 1000",
+            &[UnparkAndReplay, Park, Unpark],
+            false,
+        ),
+        // A neighbour that pretends to be its kernel does not keep it parked.
+        ("fb sh sh 9 sh or", &[Unpark], false),
+        ("fb sh 5 lr sh 5", &[Unpark], false),
+    ];
+
     const DISTURBANCES: &[(&str, &[Action], bool)] = &[
         // What we sent comes back.
         ("ob oa 199 fa", &[UnparkAndReplay, IgnoreReflection], false),
@@ -534,7 +615,7 @@ mod tests {
     #[test]
     fn learns() {
         let now = Instant::now();
-        for (story, actions, parked) in [STARTS, MIGRATIONS, DISTURBANCES].concat() {
+        for (story, actions, parked) in [STARTS, MIGRATIONS, HOUSEKEEPING, DISTURBANCES].concat() {
             let expected = (actions.to_vec(), parked);
             assert_eq!(play(Port::new(now), now, story), expected, "{story}");
         }

@@ -224,7 +224,7 @@ impl Learner {
                 return;
             };
             let frame = Frame::read(&buffer[..received.length]);
-            if let Some(frame) = frame.filter(|frame| frame.announcement) {
+            if let Some(frame) = frame.filter(|frame| frame.purpose.is_announcement()) {
                 self.receive_watched(buffer);
                 for tap in self.table.taps(received.index, frame.source) {
                     self.receive_announced(tap, &frame);
@@ -250,7 +250,9 @@ impl Learner {
                             self.table.keep_first_frame(tap, bytes);
                         }
                         self.handle(tap, Event::Sent(&frame));
-                    } else if frame.announcement && !self.announced.contains(&frame.source) {
+                    } else if frame.purpose.is_announcement()
+                        && !self.announced.contains(&frame.source)
+                    {
                         self.receive_announced(tap, &frame);
                     } else {
                         self.handle(tap, Event::Seen);

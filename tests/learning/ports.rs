@@ -17,6 +17,7 @@ use kit::{
     switch::{Learner, VM, broadcast, connect, gratuitous_arp, rarp},
 };
 use macvtap::types::mac::MacAddr;
+use serde_json::Value;
 
 /// What a migration there and back is, frame by frame.
 #[test]
@@ -52,6 +53,46 @@ fn a_migration_there_and_back() {
     source.send(&gratuitous_arp(VM));
     target.becomes("vepa");
     source.stays("bridge");
+}
+
+/// With `hostStack` the kernel of its pod has IPv6, and reports which groups it listens to.
+#[test]
+fn what_the_pods_kernel_sends_by_itself_does_not_unpark_a_port() {
+    let learner = Learner::new();
+    let (pod, number, _cni) = learner.attach_pod_with(VM, &[("hostStack", true.into())]);
+    wait_until("its kernel has IPv6", || {
+        let shown = pod.ip("addr show dev net1");
+        shown.contains("fe80:") && !shown.contains("tentative")
+    });
+    wait_until("it is active", || pod.mode() == "bridge");
+    let (far, tap) = (far_tap(&learner.node), open(number));
+    let parks = || {
+        wait_until("it is parked", || {
+            send(&far, &rarp(VM));
+            std::thread::sleep(Duration::from_millis(20));
+            pod.mode() == "vepa"
+        });
+    };
+    parks();
+    let sent = || {
+        let shown: Value = serde_json::from_str(&pod.ip("-s -j link show net1")).unwrap();
+        shown[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+    };
+    for last in 1..6 {
+        let before = sent();
+        // It joins the group of the address, and looks whether the address is free.
+        pod.ip(&format!("addr add fd00:7::{last}/64 dev net1"));
+        wait_until("its kernel has sent something", || sent() > before);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(pod.mode(), "vepa", "{}", learner.log());
+    }
+    send(&tap, &broadcast(VM));
+    wait_until("the VM is back", || pod.mode() == "bridge");
+    parks();
+    // So it is if the pod's own kernel is used.
+    let ping = ["ping", "-c", "1", "-W", "1", "fd00:7::99"];
+    pod.output(Command::new("busybox").args(ping));
+    wait_until("the pod is used", || pod.mode() == "bridge");
 }
 
 #[test]
