@@ -36,12 +36,7 @@ pub mod tap_containers;
 pub mod tap_only;
 mod vlans;
 
-use std::{
-    path::Path,
-    process::ExitCode,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use log::{info, warn};
@@ -65,7 +60,7 @@ use self::{
     supervisor::Supervisor,
 };
 use crate::{
-    host::{descriptors, logging},
+    host::{descriptors, logging, processor_time},
     netlink::LinkWatch,
 };
 
@@ -103,7 +98,7 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
         match input.unwrap_or(Ok(Input::Nothing))? {
             Input::Nothing => {}
             Input::Resource(resource, event) => supervisor.handle(&resource, event),
-            Input::Links => links_changed(&mut supervisor, &inputs.links),
+            Input::Links => links_changed(&mut supervisor, &inputs.links)?,
             Input::Ports => supervisor.ports_changed(),
             Input::KubeletDirectory => {
                 check_mount(&inputs.kubelet_dir, &settings.kubelet_dir)?;
@@ -158,10 +153,11 @@ fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn links_changed(supervisor: &mut Supervisor, watch: &LinkWatch) {
-    let start = Instant::now();
+fn links_changed(supervisor: &mut Supervisor, watch: &LinkWatch) -> Result<()> {
+    let start = processor_time::of_thread()?;
     supervisor.links_changed();
-    watch.rest(start.elapsed());
+    watch.rest(processor_time::of_thread()?.saturating_sub(start));
+    Ok(())
 }
 
 /// Follows addresses if the configuration needs them, which may have changed since it was loaded.
@@ -169,7 +165,7 @@ fn follow_addresses(supervisor: &mut Supervisor, watch: &LinkWatch) -> Result<()
     let wanted = supervisor.configuration().follows_addresses();
     watch.follow_addresses(wanted)?;
     if wanted {
-        links_changed(supervisor, watch);
+        links_changed(supervisor, watch)?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod nri_query;
 pub mod packet;
 pub(crate) mod process_lock;
+pub(crate) mod processor_time;
 pub(crate) mod program;
 pub mod signals;
 pub mod stdout;

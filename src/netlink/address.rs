@@ -6,7 +6,7 @@ use super::{
     Socket,
     attr::{attributes, nested, number},
     batch::{Attributes, CREATE, DUMP, EXCLUSIVE},
-    error::{NetlinkError, or_existing},
+    error::{NetlinkError, or_absent, or_existing},
     message::Message,
 };
 use crate::types::{
@@ -16,6 +16,7 @@ use crate::types::{
 
 /// Messages of `linux/rtnetlink.h`.
 pub(super) const NEW_ADDRESS: u16 = 20;
+pub(super) const DELETE_ADDRESS: u16 = 21;
 const GET_ADDRESS: u16 = 22;
 pub(super) const NEW_ROUTE: u16 = 24;
 pub(super) const DELETE_ROUTE: u16 = 25;
@@ -116,6 +117,22 @@ impl Socket {
             }
         });
         or_existing(added)
+    }
+
+    /// Takes an address from an interface, with its network. One that is not there is no error.
+    pub fn delete_address(
+        &mut self,
+        index: u32,
+        address: &InterfaceAddress,
+    ) -> Result<(), NetlinkError> {
+        let mut header = [0; ADDRESS_HEADER];
+        (header[0], header[1]) = (family(address.ip), address.length);
+        header[4..].copy_from_slice(&index.to_ne_bytes());
+        let deleted = self.request_bytes((DELETE_ADDRESS, 0), &header, |to| {
+            to.put(ADDRESS_LOCAL, &bytes(address.ip));
+            to.put(ADDRESS_ADDRESS, &bytes(address.ip));
+        });
+        or_absent(deleted)
     }
 
     /// All addresses of the socket's network namespace, each with the index of its interface.

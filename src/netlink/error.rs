@@ -47,6 +47,21 @@ pub(super) fn or_existing(made: Result<(), NetlinkError>) -> Result<(), NetlinkE
     }
 }
 
+/// What is not there, and is to go, is gone.
+pub(super) fn or_absent(deleted: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match deleted {
+        Err(error)
+            if matches!(
+                error.errno(),
+                Some(Errno::EADDRNOTAVAIL | Errno::ESRCH | Errno::ENOENT | Errno::ENODEV)
+            ) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 impl fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (errno, text) = match self {

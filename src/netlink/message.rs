@@ -22,7 +22,8 @@ const ERROR_TEXT: u16 = 1;
 
 /// One message in a datagram.
 pub(super) struct Message<'a> {
-    kind: u16,
+    /// The type.
+    pub(super) kind: u16,
     flags: u16,
     /// The number of the request that it answers.
     pub(super) sequence: u32,

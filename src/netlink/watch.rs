@@ -25,8 +25,8 @@ const LINK_GROUP: u32 = 1;
 const ADDRESS_GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400;
 /// Changes that come within this are one. A flapping link causes thousands.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// How many times as long as it takes to handle changes, they are left alone afterwards: on a node
-/// with a million routes that is long, and they may change all the time.
+/// How many times as long as the processor time that it takes to handle changes, they are left alone
+/// afterwards: on a node with a million routes that is long, and they may change all the time.
 const REST: u32 = 9;
 
 /// Where the type is in `struct nlmsghdr`, and behind that the length of the destination in
@@ -103,8 +103,8 @@ impl LinkWatch {
         Ok(())
     }
 
-    /// To be called after changes were handled, which took so long: bounds the part of the time
-    /// that it takes.
+    /// To be called after changes were handled, which took so much of a processor's time: bounds the
+    /// part of it that they take.
     pub fn rest(&self, took: Duration) {
         self.resting.set(Instant::now() + took * REST);
     }

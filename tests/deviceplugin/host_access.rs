@@ -1,4 +1,6 @@
 //! Host access: the node and its VMs reach each other, by real frames in both directions.
+//!
+//! Which addresses of guests the node knows is in `host_access_claims.rs`.
 
 use std::{
     cell::RefCell,
@@ -20,32 +22,32 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The node's macvlan on [`LOWER`].
-const ACCESS: &str = "mvh-eth0";
+pub(super) const ACCESS: &str = "mvh-eth0";
 /// Addresses: of the node, of a guest, of another machine.
-const NODE: [&str; 2] = ["10.71.0.1", "fd00:71::1"];
-const GUEST: [&str; 2] = ["10.71.0.50", "fd00:71::50"];
-const MACHINE: [&str; 2] = ["10.71.0.9", "fd00:71::9"];
+pub(super) const NODE: [&str; 2] = ["10.71.0.1", "fd00:71::1"];
+pub(super) const GUEST: [&str; 2] = ["10.71.0.50", "fd00:71::50"];
+pub(super) const MACHINE: [&str; 2] = ["10.71.0.9", "fd00:71::9"];
 
 /// A node with addresses on its lower device, another machine on the wire, and a device plugin.
-struct Lab {
-    node: Node,
+pub(super) struct Lab {
+    pub(super) node: Node,
     kubelet: Kubelet,
     plugin: RefCell<Option<Plugin>>,
     name: String,
-    dir: TempDir,
+    pub(super) dir: TempDir,
 }
 
-fn assign(host: &Host, interface: &str, [v4, v6]: [&str; 2]) {
+pub(super) fn assign(host: &Host, interface: &str, [v4, v6]: [&str; 2]) {
     host.ip(&format!("addr add {v4}/24 dev {interface}"));
     host.ip(&format!("addr add {v6}/64 dev {interface} nodad"));
 }
 
-fn resource(name: &str, host_access: bool) -> Value {
+pub(super) fn resource(name: &str, host_access: bool) -> Value {
     json!({"name": name, "lowerDevice": LOWER, "capacity": 5, "hostAccess": host_access})
 }
 
 impl Lab {
-    fn new(configuration: &Value) -> Self {
+    pub(super) fn new(configuration: &Value) -> Self {
         let node = Node::new();
         assign(&node.host, LOWER, NODE);
         assign(&node.wire, FAR_END, MACHINE);
@@ -66,12 +68,12 @@ impl Lab {
         lab
     }
 
-    fn configure(&self, configuration: &Value) {
+    pub(super) fn configure(&self, configuration: &Value) {
         let file = self.dir.path().join("config/macvtap.json");
         fs::write(file, configuration.to_string()).unwrap();
     }
 
-    fn start(&self) {
+    pub(super) fn start(&self) {
         self.start_with(&[]);
     }
 
@@ -90,16 +92,16 @@ impl Lab {
             .replace(Some(Plugin::spawn(&self.node.host, command)));
     }
 
-    fn kill(&self) {
+    pub(super) fn kill(&self) {
         self.plugin.replace(None);
     }
 
-    fn wait_for_log(&self, text: &str) {
+    pub(super) fn wait_for_log(&self, text: &str) {
         self.plugin.borrow().as_ref().unwrap().wait_for_log(text);
     }
 
     /// An ID of a resource's device on [`LOWER`].
-    fn device(&self, resource: &str, slot: usize) -> String {
+    pub(super) fn device(&self, resource: &str, slot: usize) -> String {
         let name = format!("macvtap.network.kubevirt.io/{resource}");
         let ready = |found: &macvtap::selftest::kubelet::Resource| found.healthy().len() > slot;
         let resource = self.kubelet.wait_for(&name, WAIT_TIMEOUT, ready);
@@ -107,7 +109,7 @@ impl Lab {
     }
 
     /// Lists a pod as the runtime does.
-    fn list(&self, pod: &Host) {
+    pub(super) fn list(&self, pod: &Host) {
         let name = format!("cni-{}", pod.path().replace('/', "-"));
         let path = self.dir.path().join("netns").join(name);
         let _ = fs::remove_file(&path); // of a pod whose descriptor had the number before
@@ -115,7 +117,7 @@ impl Lab {
     }
 
     /// A pod whose kernel is the guest behind the macvtap, with these addresses.
-    fn guest(&self, device: &str, addresses: [&str; 2]) -> Guest<'_> {
+    pub(super) fn guest(&self, device: &str, addresses: [&str; 2]) -> Guest<'_> {
         let pod = Host::new();
         self.list(&pod);
         let cni = json!({"deviceID": device, "hostStack": true});
@@ -126,7 +128,7 @@ impl Lab {
     }
 
     /// Waits until both reach each other by both families.
-    fn connects(&self, guest: &Guest<'_>, addresses: [&str; 2]) {
+    pub(super) fn connects(&self, guest: &Guest<'_>, addresses: [&str; 2]) {
         for address in NODE {
             reaches(&guest.pod, address);
         }
@@ -136,7 +138,7 @@ impl Lab {
     }
 
     /// The node's routes to guests.
-    fn routes(&self) -> String {
+    pub(super) fn routes(&self) -> String {
         let host = &self.node.host;
         let show = |family| host.ip(&format!("-{family} route show proto 109"));
         [show(4), show(6)].concat()
@@ -155,7 +157,7 @@ impl Lab {
     }
 
     /// What the program prints, in the node's network namespace.
-    fn run(&self, words: &[&str]) -> String {
+    pub(super) fn run(&self, words: &[&str]) -> String {
         let mut command = Command::new(kit::binary());
         command.args(words).arg("--kubelet-dir");
         command.arg(self.dir.path().join("kubelet"));
@@ -181,25 +183,25 @@ impl Drop for Lab {
     }
 }
 
-struct Guest<'a> {
-    pod: Host,
-    cni: Cni<'a>,
-    device: String,
+pub(super) struct Guest<'a> {
+    pub(super) pod: Host,
+    pub(super) cni: Cni<'a>,
+    pub(super) device: String,
 }
 
-fn ping(from: &Host, address: &str) -> bool {
+pub(super) fn ping(from: &Host, address: &str) -> bool {
     let mut command = Command::new("busybox");
     command.args(["ping", "-c", "1", "-W", "1", address]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     from.output(&mut command).status.success()
 }
 
-fn reaches(from: &Host, address: &str) {
+pub(super) fn reaches(from: &Host, address: &str) {
     wait_until(address, || ping(from, address));
 }
 
 /// The hardware addresses by which `host` is answered, asked anew.
-fn answers(host: &Host, interface: &str, address: &str) -> Vec<String> {
+pub(super) fn answers(host: &Host, interface: &str, address: &str) -> Vec<String> {
     let mut command = Command::new("python3");
     let script = "import socket,sys,struct,time\n\
         i,a=sys.argv[1:]\n\
@@ -217,7 +219,7 @@ fn answers(host: &Host, interface: &str, address: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-fn mac(host: &Host, interface: &str) -> String {
+pub(super) fn mac(host: &Host, interface: &str) -> String {
     let link = host.link(interface).unwrap();
     link["address"].as_str().unwrap().to_owned()
 }
@@ -297,7 +299,7 @@ fn a_device_plugin_that_starts_again_adopts_it_and_a_pod_that_goes_takes_its_rou
 }
 
 /// A frame by which a host with this MAC says that it has an address.
-fn arp(mac: [u8; 6], address: [u8; 4]) -> Vec<u8> {
+pub(super) fn arp(mac: [u8; 6], address: [u8; 4]) -> Vec<u8> {
     let start = [0, 1, 8, 0, 6, 4, 0, 1];
     let head = [&[0xff; 6][..], &mac, &[8, 6], &start].concat();
     [&head[..], &mac, &address, &[0; 6], &address].concat()
@@ -769,7 +771,7 @@ fn what_does_not_work_is_reported_and_devices_are_offered_all_the_same() {
 
 impl Lab {
     /// A call of a network with host-local, which begins at `.60` and `::60`.
-    fn leased(&self, device: &str, pod: &Host, mode: &str) -> Cni<'_> {
+    pub(super) fn leased(&self, device: &str, pod: &Host, mode: &str) -> Cni<'_> {
         self.list(pod);
         let ipam = json!({
             "type": "host-local",

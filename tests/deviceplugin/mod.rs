@@ -5,6 +5,7 @@ mod devices;
 mod failures;
 mod held;
 mod host_access;
+mod host_access_claims;
 mod kind;
 mod metrics;
 mod nri;

@@ -1,21 +1,28 @@
 //! Host access on one lower device: its macvlan, and the guests that the node reaches by it.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Instant,
+};
 
 use anyhow::{Context, Result};
 use log::debug;
 
 use super::{
     barrier::MAX_GUESTS,
-    claim::Claim,
+    claim::{Claim, Statement},
     guests::{Guests, Port},
     interface::Interface,
     node::{Node, Refusal},
 };
 use crate::{
-    netlink::{Link, Socket},
+    netlink::{KnownNeighbor, Link, NeighborState, Socket},
     types::{link_name::LinkName, mac::MacAddr, status::HostAccessStatus},
 };
+
+/// Addresses that guests are asked for at once.
+const MAX_WANTED: usize = 8;
 
 /// Host access on a lower device.
 #[derive(Debug)]
@@ -32,9 +39,16 @@ pub struct Access {
     pub macs: BTreeSet<MacAddr>,
     /// Whether other hosts were just asked for addresses that guests claim.
     pub is_probing: bool,
+    /// Addresses that the node looks for and no host on the wire has.
+    wanted: BTreeSet<IpAddr>,
+    /// For the next [`sync`](Self::sync).
+    prepared: Option<Prepared>,
     /// Published status.
     pub status: HostAccessStatus,
 }
+
+/// The macvlan, and the macvtaps of guests that are supported.
+type Prepared = (Interface, Vec<Port>);
 
 /// The node's state that all of them use.
 #[derive(Clone, Copy)]
@@ -57,57 +71,79 @@ impl Access {
             index: None,
             macs: BTreeSet::new(),
             is_probing: false,
+            wanted: BTreeSet::new(),
+            prepared: None,
             status: HostAccessStatus::default(),
         }
     }
 
-    /// Brings the kernel in line with the guests.
-    pub fn sync(&mut self, host: &mut Socket, lower: &Link, surroundings: Surroundings<'_>) {
-        let mut status = HostAccessStatus {
+    /// Finds the macvlan, or makes it, and the guests. What these say is to be received before
+    /// [`sync`](Self::sync) lets them pass: they say it once.
+    pub fn prepare(&mut self, host: &mut Socket, lower: &Link, surroundings: Surroundings<'_>) {
+        self.status = HostAccessStatus {
             lower_device: self.lower.to_string(),
             ..HostAccessStatus::default()
         };
         self.is_probing = false;
-        if let Err(error) = self.try_sync(host, (lower, surroundings), &mut status) {
-            status.errors.push(format!("{error:#}"));
+        match self.try_prepare(host, lower, surroundings) {
+            Ok(prepared) => self.prepared = prepared,
+            Err(error) => self.status.errors.push(format!("{error:#}")),
         }
-        self.status = status;
+    }
+
+    fn try_prepare(
+        &mut self,
+        host: &mut Socket,
+        lower: &Link,
+        surroundings: Surroundings<'_>,
+    ) -> Result<Option<Prepared>> {
+        let interface = Interface::ensure(host, lower, surroundings.node)?;
+        self.status.interface = interface.name.to_string();
+        if self.index.replace(interface.index).is_none() {
+            self.adopt(host, &interface)?;
+        }
+        let Some(ports) = surroundings.ports else {
+            return Ok(None);
+        };
+        let ports = ports.iter().filter(|port| self.has(port, lower)).cloned();
+        let mut ports: Vec<Port> = ports.collect();
+        let macs: BTreeSet<MacAddr> = ports.iter().map(|port| port.mac).collect();
+        self.status.errors.extend(unsupported(macs.len()));
+        self.macs = supported(&self.macs, macs);
+        ports.retain(|port| self.macs.contains(&port.mac));
+        Ok(Some((interface, ports)))
+    }
+
+    /// Brings the kernel in line with the guests.
+    pub fn sync(&mut self, host: &mut Socket, lower: &Link) {
+        let Some(prepared) = self.prepared.take() else {
+            return;
+        };
+        if let Err(error) = self.try_sync(host, lower, &prepared) {
+            self.status.errors.push(format!("{error:#}"));
+        }
     }
 
     fn try_sync(
         &mut self,
         host: &mut Socket,
-        (lower, surroundings): (&Link, Surroundings<'_>),
-        status: &mut HostAccessStatus,
+        lower: &Link,
+        (interface, ports): &Prepared,
     ) -> Result<()> {
-        let interface = Interface::ensure(host, lower, surroundings.node)?;
-        status.interface = interface.name.to_string();
-        if self.index.replace(interface.index).is_none() {
-            self.adopt(host, &interface)?;
-        }
-        let Some(ports) = surroundings.ports else {
-            return Ok(());
-        };
-        let ports = ports.iter().filter(|port| self.has(port, lower)).cloned();
-        let mut ports: Vec<Port> = ports.collect();
-        let macs: BTreeSet<MacAddr> = ports.iter().map(|port| port.mac).collect();
-        status.errors.extend(unsupported(macs.len()));
-        self.macs = macs.into_iter().take(MAX_GUESTS).collect();
-        ports.retain(|port| self.macs.contains(&port.mac));
         interface.open_to(host, &self.macs)?;
         self.node = Node::read(host, lower.index, interface.index)?;
+        let errors = &mut self.status.errors;
         if self.node.addresses.is_empty() {
-            let text = "the lower device has no address of the node".to_owned();
-            status.errors.push(text);
+            errors.push("the lower device has no address of the node".to_owned());
         }
-        let errors = interface.sync_addresses(host, &self.node)?;
-        status.errors.extend(errors);
+        errors.extend(interface.sync_addresses(host, &self.node)?);
         self.check_claims();
-        let guests = self.guests.reachable(&ports, &self.node);
+        let guests = self.guests.reachable(ports, &self.node);
         let errors = interface.sync_guests(host, &guests, &self.node)?;
-        status.errors.extend(errors);
-        status.addresses = u64::try_from(guests.len()).unwrap_or(u64::MAX);
-        self.probe(host, lower)
+        self.status.errors.extend(errors);
+        self.status.addresses = u64::try_from(guests.len()).unwrap_or(u64::MAX);
+        self.probe(host, lower)?;
+        self.ask(interface, ports, &guests)
     }
 
     /// Forgets the claims of guests that are gone, and those to addresses of other hosts.
@@ -121,12 +157,34 @@ impl Access {
     /// Asks which host on the link has the addresses that guests claim: not that of another host is
     /// to lead to a guest. The kernel has the answer the next time.
     fn probe(&mut self, host: &mut Socket, lower: &Link) -> Result<()> {
-        let unprobed = self.guests.take_unprobed();
+        for address in self.guests.suspend(&self.node) {
+            let asked = host.verify_neighbor(lower.index, address);
+            asked.with_context(|| format!("asking whether another host still has {address}"))?;
+        }
+        let unprobed = self.guests.take_unprobed(&self.node);
         self.is_probing = !unprobed.is_empty();
         let is_unknown = |address: &IpAddr| !self.node.neighbors.contains_key(address);
         for address in unprobed.into_iter().filter(is_unknown) {
             let probed = host.probe_neighbor(lower.index, address);
             probed.with_context(|| format!("asking which host has {address}"))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the guests that are here for the addresses that the node looks for: it would never learn
+    /// of one that says nothing.
+    fn ask(
+        &mut self,
+        interface: &Interface,
+        ports: &[Port],
+        reachable: &BTreeMap<IpAddr, MacAddr>,
+    ) -> Result<()> {
+        let active = ports.iter().filter(|port| !port.parked);
+        let macs: BTreeSet<MacAddr> = active.map(|port| port.mac).collect();
+        for address in std::mem::take(&mut self.wanted) {
+            if self.node.refusal(address).is_none() && !reachable.contains_key(&address) {
+                interface.ask(&macs, address, &self.node)?;
+            }
         }
         Ok(())
     }
@@ -144,8 +202,9 @@ impl Access {
         Ok(())
     }
 
-    /// Takes note of what a guest claims. True if it changes anything.
-    pub fn claim(&mut self, claim: Claim, now: Instant) -> bool {
+    /// Takes note of what a guest says. True if it changes anything.
+    pub fn claim(&mut self, statement: Statement, now: Instant) -> bool {
+        let claim = statement.claim();
         if !self.macs.contains(&claim.mac) {
             return false;
         }
@@ -153,13 +212,45 @@ impl Access {
             self.log(claim, refusal);
             return false;
         }
-        self.guests.claim(claim, now)
+        self.guests.claim(statement, now)
+    }
+
+    /// Takes note of what another host on the wire says. True if a guest says the same.
+    pub fn dispute(&mut self, claim: &Claim) -> bool {
+        !self.macs.contains(&claim.mac) && self.guests.dispute(claim)
+    }
+
+    /// Takes note of what the kernel found out about an address on the lower device. True if there
+    /// is something to do about it.
+    pub fn learn(&mut self, known: &KnownNeighbor) -> bool {
+        let KnownNeighbor { address, state, .. } = *known;
+        match (self.guests.claim_to(address), state) {
+            (Some(claim), _) => {
+                let former = self.node.other_owner(&claim);
+                former.is_some() || state.mac().is_some_and(|mac| mac != claim.mac)
+            }
+            (None, NeighborState::Failed) => {
+                self.wanted.len() < MAX_WANTED && self.wanted.insert(address)
+            }
+            (None, _) => false,
+        }
+    }
+
+    /// The addresses that guests claim.
+    pub fn claimed(&self) -> impl Iterator<Item = IpAddr> {
+        self.guests.addresses()
     }
 
     fn log(&self, claim: Claim, refusal: Refusal) {
         let (lower, Claim { mac, address }) = (&*self.lower, claim);
         debug!(lower, mac:%, address:%, reason:% = refusal; "no route to what a guest claims");
     }
+}
+
+/// The MACs of `guests`, as many as are supported: those that were before, and then others.
+fn supported(before: &BTreeSet<MacAddr>, guests: BTreeSet<MacAddr>) -> BTreeSet<MacAddr> {
+    let (old, new): (Vec<_>, Vec<_>) = guests.into_iter().partition(|mac| before.contains(mac));
+    old.into_iter().chain(new).take(MAX_GUESTS).collect()
 }
 
 /// What is not supported of this number of guests.
@@ -173,6 +264,19 @@ fn unsupported(guests: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_that_comes_takes_no_others_place() {
+        let mac = |n: usize| {
+            let [.., high, low] = n.to_be_bytes();
+            MacAddr([2, 0, 0, 0, high, low])
+        };
+        let before = (1000..1000 + MAX_GUESTS).map(mac).collect();
+        let all = (0..2000).map(mac).collect();
+        assert_eq!(supported(&before, all), before);
+        let left: BTreeSet<_> = (999..1001).map(mac).collect();
+        assert_eq!(supported(&before, left.clone()), left);
+    }
 
     #[test]
     fn says_how_many_guests_are_not_supported() {

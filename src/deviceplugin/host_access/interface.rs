@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use log::info;
 use nix::errno::Errno;
 
-use super::{announcement, barrier, claim::Claim, node::Node};
+use super::{barrier, claim::Claim, frames, node::Node};
 use crate::{
     host::packet::PacketSocket,
     learning::filter,
@@ -170,21 +170,36 @@ impl Interface {
     /// Answers what guests asked before the node had a route to them, which the kernel may not have
     /// answered, and guests that know the node by another hardware address, from another node.
     fn answer(&self, guests: &[NewGuest]) -> Result<()> {
-        let frames = guests.iter().filter_map(|(guest, source)| {
-            let node = Claim {
-                mac: self.mac,
-                address: *source,
-            };
-            announcement::frame(node, guest)
-        });
-        let frames: Vec<Vec<u8>> = frames.collect();
+        let frames = guests
+            .iter()
+            .filter_map(|(guest, source)| frames::answer(self.claim(*source), guest));
+        let sent = self.send(&frames.collect::<Vec<_>>());
+        sent.with_context(|| format!("answering guests by {:?}", self.name))
+    }
+
+    /// Asks the guests with these MACs for an address that the node looks for.
+    pub fn ask(&self, macs: &BTreeSet<MacAddr>, address: IpAddr, node: &Node) -> Result<()> {
+        let Some(source) = node.source(address) else {
+            return Ok(());
+        };
+        let guests = macs.iter().map(|mac| Neighbor { address, mac: *mac });
+        let frames = guests.filter_map(|guest| frames::question(self.claim(source), &guest));
+        let sent = self.send(&frames.collect::<Vec<_>>());
+        sent.with_context(|| format!("asking guests for {address} by {:?}", self.name))
+    }
+
+    fn claim(&self, address: IpAddr) -> Claim {
+        let mac = self.mac;
+        Claim { mac, address }
+    }
+
+    fn send(&self, frames: &[Vec<u8>]) -> Result<()> {
         if frames.is_empty() {
             return Ok(());
         }
         let receives_nothing = filter::from(&BTreeSet::new());
         let socket = PacketSocket::of_interface(self.index, &receives_nothing)?;
-        let sent = frames.iter().try_for_each(|frame| socket.send(frame));
-        sent.with_context(|| format!("answering guests by {:?}", self.name))
+        frames.iter().try_for_each(|frame| socket.send(frame))
     }
 
     fn fix(&self, host: &mut Socket, neighbor: Neighbor) -> Result<()> {

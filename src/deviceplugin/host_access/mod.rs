@@ -7,12 +7,13 @@
 //! adopts it, and with the macvlan it is gone.
 
 mod access;
-mod announcement;
 mod barrier;
 mod claim;
+mod frames;
 mod guests;
 mod interface;
 mod node;
+mod sockets;
 mod thread;
 
 use std::{

@@ -9,10 +9,9 @@ use std::{
 
 use super::claim::Claim;
 use crate::{
-    netlink::{InstalledRoute, NetlinkError, ROUTE_PROTOCOL, Socket},
+    netlink::{InstalledRoute, NeighborState, NetlinkError, ROUTE_PROTOCOL, Socket},
     types::{
         ip_config::InterfaceAddress,
-        mac::MacAddr,
         prefix::{Prefix, is_ipv6_link_local},
     },
 };
@@ -31,7 +30,7 @@ pub struct Node {
     /// The single addresses that other routes lead to.
     pub routed: BTreeSet<IpAddr>,
     /// The hosts that the node knows by the lower device.
-    pub neighbors: BTreeMap<IpAddr, MacAddr>,
+    pub neighbors: BTreeMap<IpAddr, NeighborState>,
 }
 
 /// Why the node takes no route to an address of a guest.
@@ -91,7 +90,7 @@ impl Node {
             neighbors: host
                 .known_neighbors(lower)?
                 .into_iter()
-                .map(|neighbor| (neighbor.address, neighbor.mac))
+                .map(|known| (known.address, known.state))
                 .collect(),
         })
     }
@@ -116,10 +115,16 @@ impl Node {
     /// Why it takes no route to an address that a guest claims; none if it does.
     #[must_use]
     pub fn refusal_of(&self, claim: &Claim) -> Option<Refusal> {
-        let known = self.neighbors.get(&claim.address);
-        let is_taken = known.is_some_and(|mac| *mac != claim.mac);
+        let is_taken = matches!(self.other_owner(claim), Some(NeighborState::Confirmed(_)));
         self.refusal(claim.address)
             .or(is_taken.then_some(Refusal::Taken))
+    }
+
+    /// What the kernel knows of the address that a guest claims, where that is of another host.
+    #[must_use]
+    pub fn other_owner(&self, claim: &Claim) -> Option<NeighborState> {
+        let known = self.neighbors.get(&claim.address).copied();
+        known.filter(|known| known.mac() != Some(claim.mac))
     }
 
     /// The address that the node has as its source to this one: that of the same network, or the
@@ -165,6 +170,7 @@ fn is_host_of(prefix: &Prefix, ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::mac::MacAddr;
 
     const OTHER: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
 
@@ -184,7 +190,11 @@ mod tests {
                 .into(),
             gateways: ["10.0.0.254", "2001:db8::fe"].map(ip).into(),
             routed: ["10.0.0.99"].map(ip).into(),
-            neighbors: [(ip("10.0.0.9"), OTHER)].into(),
+            neighbors: [
+                (ip("10.0.0.9"), NeighborState::Confirmed(OTHER)),
+                (ip("10.0.0.10"), NeighborState::Stale(OTHER)),
+            ]
+            .into(),
         }
     }
 
@@ -223,6 +233,8 @@ mod tests {
         for (mac, address, refusal) in [
             (guest, "10.0.0.5", None),
             (guest, "10.0.0.9", Some(Refusal::Taken)),
+            // The kernel may find that it is gone.
+            (guest, "10.0.0.10", None),
             (OTHER, "10.0.0.9", None),
             (OTHER, "10.0.0.1", Some(Refusal::Own)),
         ] {

@@ -4,10 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Read,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::AsFd, unix::net::UnixStream},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,30 +14,29 @@ use log::{info, warn};
 
 use super::{
     access::{Access, Surroundings},
-    claim::{self, Claim},
     guests::Port,
     interface::is_ours,
+    sockets::{FromGuests, FromTheWire, Sockets},
 };
 use crate::{
     host::{
-        packet::{MAX_FRAME_BYTES, PacketError, PacketSocket},
+        packet::{MAX_FRAME_BYTES, PacketError},
         process_lock::ProcessLock,
+        processor_time,
         worker::Waiter,
     },
-    learning::filter,
     macvtap::lower::LowerDevice,
-    netlink::{Link, Socket},
-    types::{link_name::LinkName, mac::MacAddr, status::HostAccessStatus},
+    netlink::{Link, RouteChange, RouteWatch, Socket},
+    types::{link_name::LinkName, status::HostAccessStatus},
 };
 
 /// How often the kernel is compared with what it is to have, if nothing happens.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The thread rests after each comparison: at least this long, and this many times as long as the
-/// comparison took. So neither guests nor link events keep a processor busy.
+/// processor time that the comparison took. So neither guests nor link events keep a processor busy,
+/// and a machine that is busy with something else does not make the thread deaf.
 const REST: u32 = 9;
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
-/// Frames that are taken from one socket before the kernel is looked at.
-const MAX_FRAMES_PER_TURN: usize = 256;
 
 /// The taps of the resources on each lower device, by its name or alternative name.
 type Lowers = BTreeMap<LinkName, BTreeSet<u32>>;
@@ -91,9 +87,7 @@ pub struct Work {
     absent: BTreeMap<LinkName, Access>,
     /// Lower devices that do not exist.
     missing: Vec<HostAccessStatus>,
-    sockets: Vec<PacketSocket>,
-    /// What the sockets' filter is for: the indexes of the macvlans, and the MACs of guests.
-    filtered: (BTreeSet<u32>, BTreeSet<MacAddr>),
+    sockets: Sockets,
     warnings: BTreeSet<String>,
 }
 
@@ -112,8 +106,7 @@ impl Work {
             accesses: BTreeMap::new(),
             absent: BTreeMap::new(),
             missing: Vec::new(),
-            sockets: Vec::new(),
-            filtered: Default::default(),
+            sockets: Sockets::default(),
             warnings: BTreeSet::new(),
         }
     }
@@ -127,20 +120,22 @@ impl Work {
 
     fn try_run(&mut self, waiter: &Waiter) -> Result<()> {
         let mut host = Socket::open()?;
+        let routes = RouteWatch::open()?;
         let mut buffer = vec![0; MAX_FRAME_BYTES];
         loop {
-            let start = Instant::now();
+            let start = processor_time::of_thread()?;
             let error = self.reconcile(&mut host).err();
             self.publish(error);
-            let pause = (start.elapsed() * REST).max(MIN_INTERVAL);
-            if !rest(waiter, pause)? || !self.wait(waiter, &mut buffer)? {
+            let took = processor_time::of_thread()?.saturating_sub(start);
+            let pause = (took * REST).max(MIN_INTERVAL);
+            if !rest(waiter, pause)? || !self.wait(waiter, &routes, &mut buffer)? {
                 return Ok(());
             }
         }
     }
 
     /// Waits until the kernel has to be compared again. False if it is time to stop.
-    fn wait(&mut self, waiter: &Waiter, buffer: &mut [u8]) -> Result<bool> {
+    fn wait(&mut self, waiter: &Waiter, routes: &RouteWatch, buffer: &mut [u8]) -> Result<bool> {
         let end = Instant::now() + SWEEP_INTERVAL;
         loop {
             let pause = end.saturating_duration_since(Instant::now());
@@ -148,11 +143,17 @@ impl Work {
             if pause.is_zero() || is_probing {
                 return Ok(true);
             }
-            if waiter.wait(self.descriptors(), pause)?.is_none() {
+            let others = [self.changes.as_fd(), routes.as_fd()];
+            let descriptors = self.sockets.descriptors().chain(others);
+            if waiter.wait(descriptors, pause)?.is_none() {
                 return Ok(false);
             }
-            let claimed = self.receive(buffer);
-            if self.take_changes() || claimed {
+            let changes = [
+                self.receive(buffer),
+                self.take_route_changes(routes),
+                self.take_changes(),
+            ];
+            if changes.contains(&true) {
                 return Ok(true);
             }
             // A guest that repeats itself is not read at once.
@@ -162,9 +163,19 @@ impl Work {
         }
     }
 
-    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let sockets = self.sockets.iter().map(AsFd::as_fd);
-        sockets.chain([self.changes.as_fd()])
+    /// Takes what the kernel says of routes and neighbours. True if it changes anything.
+    fn take_route_changes(&mut self, routes: &RouteWatch) -> bool {
+        let mut changed = false;
+        while let Some(change) = routes.next() {
+            changed |= match change {
+                RouteChange::Routes => true,
+                RouteChange::Neighbor(known) => {
+                    let access = self.accesses.get_mut(&known.interface);
+                    access.is_some_and(|access| access.learn(&known))
+                }
+            };
+        }
+        changed
     }
 
     fn take_changes(&mut self) -> bool {
@@ -197,17 +208,18 @@ impl Work {
                 Ports::Awaited | Ports::Unknown => None,
             },
         };
-        for (index, access) in &mut self.accesses {
-            let Some(lower) = lowers.get(index) else {
-                continue;
-            };
-            access.sync(host, lower, surroundings);
+        for (access, lower) in on_lowers(&mut self.accesses, &lowers) {
+            access.prepare(host, lower, surroundings);
+        }
+        let filtered = self.filter().context("receiving what guests claim");
+        for (access, lower) in on_lowers(&mut self.accesses, &lowers) {
+            access.sync(host, lower);
             if plan.ports == Ports::Unknown {
                 let text = "learning is off: its guests are not known";
                 access.status.errors.push(text.to_owned());
             }
         }
-        let filtered = self.filter().context("receiving what guests claim");
+        let filtered = filtered.and(self.filter().context("receiving what guests claim"));
         removed.and(filtered)
     }
 
@@ -260,48 +272,34 @@ impl Work {
 
     /// Receives claims. True if they change anything.
     fn receive(&mut self, buffer: &mut [u8]) -> bool {
-        let mut changed = false;
         let now = Instant::now();
-        for socket in &self.sockets {
-            for _ in 0..MAX_FRAMES_PER_TURN {
-                let Some(received) = socket.receive(buffer) else {
-                    break;
-                };
-                let Some(claim) = Claim::read(&buffer[..received.length]) else {
-                    continue;
-                };
-                let mut accesses = self.accesses.values_mut();
-                let access = accesses.find(|access| access.index == Some(received.index));
-                changed |= access.is_some_and(|access| access.claim(claim, now));
+        let (accesses, mut changed) = (&mut self.accesses, false);
+        self.sockets.receive(buffer, |index, statement| {
+            if let Some(access) = accesses.get_mut(&index) {
+                changed |= access.dispute(&statement.claim());
             }
-        }
+            let mut accesses = accesses.values_mut();
+            let access = accesses.find(|access| access.index == Some(index));
+            changed |= access.is_some_and(|access| access.claim(statement, now));
+        });
         changed
     }
 
     /// Keeps what the sockets receive in step with the guests.
     fn filter(&mut self) -> Result<(), PacketError> {
         let accesses = || self.accesses.values();
-        let interfaces: BTreeSet<u32> = accesses().filter_map(|access| access.index).collect();
-        let macs = accesses().flat_map(|access| &access.macs).copied();
-        let wanted = (interfaces, macs.collect());
-        if wanted.0.is_empty() {
-            self.sockets.clear();
-        } else if self.sockets.is_empty() {
-            let nothing = filter::from(&BTreeSet::new());
-            let open = |ethertype| PacketSocket::of_type(ethertype, &nothing);
-            self.sockets = vec![open(claim::ARP)?, open(claim::IPV6)?];
-        } else if wanted == self.filtered {
-            return Ok(());
-        }
-        let program = claim::program(&wanted.0, &wanted.1);
-        for socket in &self.sockets {
-            match socket.attach(&program) {
-                Err(error) if error.is_no_memory() => socket.attach(&filter::all())?,
-                attached => attached?,
-            }
-        }
-        self.filtered = wanted;
-        Ok(())
+        let guests = FromGuests {
+            interfaces: accesses().filter_map(|access| access.index).collect(),
+            macs: accesses()
+                .flat_map(|access| &access.macs)
+                .copied()
+                .collect(),
+        };
+        let wire = FromTheWire {
+            interfaces: self.accesses.keys().copied().collect(),
+            addresses: accesses().flat_map(Access::claimed).collect(),
+        };
+        self.sockets.receive_of(guests, wire)
     }
 
     // === status ===
@@ -341,6 +339,15 @@ fn rest(waiter: &Waiter, rest: Duration) -> Result<bool> {
             return Ok(false);
         }
     }
+}
+
+/// Each with its lower device.
+fn on_lowers<'a>(
+    accesses: &'a mut BTreeMap<u32, Access>,
+    lowers: &'a BTreeMap<u32, Link>,
+) -> impl Iterator<Item = (&'a mut Access, &'a Link)> {
+    let accesses = accesses.iter_mut();
+    accesses.filter_map(|(index, access)| Some((access, lowers.get(index)?)))
 }
 
 /// Deletes the macvlans on lower devices without host access. The first error, if one stays.

@@ -1,0 +1,111 @@
+//! Changes of routes and neighbours, as the kernel reports them.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+    },
+};
+use socket2::{SockFilter, SockRef};
+
+use super::{
+    address::{DELETE_ROUTE, NEW_ROUTE},
+    bpf::{JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, RETURN},
+    message::messages,
+    neighbor::{KnownNeighbor, NEW_NEIGHBOR},
+    single_address::ROUTE_PROTOCOL,
+};
+
+/// `RTMGRP_NEIGH`, `RTMGRP_IPV4_ROUTE` and `RTMGRP_IPV6_ROUTE` of `linux/rtnetlink.h`.
+const GROUPS: u32 = 0x04 | 0x40 | 0x400;
+/// Where the type is in `struct nlmsghdr`, and behind that the protocol in `struct rtmsg`.
+const TYPE: u32 = 4;
+const PROTOCOL: u32 = 21;
+/// Bytes of the longest message that is read whole. Of a route its type is enough.
+const MAX_MESSAGE: usize = 4096;
+
+/// A change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteChange {
+    /// Routes of others than this program, or the kernel had more changes than there was room for.
+    Routes,
+    /// What the kernel knows of a neighbour.
+    Neighbor(KnownNeighbor),
+}
+
+/// A subscription to the routes and neighbours of the network namespace that it was opened in.
+pub struct RouteWatch(OwnedFd);
+
+impl RouteWatch {
+    /// Subscribes.
+    pub fn open() -> Result<Self> {
+        let socket = subscribe().context("subscribing to changes of routes and neighbours")?;
+        Ok(Self(socket))
+    }
+
+    /// The next change, if there is one.
+    #[must_use]
+    pub fn next(&self) -> Option<RouteChange> {
+        let mut buffer = [0; MAX_MESSAGE];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(length) => {
+                    if let Some(change) = read(&buffer[..length]) {
+                        return Some(change);
+                    }
+                }
+                Err(Errno::ENOBUFS) => return Some(RouteChange::Routes),
+                Err(Errno::EINTR) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl AsFd for RouteWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What a datagram says, which the kernel fills with one message. One that is cut short is a route
+/// with many hops.
+fn read(datagram: &[u8]) -> Option<RouteChange> {
+    let Some(Ok(message)) = messages(datagram).next() else {
+        return Some(RouteChange::Routes);
+    };
+    match message.kind {
+        NEW_NEIGHBOR => KnownNeighbor::read(&message).map(RouteChange::Neighbor),
+        NEW_ROUTE | DELETE_ROUTE => Some(RouteChange::Routes),
+        _ => None,
+    }
+}
+
+/// Stops the changes of our own routes, which would have us look again.
+fn filter() -> [SockFilter; 7] {
+    let instruction =
+        |code, (then, otherwise), operand| SockFilter::new(code, then, otherwise, operand);
+    // A half word is loaded in network byte order.
+    let is = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    [
+        instruction(LOAD_HALF, (0, 0), TYPE),
+        instruction(JUMP_EQUAL, (1, 0), is(NEW_ROUTE)),
+        instruction(JUMP_EQUAL, (0, 2), is(DELETE_ROUTE)),
+        instruction(LOAD_BYTE, (0, 0), PROTOCOL),
+        instruction(JUMP_EQUAL, (1, 0), ROUTE_PROTOCOL.into()),
+        instruction(RETURN, (0, 0), u32::MAX),
+        instruction(RETURN, (0, 0), 0),
+    ]
+}
+
+fn subscribe() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let protocol = SockProtocol::NetlinkRoute;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+    SockRef::from(&socket).attach_filter(&filter())?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
+    Ok(socket)
+}
