@@ -28,7 +28,7 @@ use crate::{
         sub_interface::Maker,
     },
     netlink::{Link, Socket},
-    types::link_name::LinkName,
+    types::{link_name::LinkName, prefix::is_ipv6_link_local},
 };
 
 /// How long a network namespace that is gone may take to be destroyed, and the poll interval.
@@ -46,16 +46,22 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
     let json = &input.json;
     let identity = Identity::of(json, environment);
     let mut errors = Vec::new();
-    // First, for a DHCP client notifies the server by the interface.
+    let mut place = netns.map(|netns| {
+        let place = Place {
+            netns,
+            environment,
+            json,
+        };
+        Ok((netns.socket()?, place))
+    });
+    if let Some(Ok((pod, place))) = &mut place {
+        errors.extend(place.withdraw_addresses(pod, &identity).err());
+    }
+    // Before the interface goes, for a DHCP client notifies the server by it.
     errors.extend(input.forward(environment).err());
     let mut taps = Vec::new();
-    match netns.map(|netns| Ok((netns.socket()?, netns))) {
-        Some(Ok((mut pod, netns))) => {
-            let place = Place {
-                netns,
-                environment,
-                json,
-            };
+    match place {
+        Some(Ok((mut pod, place))) => {
             let (removed, unsecured) = place.detach(&mut pod, &identity);
             match removed {
                 Ok(removed) => taps.extend(removed),
@@ -72,18 +78,20 @@ pub fn del(environment: &Environment, input: &Input, netns: Option<&Netns>) -> R
     taps.extend_from_slice(identity.taps());
     taps.sort_unstable();
     taps.dedup();
-    for number in taps {
-        match devnode::remove_stale(number) {
-            Ok(true) => info!(tap = number; "removed the node"),
-            Ok(false) => {}
-            Err(error) => {
-                let error = CniError::coded(code::IO, &error);
-                errors.push(error.context("removing the tap's node"));
-            }
-        }
-    }
+    errors.extend(taps.into_iter().filter_map(|tap| remove_node(tap).err()));
     errors.extend(remove_vlan(json, netns.is_some()).err());
     CniError::all(errors)
+}
+
+fn remove_node(tap: u32) -> Result<()> {
+    let removed = devnode::remove_stale(tap).map_err(|error| {
+        let error = CniError::coded(code::IO, &error);
+        error.context("removing the tap's node")
+    })?;
+    if removed {
+        info!(tap; "removed the node");
+    }
+    Ok(())
 }
 
 /// Removes the VLAN interface that ADD made, after the last macvtap on it. Where the netns is gone,
@@ -132,6 +140,27 @@ impl Place<'_> {
             };
             (removed, unsecured)
         })
+    }
+
+    /// Takes the addresses of IPAM from the interface: once they are given back, another host may get
+    /// them, and they have one owner at a time.
+    fn withdraw_addresses(&self, pod: &mut Socket, identity: &Identity) -> Result<()> {
+        let name = self.environment.ifname.as_str();
+        if config::ipam_plugin(self.json).is_none() || LinkName::flaw(name).is_some() {
+            return Ok(());
+        }
+        let Some(link) = pod.link_by_name(name)? else {
+            return Ok(());
+        };
+        if !link.is_macvtap() || !self.is(&link, identity)? {
+            return Ok(());
+        }
+        let found = pod.addresses_of(link.index)?.into_iter();
+        let addresses = found.map(|found| found.address);
+        for address in addresses.filter(|address| !is_ipv6_link_local(address.ip)) {
+            pod.delete_address(link.index, &address)?;
+        }
+        Ok(())
     }
 
     /// Waits until the interface is gone, or nothing removes it any more.

@@ -553,6 +553,41 @@ fn del_goes_on_when_the_plugin_fails_and_reports_it() {
     assert!(lan.pod.links().is_empty());
 }
 
+/// Another pod may get the address at once, and a DHCP client still needs the interface.
+#[test]
+fn when_an_address_is_released_the_pod_has_it_no_more() {
+    let lan = Lan::new();
+    let shown = lan.dir.path().join("shown");
+    let ipam = lan.script(&format!(
+        r#"[ $CNI_COMMAND = ADD ] && echo '{{"ips": [
+            {{"address": "10.66.0.20/24"}}, {{"address": "10.66.0.21/24"}},
+            {{"address": "fd00:66::20/64"}}
+        ]}}' && exit
+        nsenter --net=$CNI_NETNS ip -o addr show dev $CNI_IFNAME up >{}"#,
+        shown.display()
+    ));
+    let call = lan.call(&ipam);
+    call.add();
+    call.succeed("DEL");
+    let shown = fs::read_to_string(shown).unwrap();
+    assert!(shown.contains("inet6 fe80:"), "{shown}");
+    assert!(
+        !shown.contains("10.66.0") && !shown.contains("fd00:66"),
+        "{shown}"
+    );
+    assert!(lan.pod.links().is_empty());
+    // One that another network has under the name keeps its addresses.
+    lan.pod
+        .ip(&format!("link add {IFNAME} type veth peer name other"));
+    lan.pod.ip(&format!("addr add 10.66.0.30/24 dev {IFNAME}"));
+    call.succeed("DEL");
+    assert!(
+        lan.pod
+            .ip(&format!("addr show dev {IFNAME}"))
+            .contains("10.66.0.30/24")
+    );
+}
+
 /// As whereabouts fails: it may have stored the address before.
 #[test]
 fn what_a_failed_add_may_have_reserved_is_released() {
