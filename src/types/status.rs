@@ -258,16 +258,26 @@ impl Status {
         for access in &self.host_access {
             access.summarize(&mut summary);
         }
-        if self.resources.is_empty() && self.entries_for_others > 0 {
-            let text = "no resource is offered: the entries of the configuration are for other \
-                        nodes";
-            summary.notes.push(text.to_owned());
-        } else if self.resources.is_empty() {
-            let text = "no resource is offered: the configuration lists none, and no NIC or bond \
-                        of this node is eligible";
-            summary.warnings.push(text.to_owned());
+        if self.resources.is_empty() {
+            self.add_no_resource(&mut summary);
         }
         summary
+    }
+
+    /// Says that there is no resource, which is a mistake only where pods need one.
+    fn add_no_resource(&self, summary: &mut Summary) {
+        let text = |reason| format!("no resource is offered: {reason}");
+        if self.entries_for_others > 0 {
+            let reason = text("the entries of the configuration are for other nodes");
+            summary.notes.push(reason);
+        } else if self.nri.as_ref().is_some_and(NriStatus::is_connected) {
+            let reason = text("pods get their taps by NRI");
+            summary.notes.push(reason);
+        } else {
+            let reason =
+                text("the configuration lists none, and no NIC or bond of this node is eligible");
+            summary.warnings.push(reason);
+        }
     }
 
     fn add_learning(&self, summary: &mut Summary) {
@@ -313,6 +323,11 @@ impl HostAccessStatus {
 }
 
 impl NriStatus {
+    /// Whether the runtime asks about each container that it creates.
+    fn is_connected(&self) -> bool {
+        self.running && self.ready
+    }
+
     /// A container without its taps is no failure of the device plugin.
     fn summarize(&self, summary: &mut Summary) {
         let Self {
@@ -320,7 +335,7 @@ impl NriStatus {
             last_error,
             ..
         } = self;
-        if self.running && self.ready {
+        if self.is_connected() {
             summary.ok.push(format!("NRI is connected to {runtime}"));
         } else if self.running && self.absent {
             let text = "the container runtime has no NRI socket";
@@ -435,6 +450,18 @@ mod tests {
         };
         assert!(other.summary().warnings.is_empty());
         assert!(other.summary().notes[1].contains("other nodes"));
+        let nri = |ready| Status {
+            nri: Some(NriStatus {
+                running: true,
+                ready,
+                ..NriStatus::default()
+            }),
+            ..Status::default()
+        };
+        let connected = nri(true).summary();
+        assert!(connected.warnings.is_empty(), "{connected:?}");
+        assert!(connected.notes[1].ends_with("by NRI"), "{connected:?}");
+        assert_eq!(nri(false).summary().warnings.len(), 1);
     }
 
     #[test]
