@@ -7,12 +7,15 @@ use std::{
     process::Command,
 };
 
-use clap::CommandFactory;
+use clap::{Parser, error::ErrorKind};
 use kit::{
     binary,
     netns::{Host, Node, tap_number},
 };
-use macvtap::{cli::Cli, deviceplugin::config};
+use macvtap::{
+    cli::{Cli, Kubectl},
+    deviceplugin::config,
+};
 use serde_json::{Value, json};
 
 use crate::manifests::{files, manifests, parse, render::DIRECTORIES, root};
@@ -247,21 +250,41 @@ fn check_shell(text: &str) {
     }
 }
 
+/// Whether the program takes a command line, with a value for what stands for one.
+fn is_taken(line: &str) -> bool {
+    let line = line.replace("ADDRESS", "192.0.2.1");
+    let line = line.replacen("kubectl macvtap", "kubectl-macvtap", 1);
+    let mut words = line.split_whitespace().peekable();
+    let parsed = if words.peek() == Some(&"kubectl-macvtap") {
+        Kubectl::try_parse_from(words).map(drop)
+    } else {
+        Cli::try_parse_from(words).map(drop)
+    };
+    // The name of a command without what it needs is no command line.
+    let incomplete = [
+        ErrorKind::MissingRequiredArgument,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+    ];
+    parsed.map_or_else(|error| incomplete.contains(&error.kind()), |()| true)
+}
+
 #[test]
-fn subcommands_that_are_named_exist() {
-    let command = Cli::command();
+fn commands_that_are_named_are_taken() {
+    let mut checked = 0;
     for readme in Readme::all() {
-        for span in readme.spans() {
-            let words: Vec<&str> = span.split_whitespace().collect();
-            let [.., "macvtap", name] = words[..] else {
-                continue;
-            };
-            if name.chars().all(|c| c.is_ascii_lowercase()) {
-                let known = command.find_subcommand(name).is_some();
-                assert!(known, "{}: {span}", readme.path.display());
+        let blocks = readme.blocks().into_iter();
+        let shell = blocks.filter(|(kind, _)| *kind == "sh");
+        let lines = shell.flat_map(|(_, text)| text.lines());
+        for line in readme.spans().into_iter().chain(lines) {
+            let line = line.split(" #").next().unwrap();
+            let line = line.rsplit_once(" -- ").map_or(line, |(_, inside)| inside);
+            if line.starts_with("macvtap ") || line.starts_with("kubectl macvtap ") {
+                assert!(is_taken(line), "{}: {line}", readme.path.display());
+                checked += 1;
             }
         }
     }
+    assert!(checked > 20, "{checked}");
 }
 
 /// The text of the program: its sources without comments, each message in one line.
