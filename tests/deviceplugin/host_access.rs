@@ -78,7 +78,11 @@ impl Lab {
     }
 
     fn start_with(&self, words: &[&str]) {
-        let mut command = kit::kubelet::command(&[], &self.dir.path().join("kubelet"));
+        self.start_by(&[], words);
+    }
+
+    fn start_by(&self, by: &[&str], words: &[&str]) {
+        let mut command = kit::kubelet::command(by, &self.dir.path().join("kubelet"));
         command
             .arg("--config")
             .arg(self.dir.path().join("config/macvtap.json"));
@@ -296,6 +300,41 @@ fn a_device_plugin_that_starts_again_adopts_it_and_a_pod_that_goes_takes_its_rou
     lab.connects(&guest, GUEST);
     guest.cni.succeed("DEL");
     wait_until("the routes are gone", || lab.routes().is_empty());
+}
+
+/// A host that has an answer does not ask again soon.
+#[test]
+fn a_guest_is_answered_only_once_its_claims_are_received() {
+    if !can_run(&["strace", "setpriv"]) {
+        return;
+    }
+    let lab = Lab::new(&json!([resource("a", false)]));
+    lab.kill();
+    lab.configure(&json!([resource("a", true)]));
+    let slow = "--inject=setsockopt:delay_enter=100000";
+    let strace = [
+        "strace",
+        "-f",
+        "-o",
+        "/dev/null",
+        "--trace=setsockopt",
+        slow,
+    ];
+    let ends_with_strace = ["setpriv", "--pdeathsig", "KILL"];
+    lab.start_by(&[&strace[..], &ends_with_strace].concat(), &[]);
+    lab.wait_for_log("learning ports=0");
+    let guest = lab.guest(&lab.device("a", 0), GUEST);
+    // It asks all the time, and not again once it has an answer.
+    for (key, value) in [
+        ("retrans_time_ms", 20),
+        ("mcast_solicit", 1000),
+        ("base_reachable_time_ms", 600_000),
+    ] {
+        let file = format!("/proc/sys/net/ipv4/neigh/{IFNAME}/{key}");
+        let write = || Ok(fs::write(&file, value.to_string())?);
+        guest.pod.0.run(write).unwrap();
+    }
+    reaches(&guest.pod, NODE[0]);
 }
 
 /// A frame by which a host with this MAC says that it has an address.
@@ -653,8 +692,12 @@ fn a_guest_that_knows_the_node_by_another_mac_is_corrected() {
     std::thread::sleep(Duration::from_millis(1100));
     let access = mac(&lab.node.host, ACCESS);
     for (machine, address) in std::iter::zip(MACHINE, NODE) {
-        reaches(&guest.pod, machine);
         wait_until("the guest has the right MAC", || {
+            // It may have asked before what it says was received.
+            guest
+                .pod
+                .ip(&format!("neigh flush to {machine} dev {IFNAME}"));
+            ping(&guest.pod, machine);
             let shown = guest.pod.ip(&format!("neigh show {address} dev {IFNAME}"));
             shown.contains(&access)
         });
