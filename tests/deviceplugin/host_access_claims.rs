@@ -228,6 +228,56 @@ fn where_a_router_answers_for_all_addresses_the_guests_need_those_of_ipam() {
     call.succeed("DEL");
 }
 
+impl Lab {
+    /// The lower device goes down, or has another name for a while. Down, it loses its IPv6 addresses.
+    fn disturb(&self, how: &[&str]) {
+        for words in how {
+            self.node.host.ip(&format!("link set {words}"));
+        }
+        let words = format!("addr replace {}/64 dev {LOWER} nodad", NODE[1]);
+        self.node.host.ip(&words);
+    }
+}
+
+/// With everything that a network may have besides, and at whatever point the device plugin is killed.
+#[test]
+fn it_comes_back_after_flaps_renames_and_restarts() {
+    let lab = Lab::new(&json!([resource("a", true)]));
+    let pod = Host::new();
+    let call = lab.leased(&lab.device("a", 0), &pod, "assign");
+    call.succeed("DEL");
+    let call = call.with("security", "strict");
+    let rate = json!({"ingressRate": 10_000_000, "ingressBurst": 1_000_000});
+    let call = call.with("bandwidth", rate).added();
+    let reach = |when: &str| {
+        // The address after the one that was released.
+        wait_until(when, || ping(&lab.node.host, "10.71.0.61"));
+        for address in NODE {
+            wait_until(when, || ping(&pod, address));
+        }
+    };
+    reach("at first");
+    for (begin, end) in [
+        ("eth0 down", "eth0 up"),
+        ("eth0 name lan7", "lan7 name eth0"),
+        ("eth0 mtu 1400", "eth0 mtu 1500"),
+    ] {
+        lab.disturb(&[begin, end]);
+        reach(begin);
+        lab.kill();
+        lab.disturb(&[begin, end]);
+        lab.start();
+        reach(begin);
+        lab.node.host.ip(&format!("link set {begin}"));
+        lab.kill();
+        lab.start();
+        lab.disturb(&[end]);
+        reach(begin);
+    }
+    call.succeed("DEL");
+    wait_until("the routes are gone", || lab.routes().is_empty());
+}
+
 /// Macvtaps as ADD makes them, with these taps; for each its tap, and a frame by which its guest says
 /// that it has an address of its own.
 fn many_guests(lab: &Lab, pod: &Host, taps: impl Iterator<Item = u32>) -> Vec<(File, Vec<u8>)> {
