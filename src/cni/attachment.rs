@@ -12,7 +12,7 @@ use super::{
     error::{CniError, Result},
     ipam_result::IpamResult,
     policy,
-    result::{self, Interface},
+    result::{self, Reported},
 };
 use crate::{
     host::netns::Netns,
@@ -109,7 +109,7 @@ impl<'a> Attachment<'a> {
         if let Some(ipam) = ipam.filter(|_| learning::is_port(&link)) {
             report(link.index, ipam);
         }
-        let interface = Interface {
+        let reported = Reported {
             name: &environment.ifname,
             mac,
             mtu: link.mtu,
@@ -117,7 +117,7 @@ impl<'a> Attachment<'a> {
         };
         let prev_result = config.prev_result.as_ref();
         Ok(Self {
-            result: result::print(config.version, prev_result, &interface, ipam),
+            result: result::print(config.version, prev_result, &reported, ipam),
             macvtap,
             lease,
         })

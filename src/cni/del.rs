@@ -15,7 +15,7 @@ use super::{
     config,
     environment::Environment,
     error::{CniError, Result, code},
-    identity::{Identity, Source},
+    identity::{Identity, Provenance},
     input::Input,
     policy,
 };
@@ -23,7 +23,7 @@ use crate::{
     host::{devnode, netns::Netns},
     macvtap::{
         lower::{LowerDevice, LowerError},
-        port_security::Interface,
+        port_security::remove_security,
         shaping,
         sub_interface::Maker,
     },
@@ -190,7 +190,7 @@ impl Place<'_> {
                 warn!(interface = name; "the interface is not that of this attachment, and stays");
             }
         }
-        if let Source::Original(name) = &identity.source {
+        if let Provenance::Original(name) = &identity.source {
             // Where ADD was stopped in the middle of the hand-over.
             links.extend(pod.link_by_name(name)?);
         }
@@ -238,12 +238,7 @@ impl Place<'_> {
         if LinkName::flaw(name).is_some() || self.has_link(pod)? {
             return Ok(());
         }
-        let interface = Interface {
-            netns: Some(self.netns),
-            name,
-            index: 0,
-        };
-        match interface.remove_security() {
+        match remove_security(Some(self.netns), name) {
             Err(error) if !policy::has_security(self.json) => {
                 debug!(error = format!("{error:#}"); "no rules can be looked for");
                 Ok(())

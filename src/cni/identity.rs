@@ -20,13 +20,13 @@ use crate::{
 #[derive(Debug)]
 pub struct Identity {
     /// Where its macvtap came from.
-    pub source: Source,
+    pub source: Provenance,
     macs: Macs,
 }
 
 /// Where the macvtap came from.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Provenance {
     /// The macvtap whose index is the tap of a device ID.
     Allocated(u32),
     /// A macvtap without a device plugin.
@@ -75,9 +75,9 @@ struct Macs {
 impl Identity {
     /// Reads the configuration without judging it.
     pub fn of(json: &Value, environment: &Environment) -> Self {
-        let source = Source::of(json, environment);
+        let source = Provenance::of(json, environment);
         let mode = match &source {
-            Source::Standalone(standalone) => standalone.mode,
+            Provenance::Standalone(standalone) => standalone.mode,
             _ => None,
         };
         let (args, ifname) = (&environment.args, &environment.ifname);
@@ -102,29 +102,28 @@ impl Identity {
     ) -> Result<bool, E> {
         let index = link.index;
         match &self.source {
-            Source::Allocated(tap) => Ok(index == *tap),
-            Source::Standalone(standalone) if standalone.taps.contains(&index) => {
+            Provenance::Allocated(tap) => Ok(index == *tap),
+            Provenance::Standalone(standalone) if standalone.taps.contains(&index) => {
                 standalone.is(link, is_on, self.macs)
             }
-            Source::Standalone(_) => Ok(false),
-            Source::Original(_) => Ok(!is_tap_number(index) && from_host),
-            Source::Unclear(unclear) => Ok(unclear.is(link, self.macs)),
+            Provenance::Standalone(_) => Ok(false),
+            Provenance::Original(_) => Ok(!is_tap_number(index) && from_host),
+            Provenance::Unclear(unclear) => Ok(unclear.is(link, self.macs)),
         }
     }
 
     /// The taps that it may have left nodes of.
     pub fn taps(&self) -> &[u32] {
         match &self.source {
-            Source::Allocated(tap) => std::slice::from_ref(tap),
-            Source::Standalone(Standalone { taps, .. }) | Source::Unclear(Unclear { taps, .. }) => {
-                taps
-            }
-            Source::Original(_) => &[],
+            Provenance::Allocated(tap) => std::slice::from_ref(tap),
+            Provenance::Standalone(Standalone { taps, .. })
+            | Provenance::Unclear(Unclear { taps, .. }) => taps,
+            Provenance::Original(_) => &[],
         }
     }
 }
 
-impl Source {
+impl Provenance {
     fn of(json: &Value, environment: &Environment) -> Self {
         let unclear = || Self::Unclear(Unclear::of(json, environment));
         match config::device_id(json) {

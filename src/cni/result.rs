@@ -12,7 +12,7 @@ use crate::types::{json::Fields, mac::MacAddr};
 
 /// What ADD reports of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface<'a> {
+pub struct Reported<'a> {
     /// The interface's name in the pod.
     pub name: &'a str,
     /// Its hardware address.
@@ -63,7 +63,7 @@ pub fn check_printable(
 pub fn print(
     version: Version,
     prev_result: Option<&Value>,
-    interface: &Interface<'_>,
+    interface: &Reported<'_>,
     ipam: Option<&IpamResult>,
 ) -> String {
     let family = version.family();
@@ -87,8 +87,8 @@ pub fn print(
     to_text(&Value::Object(in_order(fields, family)))
 }
 
-fn describe(family: Family, interface: &Interface<'_>) -> Value {
-    let Interface {
+fn describe(family: Family, interface: &Reported<'_>) -> Value {
+    let Reported {
         name,
         mac,
         mtu,
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::cni::version::{SUPPORTED, supported};
 
-    const OURS: Interface<'static> = Interface {
+    const OURS: Reported<'static> = Reported {
         name: "net1",
         mac: MacAddr([2, 0, 0, 0, 0, 1]),
         mtu: 1500,

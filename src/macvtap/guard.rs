@@ -17,7 +17,7 @@ use super::{
     error::{AttachError, Kind},
     inventory,
     origin::Origin,
-    port_security::Interface,
+    port_security::{Interface, remove_security},
     security::Security,
     shaping,
 };
@@ -369,7 +369,7 @@ impl<'a> NewMacvtap<'a> {
         errors.extend(self.undo_link(undo).err());
         // The rules last: while there is a link, no frame may pass it unchecked.
         if self.is_secured {
-            errors.extend(self.interface().remove_security().err());
+            errors.extend(remove_security(self.netns, &self.name).err());
         }
         together(&errors)
     }

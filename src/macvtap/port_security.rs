@@ -125,20 +125,6 @@ impl<'a> Interface<'a> {
         Ok(installed.then_some(Mechanism::ClassicBpf))
     }
 
-    /// Removes the table of the interface, which the kernel leaves when the interface goes. A
-    /// program goes with it.
-    pub fn remove_security(&self) -> Result<()> {
-        let removed = self
-            .nft()?
-            .and_then(|mut nft| nft.delete(&table_name(self.name)));
-        match removed {
-            Err(error) if !is_lacking(&error) => {
-                Err(error).context("deleting the rules for the guest's frames")
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// The security that is in force, and what was dropped by reason; none if none is.
     pub fn security(&self) -> Result<Option<InForce>> {
         match self.read_security()? {
@@ -177,10 +163,26 @@ impl<'a> Interface<'a> {
 
     /// Runs `open` in its network namespace.
     pub(super) fn inside<T>(&self, open: impl FnOnce() -> T) -> Result<T> {
-        match self.netns {
-            Some(netns) => netns.run(|| Ok(open())),
-            None => Ok(open()),
+        inside(self.netns, open)
+    }
+}
+
+/// Removes the table of the interface with this name, which the kernel leaves when the interface
+/// goes. A program goes with it.
+pub fn remove_security(netns: Option<&Netns>, name: &str) -> Result<()> {
+    let removed = inside(netns, Nft::open)?.and_then(|mut nft| nft.delete(&table_name(name)));
+    match removed {
+        Err(error) if !is_lacking(&error) => {
+            Err(error).context("deleting the rules for the guest's frames")
         }
+        _ => Ok(()),
+    }
+}
+
+fn inside<T>(netns: Option<&Netns>, open: impl FnOnce() -> T) -> Result<T> {
+    match netns {
+        Some(netns) => netns.run(|| Ok(open())),
+        None => Ok(open()),
     }
 }
 
