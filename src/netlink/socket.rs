@@ -177,6 +177,9 @@ impl Socket {
         read: impl Fn(&Message<'_>) -> Option<R>,
     ) -> Result<Vec<R>, NetlinkError> {
         self.collect(|socket, list| {
+            // What is longer than the first buffer, as the program of a filter, the kernel refuses
+            // with EMSGSIZE.
+            socket.grow(LIST_REPLY);
             socket.exchange(&write, |message| {
                 list.extend(read(message));
                 Ok(())
