@@ -57,7 +57,8 @@ const FORMER_SANDBOX_TIMEOUT: Duration = Duration::from_secs(1);
 /// The poll interval for processes that have a tap open: each of the machine is looked at.
 const PROCESS_POLL: Duration = Duration::from_millis(100);
 
-/// How often ADD looks for a VLAN that is being removed.
+/// How long a DEL may take to remove a VLAN that it holds, and the poll interval for that.
+const VLAN_REMOVAL_TIMEOUT: Duration = Duration::from_secs(1);
 const VLAN_POLL: Duration = Duration::from_millis(2);
 
 /// Makes the attachment that is asked for; `stdin` is the configuration as the runtime wrote it.
@@ -178,9 +179,13 @@ impl<'a> Work<'a> {
     }
 
     /// The DEL of the last pod on a VLAN may remove it meanwhile: then it is made again. Once the
-    /// macvtap is on it, no DEL does.
+    /// macvtap is on it, no DEL does. A DEL that was killed holds it for ever.
     fn create_on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Created<'a>> {
+        let overdue = Instant::now() + VLAN_REMOVAL_TIMEOUT;
         loop {
+            if Instant::now() > overdue {
+                vlan.remove_unused(&mut self.host, Maker::Cni)?;
+            }
             let ensured = vlan.ensure(&mut self.host, Maker::Cni);
             let (name, index) = ensured.map_err(|error| self.in_place(lower_error(error)))?;
             let error = match self.standalone(&name, mode) {
@@ -189,7 +194,12 @@ impl<'a> Work<'a> {
             };
             match vlan.stays(&mut self.host, index) {
                 Ok(false) if Instant::now() < self.request.deadline => thread::sleep(VLAN_POLL),
-                Ok(_) => return Err(error),
+                Ok(false) => {
+                    let error = error.context(&format!("{vlan} is being removed"));
+                    let code = code::TRY_AGAIN;
+                    return Err(CniError { code, ..error });
+                }
+                Ok(true) => return Err(error),
                 Err(second) => {
                     return Err(error.context(&format!("could not be retried ({second:#})")));
                 }

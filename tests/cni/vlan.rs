@@ -136,6 +136,24 @@ fn an_add_that_loses_its_vlan_makes_it_again() {
     assert_eq!(node.host.links(), [LOWER]);
 }
 
+/// It was killed between holding the VLAN and deleting it.
+#[test]
+fn a_del_that_was_killed_holds_no_vlan_against_the_next_pod() {
+    if !kernel::has("vlan") {
+        return;
+    }
+    let (node, pod) = (Node::new(), Host::new());
+    let mut host = node.host.0.socket().unwrap();
+    let vlan = SubInterface::vlan(LOWER.parse().unwrap(), 100);
+    let (_, former) = vlan.ensure(&mut host, Maker::Cni).unwrap();
+    sub_interface::hold(&mut host, former).unwrap().unwrap();
+    let call = node.cni(&pod, json!({"lowerDevice": LOWER, "vlan": 100}));
+    let call = call.added();
+    call.succeed("CHECK");
+    call.succeed("DEL");
+    assert_eq!(node.host.links(), [LOWER]);
+}
+
 /// Only another than a DEL removes it then. The addresses are given back, once.
 #[test]
 fn a_vlan_that_is_lost_while_ipam_runs_fails_the_add() {
