@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::process::ExitStatusExt,
+    os::unix::process::{CommandExt, ExitStatusExt},
     process::{Command, Output, Stdio},
 };
 
@@ -68,6 +68,37 @@ fn is_small() {
     if std::env::var_os("MACVTAP_BINARY").is_some() {
         let size = fs::metadata(binary()).unwrap().len();
         assert!(size < 4_000_000, "{size} bytes");
+    }
+}
+
+/// Ends the device plugin and shells as kubevirt/macvtap-cni's binary and its image's shell end.
+#[test]
+fn exit_statuses_are_those_of_the_original() {
+    let dir = tempfile::tempdir().unwrap();
+    let sockets = format!("{}/macvtap.network.kubevirt.io*", dir.path().display());
+    for (name, words, expected) in [
+        // The configuration is broken, so that 1 is right where the flags are.
+        ("macvtap-deviceplugin", &["-v", "3", "-logtostderr"][..], 1),
+        (
+            "macvtap-deviceplugin",
+            &["--logtostderr=T", "-vmodule=a=1"],
+            1,
+        ),
+        ("macvtap-deviceplugin", &["-logtostderr=banana"], 2),
+        ("macvtap-deviceplugin", &["-stderrthreshold", "WARN"], 2),
+        ("macvtap-deviceplugin", &["-help", "-v", "x"], 0),
+        ("sh", &["-c", &format!("ls {sockets}")], 1),
+        ("sh", &["-c", &format!("ls {sockets} || true")], 0),
+        ("sh", &["-ec", &format!("ls {sockets}; echo up")], 1),
+    ] {
+        let mut command = Command::new(binary());
+        command.arg0(name).args(words).env("DP_MACVTAP_CONF", "{");
+        let output = command.env_remove("CNI_COMMAND").output().unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(expected),
+            "{words:?}: {output:?}"
+        );
     }
 }
 
