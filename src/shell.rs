@@ -20,7 +20,9 @@ const BESIDE_TESTS: [&str; 10] = [
     ":", "cat", "echo", "exit", "false", "grep", "head", "set", "true", "wc",
 ];
 /// Commands that may stand beside a copy: a copy by us includes what they do, or they do nothing.
-const BESIDE_COPIES: [&str; 8] = [":", "chmod", "chown", "echo", "exit", "set", "sync", "true"];
+const BESIDE_COPIES: [&str; 11] = [
+    ":", "chmod", "chown", "echo", "exit", "mkdir", "mv", "rm", "set", "sync", "true",
+];
 /// Words that stand before a command, and mean nothing here.
 const PREFIXES: [&str; 2] = ["command", "exec"];
 /// Words that decide whether commands are run.
@@ -80,14 +82,42 @@ pub fn shell(arguments: &[&str]) -> Option<Meaning> {
                 [same, _] => Some(Meaning::Exit(same)),
             }
         }
-        _ if are(&[&COPIES, &BESIDE_COPIES]) => {
-            let copies = |words: &&Vec<String>| COPIES.contains(&base_name(&words[0]));
-            let mut copies = commands.iter().filter(copies);
-            let only = copies.next().filter(|_| copies.next().is_none());
-            only.and_then(|words| copy(&words[1..]))
-        }
+        _ if are(&[&COPIES, &BESIDE_COPIES]) => installation(&commands).map(Meaning::Copy),
         _ => None,
     }
+}
+
+/// The operands of the one copy among these commands. It may be renamed after; a copy by us replaces
+/// its target at once, so that nothing needs to be removed before.
+fn installation(commands: &[Vec<String>]) -> Option<Vec<String>> {
+    let named = |names: &'static [&str]| {
+        let is_named = |words: &&Vec<String>| names.contains(&base_name(&words[0]));
+        commands.iter().filter(is_named)
+    };
+    let mut copies = named(&COPIES);
+    let only = copies.next().filter(|_| copies.next().is_none())?;
+    let mut operands = operands(&only[1..])?;
+    let target = operands.last_mut()?;
+    let written = target.clone();
+    for words in named(&["mv"]) {
+        match paths(words).as_slice() {
+            [from, to] if *from == target => (*to).clone_into(target),
+            _ => return None,
+        }
+    }
+    let is_replaced = |path: &&str| *path == written || *path == target.as_str();
+    let removes_others = named(&["rm"]).any(|words| !paths(words).iter().all(is_replaced));
+    let makes_others = named(&["mkdir"]).any(|words| {
+        let is_above = |path: &&str| target.starts_with(path);
+        !paths(words).iter().all(is_above)
+    });
+    (!removes_others && !makes_others).then_some(operands)
+}
+
+/// The words of a command that are no options.
+fn paths(words: &[String]) -> Vec<&str> {
+    let words = words[1..].iter().map(String::as_str);
+    words.filter(|word| !word.starts_with('-')).collect()
 }
 
 /// Whether a script of tests succeeds where each of them does, or where none does.
@@ -186,6 +216,10 @@ pub fn probe(words: &[String]) -> Option<Meaning> {
 /// us does anyway; none if one says not to copy over a file.
 #[must_use]
 pub fn copy(arguments: &[String]) -> Option<Meaning> {
+    operands(arguments).map(Meaning::Copy)
+}
+
+fn operands(arguments: &[String]) -> Option<Vec<String>> {
     let (mut operands, mut directory) = (Vec::new(), None);
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
@@ -203,7 +237,7 @@ pub fn copy(arguments: &[String]) -> Option<Meaning> {
         }
     }
     operands.extend(directory);
-    Some(Meaning::Copy(operands))
+    Some(operands)
 }
 
 /// Whether an option keeps some files from being copied over.
@@ -437,6 +471,11 @@ mod tests {
             "set -ex; cp /macvtap-cni TARGET",
             "set -o errexit\ncp /macvtap-cni \\\n   TARGET\n",
             "cp /macvtap-cni TARGET > /dev/null 2>&1 || exit 1",
+            "rm -f TARGET; cp /macvtap-cni TARGET",
+            "rm -f TARGET && cp -f /macvtap-cni TARGET && chmod +x TARGET",
+            "cp /macvtap-cni TARGET.new && mv -f TARGET.new TARGET",
+            "rm -f TARGET.new; cp /macvtap-cni TARGET.new; mv TARGET.new TARGET",
+            "mkdir -p /host/opt/cni/bin && cp /macvtap-cni TARGET",
             "cp -t TARGET /macvtap-cni",
             "cp -ft TARGET /macvtap-cni",
             "cp -tTARGET /macvtap-cni",
@@ -536,6 +575,20 @@ mod tests {
     }
 
     #[test]
+    fn copies_beside_which_other_files_change_are_refused() {
+        for script in [
+            "cp a b; cp c d",
+            "cp a b; rm c",
+            "mkdir -p /y && cp a /x",
+            "cp a b && mv c b",
+            "cp a b && mv b c d",
+            "rm -rf / && cp a b",
+        ] {
+            assert_eq!(read(script), None, "{script}");
+        }
+    }
+
+    #[test]
     fn anything_else_is_refused() {
         for script in [
             "",
@@ -551,9 +604,6 @@ mod tests {
             "[ ! -S DIR/macvtap.network.kubevirt.io_a ]",
             "ls $DIR/macvtap.network.kubevirt.io*",
             "ls `cat /dir`/macvtap*",
-            "cp a b; cp c d",
-            "cp a b; rm c",
-            "mkdir -p /x && cp a /x",
             "find DIR/ -name 'macvtap*' -delete",
             "find DIR/ -name 'macvtap*' -exec rm {} ;",
             "sleep 5",
