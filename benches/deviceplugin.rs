@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, command};
+use kit::kubelet::{Plugin, RESOURCE, SOCKET, TUNABLES, WAIT_TIMEOUT};
 use kit::netns::{Host, LOWER, Node};
 use macvtap::{
     deviceplugin::grpc::{
@@ -22,14 +22,13 @@ use macvtap::{
 use tempfile::{NamedTempFile, tempdir};
 
 const ROUNDS: usize = 50;
-/// As the manifest sets it.
-const TUNABLES: &str = "glibc.malloc.arena_max=1";
 
 fn main() {
     println!("| device plugin | measured |");
     println!("| --- | --- |");
     start_to_list();
     restarts();
+    memory();
     link_events();
     at_size();
 }
@@ -62,12 +61,9 @@ fn start_to_list() {
 
 fn restarts() {
     let (node, dir) = (Node::new(), tempdir().unwrap());
-    let mut command = command(&[], dir.path());
-    command.env("GLIBC_TUNABLES", TUNABLES);
-    let plugin = Plugin::spawn(&node.host, command);
+    let plugin = Plugin::start(&node.host, dir.path());
     let mut kubelet = Kubelet::start(dir.path()).unwrap();
     let resource = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
-    let (memory, own) = (plugin.memory(), plugin.private_memory());
     let before = plugin.descriptors();
     let ids = resource.healthy();
     let times = allocations(&dir.path().join(SOCKET), &ids, 1, 1000);
@@ -83,9 +79,15 @@ fn restarts() {
     println!("| kubelet restart to list | {} |", median(times));
     let after = plugin.descriptors();
     println!("| descriptors before and after {ROUNDS} kubelet restarts | {before}, {after} |");
-    let of = "of which the binary, which all processes share, is";
-    let shared = memory - own;
-    println!("| resident memory, 1 resource of 100 devices | {memory} KiB, {of} {shared} KiB |");
+}
+
+fn memory() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let _kubelet = Kubelet::start(dir.path()).unwrap();
+    let plugin = Plugin::alone(&node.host, dir.path(), TUNABLES);
+    let (memory, own) = (plugin.memory(), plugin.private_memory());
+    let of = "of which its own are";
+    println!("| resident memory, 1 resource of 100 devices | {memory} KiB, {of} {own} KiB |");
 }
 
 /// The times of calls, `calls` by each of `clients` that are already connected, as the kubelet is.

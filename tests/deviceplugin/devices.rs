@@ -1,9 +1,9 @@
 //! Lists, allocations, and the tap that a container finds.
 
-use std::{collections::BTreeSet, env, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, env, path::Path, time::Duration};
 
 use kit::{
-    kubelet::{Plugin, RESOURCE, SOCKET, WAIT_TIMEOUT, command_with_file, configuration},
+    kubelet::{Plugin, RESOURCE, SOCKET, TUNABLES, WAIT_TIMEOUT, configuration},
     netns::{Host, IFNAME, LOWER, Node, tap_exists, wait_until},
 };
 use macvtap::{
@@ -419,36 +419,6 @@ fn allocate(socket: &Path, request: AllocateRequest) -> Result<(), tonic::Status
     })
 }
 
-/// An idle device plugin of one resource, as the DaemonSet runs it, that sees no processes but its
-/// own: what others there are, it looks at as well.
-fn idle(node: &Node, kubelet: &Kubelet, dir: &Path, tunables: &str) -> Plugin {
-    let alone = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    // A copy, as installers make it: what a linker wrote at once, the kernel maps at once.
-    let copy = dir.join("macvtap").display().to_string();
-    let script = format!("cp \"$0\" {copy} && exec {copy} \"$@\"");
-    let words = [&["unshare"][..], &alone, &["sh", "-c", &script]].concat();
-    let mut command = command_with_file(&words, dir);
-    command.env("GLIBC_TUNABLES", tunables);
-    let plugin = Plugin::spawn(&node.host, command);
-    let whole = |resource: &kubelet::Resource| resource.healthy().len() == 100;
-    kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, whole).unwrap();
-    for text in ["serving health", "learning"] {
-        plugin.wait_for_log(text);
-    }
-    plugin
-}
-
-/// A number of KiB that the kernel says of the process that `plugin` started, in bytes.
-fn memory(plugin: &Plugin, key: &str) -> u64 {
-    let id = plugin.id();
-    let child = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    let file = format!("/proc/{}/smaps_rollup", child.trim());
-    let text = fs::read_to_string(file).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(key));
-    let number = line.unwrap().split_whitespace().next().unwrap();
-    number.parse::<u64>().unwrap() * 1024
-}
-
 /// Of its own it has heap, stacks and relocated pages. What it shares are the pages of the file: the
 /// functions that run are side by side there, so that the others stay out of memory, as far as
 /// `scripts/functions.order` has them. Run `scripts/order` if that alone has grown.
@@ -459,17 +429,11 @@ fn an_idle_device_plugin_takes_little_memory() {
         return;
     }
     // As the DaemonSet has it, and where glibc gives threads heaps of their own.
-    for tunables in ["glibc.malloc.arena_max=1", ""] {
+    for tunables in [TUNABLES, ""] {
         let (node, dir) = (Node::new(), tempdir().unwrap());
-        let kubelet = Kubelet::start(dir.path()).unwrap();
-        let plugin = idle(&node, &kubelet, dir.path(), tunables);
-        let look = || ["Anonymous:", "Rss:"].map(|key| memory(&plugin, key));
-        wait_until("it is idle", || {
-            let before = look();
-            std::thread::sleep(Duration::from_millis(100));
-            look() == before
-        });
-        let [own, all] = look();
+        let _kubelet = Kubelet::start(dir.path()).unwrap();
+        let plugin = Plugin::alone(&node.host, dir.path(), tunables);
+        let (own, all) = (plugin.private_memory() * 1024, plugin.memory() * 1024);
         assert!(own < 500_000, "{own} bytes of its own with {tunables:?}");
         assert!(all < 3_500_000, "{all} bytes with {tunables:?}");
     }

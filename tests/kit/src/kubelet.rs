@@ -63,6 +63,9 @@ pub fn command_with_file(by: &[&str], kubelet_dir: &Path) -> Command {
     command
 }
 
+/// As the DaemonSet sets it.
+pub const TUNABLES: &str = "glibc.malloc.arena_max=1";
+
 /// Waits until the kubelet has a stream of [`RESOURCE`].
 pub fn connected(kubelet: &Kubelet) -> Resource {
     let connected = |resource: &Resource| resource.connected;
@@ -106,6 +109,28 @@ impl Plugin {
         let words = [&private[..], &["sh", "-c", &script, "sh"]].concat();
         let command = command(&words, kubelet_dir);
         Self::spawn(host, command)
+    }
+
+    /// Starts one as the DaemonSet does, but with these tunables of glibc. It sees no processes but
+    /// its own: what others there are, it looks at as well.
+    pub fn alone(host: &Host, kubelet_dir: &Path, tunables: &str) -> Self {
+        let alone = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        // A copy, as installers make it: what a linker wrote at once, the kernel maps at once.
+        let copy = kubelet_dir.join("macvtap").display().to_string();
+        let script = format!("cp \"$0\" {copy} && exec {copy} \"$@\"");
+        let words = [&["unshare"][..], &alone, &["sh", "-c", &script]].concat();
+        let mut command = command_with_file(&words, kubelet_dir);
+        command.env("GLIBC_TUNABLES", tunables);
+        let plugin = Self::spawn(host, command);
+        for text in ["serving health", "learning", "registered"] {
+            plugin.wait_for_log(text);
+        }
+        wait_until("it is idle", || {
+            let before = (plugin.memory(), plugin.private_memory());
+            std::thread::sleep(Duration::from_millis(100));
+            (plugin.memory(), plugin.private_memory()) == before
+        });
+        plugin
     }
 
     /// Starts one by a command.
@@ -189,9 +214,17 @@ impl Plugin {
         self.status("VmHWM:")
     }
 
+    /// Its process, which `unshare --fork` starts as its child.
+    fn process(&self) -> u32 {
+        let id = self.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        let child = children.split_whitespace().next();
+        child.map_or(id, |child| child.parse().unwrap())
+    }
+
     fn status(&self, key: &str) -> u64 {
         let mut status = String::new();
-        let path = format!("/proc/{}/status", self.id());
+        let path = format!("/proc/{}/status", self.process());
         File::open(path)
             .unwrap()
             .read_to_string(&mut status)
