@@ -17,7 +17,10 @@ use nix::{
 use socket2::{SockFilter, SockRef};
 use tokio::{io::unix::AsyncFd, time::Instant};
 
-use super::address::{DELETE_ROUTE, NEW_ROUTE};
+use super::{
+    address::{DELETE_ROUTE, NEW_ROUTE},
+    bpf::{JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, RETURN},
+};
 
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINK_GROUP: u32 = 1;
@@ -33,11 +36,6 @@ const REST: u32 = 9;
 /// `struct rtmsg`.
 const TYPE: u32 = 4;
 const DESTINATION_LENGTH: u32 = 17;
-/// Instructions of `linux/filter.h`.
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const JUMP_EQUAL: u16 = 0x15;
-const RETURN: u16 = 0x06;
 
 /// A subscription to the links of the network namespace that it was opened in.
 pub struct LinkWatch {
