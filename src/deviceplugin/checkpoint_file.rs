@@ -1,6 +1,9 @@
 //! The kubelet's checkpoint, read again when it changed.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use log::warn;
@@ -9,7 +12,7 @@ use crate::{
     host::{file_id::FileId, files},
     types::{
         checkpoint::{self, Allocation},
-        device_id::NAMESPACE,
+        device_id::{DeviceId, NAMESPACE},
     },
 };
 
@@ -20,6 +23,8 @@ pub struct CheckpointFile {
     /// Why it could not be read the last time; empty if it could.
     last_error: String,
     allocations: Vec<Allocation>,
+    /// The IDs that it named since it was there, or since [`Self::doubt`].
+    named: BTreeSet<String>,
 }
 
 impl CheckpointFile {
@@ -31,6 +36,7 @@ impl CheckpointFile {
             id: None,
             last_error: String::new(),
             allocations: Vec::new(),
+            named: BTreeSet::new(),
         }
     }
 
@@ -44,6 +50,7 @@ impl CheckpointFile {
     pub fn read(&mut self) -> &[Allocation] {
         if let Err(error) = self.try_read() {
             let error = format!("{error:#}");
+            self.named.clear();
             if self.last_error != error {
                 warn!(error = error.as_str(); "cannot read the kubelet's checkpoint; former allocations stay");
                 self.last_error = error;
@@ -58,6 +65,22 @@ impl CheckpointFile {
         &self.allocations
     }
 
+    /// Whether the kubelet released a device: the file named it and does not any more. That it does
+    /// not name it is no proof if it was lost and written anew meanwhile.
+    #[must_use]
+    pub fn has_released(&self, device: &DeviceId) -> bool {
+        let is_it = |id: &String| id.parse().is_ok_and(|other| device.is_same(&other));
+        let allocated = self.allocations.iter().flat_map(|each| &each.devices);
+        self.exists() && self.named.iter().any(is_it) && !allocated.into_iter().any(is_it)
+    }
+
+    /// Reads it as if for the first time: the kubelet that wrote it before has ended.
+    pub fn doubt(&mut self) {
+        self.id = None;
+        self.named.clear();
+        self.read();
+    }
+
     fn try_read(&mut self) -> Result<()> {
         let id = FileId::of(&self.path)?;
         if id == self.id && self.last_error.is_empty() {
@@ -68,8 +91,11 @@ impl CheckpointFile {
             let bytes = bytes.with_context(|| format!("reading {}", self.path.display()))?;
             checkpoint::allocations(&bytes, NAMESPACE)?
         } else {
+            self.named.clear();
             Vec::new()
         };
+        let named = self.allocations.iter().flat_map(|each| &each.devices);
+        self.named.extend(named.cloned());
         // Not before: what failed is tried again at the next call.
         self.id = id;
         self.last_error.clear();

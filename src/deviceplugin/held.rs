@@ -105,6 +105,12 @@ impl Held {
         self.by_tap.get(&tap)
     }
 
+    /// The devices whose tap is among these.
+    pub fn with_taps<'a>(&'a self, taps: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a DeviceId> {
+        let devices = self.by_tap.values();
+        devices.filter(|device| taps.contains(&device.tap))
+    }
+
     /// The devices of a resource.
     pub fn of_resource(&self, resource: &str) -> impl Iterator<Item = &DeviceId> {
         let devices = self.by_tap.values();

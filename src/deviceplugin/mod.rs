@@ -34,6 +34,7 @@ pub mod status;
 mod supervisor;
 pub mod tap_containers;
 pub mod tap_only;
+mod tap_only_pods;
 mod vlans;
 
 use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};

@@ -50,6 +50,15 @@ impl NodeIdentity {
         }
     }
 
+    /// The node's name in the cluster, if that is known.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Seed(..) => None,
+        }
+    }
+
     /// Reads the seed that is kept, or keeps the present one: the kubelet's directory may come
     /// late, or be replaced. True if the identity changed.
     pub fn refresh(&mut self) -> bool {

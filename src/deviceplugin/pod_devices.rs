@@ -71,6 +71,16 @@ impl PodDevices {
             || self.recent.iter().any(|(_, recent)| device.is_same(recent))
     }
 
+    /// Whether the kubelet has released a device that it had allocated.
+    pub fn is_released(&self, device: &DeviceId) -> bool {
+        self.checkpoint.has_released(device)
+    }
+
+    /// Handles a new kubelet: its checkpoint may be another one.
+    pub fn kubelet_restarted(&mut self) {
+        self.checkpoint.doubt();
+    }
+
     /// The resources of which pods hold devices, or of which the kubelet's checkpoint names some.
     pub fn resources(&mut self) -> impl Iterator<Item = &str> {
         let allocations = self.checkpoint.read().iter();

@@ -31,6 +31,7 @@ use super::{
     selection::Selection,
     settings::Settings,
     tap_only::TapOnly,
+    tap_only_pods::TapOnlyPods,
     vlans::Vlans,
 };
 use crate::{
@@ -145,6 +146,13 @@ impl Supervisor {
         self
     }
 
+    /// Notes which pods have their macvtap by CNI, from before this device plugin started.
+    fn adopt(&self) {
+        let taps = tap::numbers().unwrap_or_default();
+        let devices = self.pod_devices.held().with_taps(&taps);
+        self.shared.tap_only.adopt(devices.cloned().collect());
+    }
+
     /// Gives taps to containers by NRI, unless it is off.
     pub fn serve_nri(&mut self, nri: &cli::Nri) -> Result<()> {
         self.nri = Nri::start(nri, &self.shared.kubelet_dir)?;
@@ -206,6 +214,9 @@ impl Supervisor {
     /// Handles a change in the kubelet's directory, or some time without one.
     pub fn directory_changed(&mut self) {
         self.sockets_changed = true;
+        if self.found_kubelet().is_some() {
+            self.pod_devices.kubelet_restarted();
+        }
         if let Some(features) = &mut self.features {
             features.write();
         }
@@ -225,39 +236,60 @@ impl Supervisor {
         if !self.pod_devices.has_checkpoint() {
             return;
         }
-        let links = self.links.iter();
-        let macvtaps = links.filter_map(|link| {
-            let device = self.pod_devices.held().at(link.index)?;
-            tap_only::is_named_for(link, device).then(|| device.clone())
-        });
-        let (allocated, released): (Vec<DeviceId>, Vec<DeviceId>) =
-            macvtaps.partition(|device| self.pod_devices.is_allocated(device));
+        let mut found = TapOnlyPods::on(self.node.name());
+        let mut released = Vec::new();
+        for link in &self.links {
+            let device = self.pod_devices.held().at(link.index);
+            let Some(device) = device.filter(|device| tap_only::is_named_for(link, device)) else {
+                continue;
+            };
+            if self.pod_devices.is_allocated(device) {
+                found.allocated.push((device.clone(), link.alias.clone()));
+            } else if self.pod_devices.is_released(device) {
+                released.push(device.clone());
+            } else {
+                found.unknown.push((device.clone(), link.alias.clone()));
+            }
+        }
         if !released.is_empty() {
             self.shared.tap_only.clear(released);
         }
-        if !allocated.is_empty() && self.release_at <= Instant::now() {
+        if !found.is_empty() && self.release_at <= Instant::now() {
             self.release_at = Instant::now() + RELEASE_INTERVAL;
-            self.release(&allocated);
+            self.ask_for_pods(found);
         }
     }
 
-    /// Makes the kubelet look whether the pods of these devices are gone, and write what it
-    /// finds into its checkpoint.
-    fn release(&self, devices: &[DeviceId]) {
+    /// Makes the kubelet look whether the pods of these macvtaps are gone, and write what it finds
+    /// into its checkpoint.
+    fn ask_for_pods(&self, found: TapOnlyPods) {
+        let tap_only = self.shared.tap_only.clone();
         let Some(socket) = pod_resources::socket(&self.shared.kubelet_dir) else {
+            tap_only.keep(
+                found
+                    .unknown
+                    .into_iter()
+                    .map(|(device, _)| device)
+                    .collect(),
+            );
             return;
         };
-        let resources = devices.iter().map(|device| device.resource.as_str());
-        let resources: BTreeSet<&str> = resources.collect();
+        let resources = found.allocated.iter();
+        let resources: BTreeSet<&str> = resources
+            .map(|(device, _)| device.resource.as_str())
+            .collect();
         let resources = resources
             .into_iter()
             .filter_map(|name| self.resources.get(name));
         let events: Vec<EventSender> = resources.map(Resource::events).collect();
         tokio::spawn(async move {
             match pod_resources::list(socket).await {
-                Ok(_) => events
-                    .iter()
-                    .for_each(|events| events.send(ResourceEvent::Released)),
+                Ok(answer) => {
+                    found.compare(&answer, &tap_only);
+                    for events in events {
+                        events.send(ResourceEvent::Released);
+                    }
+                }
                 Err(error) => {
                     debug!(error = format!("{error:#}"); "kubelet's pod resources not listed");
                 }
@@ -265,22 +297,22 @@ impl Supervisor {
         });
     }
 
+    /// The kubelet's socket, if it is another one than before, or the first.
+    fn found_kubelet(&self) -> Option<FileId> {
+        let found = FileId::of(&self.shared.kubelet_dir.join(KUBELET_SOCKET));
+        found.ok()?.filter(|found| self.kubelet != Some(*found))
+    }
+
     /// Whether the kubelet has another socket than before, or its first.
     fn has_new_kubelet(&mut self) -> bool {
-        if !self.sockets_changed {
-            return false;
-        }
-        let found = FileId::of(&self.shared.kubelet_dir.join(KUBELET_SOCKET));
-        let Ok(Some(found)) = found else {
+        let Some(found) = self.found_kubelet().filter(|_| self.sockets_changed) else {
             return false;
         };
-        match self.kubelet.replace(found) {
-            Some(before) if before == found => return false,
-            Some(_) => {
-                info!("kubelet restarted");
-                self.kubelet_restarts += 1;
-            }
-            None => info!("kubelet started"),
+        if self.kubelet.replace(found).is_some() {
+            info!("kubelet restarted");
+            self.kubelet_restarts += 1;
+        } else {
+            info!("kubelet started");
         }
         true
     }

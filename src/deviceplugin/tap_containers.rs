@@ -36,6 +36,14 @@ pub fn by_tap(kubelet_dir: &Path) -> BTreeMap<u32, ContainerName> {
     containers
 }
 
+/// Namespace and name of the pods in an answer of the kubelet.
+#[must_use]
+pub fn pods_in(answer: &ListPodResourcesResponse) -> BTreeSet<String> {
+    let pods = answer.pod_resources.iter();
+    pods.map(|pod| format!("{}/{}", pod.namespace, pod.name))
+        .collect()
+}
+
 fn allocated(kubelet_dir: &Path) -> Result<BTreeMap<u32, ContainerName>> {
     let socket = pod_resources::socket(kubelet_dir);
     let socket = socket.context("the kubelet has no socket for pod resources")?;
@@ -49,7 +57,9 @@ fn allocated(kubelet_dir: &Path) -> Result<BTreeMap<u32, ContainerName>> {
     Ok(in_answer(&answer, &allocations))
 }
 
-fn in_answer(
+/// The same by an answer of the kubelet, and the allocations in its checkpoint.
+#[must_use]
+pub fn in_answer(
     answer: &ListPodResourcesResponse,
     allocations: &[Allocation],
 ) -> BTreeMap<u32, ContainerName> {

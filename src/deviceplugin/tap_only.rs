@@ -1,19 +1,31 @@
 //! The macvtaps of pods that use the tap without the CNI plugin. They are in the host's network
 //! namespace, where kubevirt/macvtap-cni has all of them.
 
-use anyhow::{Context, Result};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
 use log::{info, warn};
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_blocking,
+    time::sleep,
 };
 
 use crate::{
-    host::tap,
+    host::tap::{self, Instance},
     macvtap::tap_only,
     netlink::Socket,
     types::{device_id::DeviceId, link_name::LinkName, mode::Mode},
 };
+
+/// How long a container waits for the end of the tap that its device's former pod has. A network
+/// namespace takes up to 0.1 s to be destroyed; the kubelet asks again after seconds.
+const FORMER_POD_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time between two looks at it.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Does the work beside the event loop, in the order in which it is asked for: the kernel takes up
 /// to 20 ms to delete a link.
@@ -21,9 +33,27 @@ use crate::{
 pub struct TapOnly(mpsc::UnboundedSender<Job>);
 
 enum Job {
+    Allocated(Vec<DeviceId>, Instances),
     Clear(Vec<DeviceId>),
-    Ensure(Vec<DeviceId>, oneshot::Sender<Result<()>>),
+    Keep(Vec<DeviceId>),
+    NotePods(Vec<(DeviceId, String)>),
+    Adopt(Vec<DeviceId>),
+    Ensure(Vec<DeviceId>, oneshot::Sender<Result<Option<DeviceId>>>),
     CreateOriginal(String, LinkName, Mode, oneshot::Sender<Result<u32>>),
+}
+
+/// Taps by their number.
+type Instances = BTreeMap<u32, BTreeSet<Instance>>;
+
+/// What is known of devices since their last allocation, by the number of their tap.
+#[derive(Default)]
+struct Known {
+    /// The taps that were there at the allocation: those of former pods.
+    former: Instances,
+    /// Those whose macvtap was seen in a pod, where CNI ADD made it.
+    attached: BTreeSet<u32>,
+    /// Those of which a warning was logged.
+    warned: BTreeSet<u32>,
 }
 
 impl TapOnly {
@@ -32,25 +62,72 @@ impl TapOnly {
     pub fn start() -> Self {
         let (sender, mut jobs) = mpsc::unbounded_channel::<Job>();
         tokio::spawn(async move {
+            let mut known = Known::default();
             while let Some(job) = jobs.recv().await {
+                let run = move || {
+                    job.run(&mut known);
+                    known
+                };
                 // A panic is printed.
-                let _ = spawn_blocking(|| job.run()).await;
+                known = spawn_blocking(run).await.unwrap_or_default();
             }
         });
         Self(sender)
     }
 
-    /// Deletes what [`Self::ensure`] made for the former pods of these devices, some time later.
-    /// The kubelet has allocated them to another pod, so those are gone.
+    /// Notes that the kubelet allocates these devices to another pod, and deletes, some time later,
+    /// what [`Self::ensure`] made for the former ones.
+    pub fn allocated(&self, devices: Vec<DeviceId>) {
+        let former = tap::instances(&numbers(&devices)).unwrap_or_else(|error| {
+            // An error of Allocate would be the end of the pod.
+            let error = format!("{error:#}");
+            warn!(error; "taps of former pods not known");
+            Instances::new()
+        });
+        self.send(Job::Allocated(devices, former));
+    }
+
+    /// Deletes what [`Self::ensure`] made for the pods that had these devices, some time later: the
+    /// kubelet has released the devices.
     pub fn clear(&self, devices: Vec<DeviceId>) {
-        // The task only ends after the last handle.
-        let _ = self.0.send(Job::Clear(devices));
+        self.send(Job::Clear(devices));
+    }
+
+    /// Says that the macvtaps of these devices are kept, each once: their pods may run, though the
+    /// kubelet does not know that they have them.
+    pub fn keep(&self, devices: Vec<DeviceId>) {
+        self.send(Job::Keep(devices));
+    }
+
+    /// Shows with the macvtaps of these devices which pods have them.
+    pub fn note_pods(&self, devices: Vec<(DeviceId, String)>) {
+        self.send(Job::NotePods(devices));
+    }
+
+    /// Notes which of these devices, which pods have, have their macvtaps in the pods now.
+    pub fn adopt(&self, devices: Vec<DeviceId>) {
+        self.send(Job::Adopt(devices));
     }
 
     /// Makes the taps of these devices that do not exist. The kubelet asks after CNI ADD, which
     /// made them unless the pod has no such network.
     pub async fn ensure(&self, devices: Vec<DeviceId>) -> Result<()> {
-        self.ask(|outcome| Job::Ensure(devices, outcome)).await
+        let deadline = Instant::now() + FORMER_POD_TIMEOUT;
+        while let Some(device) = self
+            .ask(|outcome| Job::Ensure(devices.clone(), outcome))
+            .await?
+        {
+            if Instant::now() >= deadline {
+                let path = tap::path(device.tap);
+                bail!(
+                    "{} is still that of the pod that had device {device} before; the kubelet tries \
+                     again",
+                    path.display()
+                );
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// Creates the macvtap of a device of kubevirt/macvtap-cni, as that does, for CNI ADD to
@@ -58,6 +135,11 @@ impl TapOnly {
     pub async fn create_original(&self, id: String, lower: LinkName, mode: Mode) -> Result<u32> {
         self.ask(|outcome| Job::CreateOriginal(id, lower, mode, outcome))
             .await
+    }
+
+    fn send(&self, job: Job) {
+        // The task only ends after the last handle.
+        let _ = self.0.send(job);
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
@@ -69,12 +151,16 @@ impl TapOnly {
 }
 
 impl Job {
-    fn run(self) {
+    fn run(self, known: &mut Known) {
         match self {
+            Self::Allocated(devices, former) => known.allocated(&devices, former),
             Self::Clear(devices) => devices.iter().for_each(clear),
+            Self::Keep(devices) => devices.iter().for_each(|device| known.warn_of(device)),
+            Self::NotePods(devices) => devices.iter().for_each(note_pod),
+            Self::Adopt(devices) => known.adopt(&devices),
             Self::Ensure(devices, outcome) => {
                 // The kubelet may have given up.
-                let _ = outcome.send(devices.iter().try_for_each(ensure));
+                let _ = outcome.send(known.ensure(&devices));
             }
             Self::CreateOriginal(id, lower, mode, outcome) => {
                 let created = tap_only::create_original(&id, &lower, mode);
@@ -85,13 +171,97 @@ impl Job {
     }
 }
 
-fn ensure(device: &DeviceId) -> Result<()> {
-    if !tap::devices(device.tap)?.is_empty() {
-        return tap_only::check_owner(device);
+impl Known {
+    fn allocated(&mut self, devices: &[DeviceId], mut former: Instances) {
+        for device in devices {
+            self.attached.remove(&device.tap);
+            self.warned.remove(&device.tap);
+            self.former.remove(&device.tap);
+            clear(device);
+        }
+        self.former.append(&mut former);
     }
-    tap_only::create_for(device).with_context(|| format!("creating the macvtap of {device}"))?;
-    info!(device:%; "created a macvtap without the CNI plugin");
-    Ok(())
+
+    fn adopt(&mut self, devices: &[DeviceId]) {
+        let attached = Socket::open()
+            .map_err(anyhow::Error::from)
+            .and_then(|mut host| {
+                let mut attached = BTreeSet::new();
+                for device in devices {
+                    if !tap_only::is_here(&mut host, device)? {
+                        attached.insert(device.tap);
+                    }
+                }
+                Ok(attached)
+            });
+        match attached {
+            Ok(mut attached) => self.attached.append(&mut attached),
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(error; "macvtaps of pods not known");
+            }
+        }
+    }
+
+    /// Makes the taps of devices that do not exist. Fails if one that exists is another's; the first
+    /// that a former pod still has.
+    fn ensure(&mut self, devices: &[DeviceId]) -> Result<Option<DeviceId>> {
+        let found = tap::instances(&numbers(devices))?;
+        for device in devices {
+            let Some(taps) = found.get(&device.tap) else {
+                self.create(device)?;
+                continue;
+            };
+            let former = self.former.get(&device.tap);
+            if former.is_some_and(|former| !former.is_disjoint(taps)) {
+                return Ok(Some(device.clone()));
+            }
+            tap_only::check_owner(device)?;
+            if !tap_only::is_here(&mut Socket::open()?, device)? {
+                self.attached.insert(device.tap);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Not in place of one in the pod, which had the settings of its network: its security, its MAC
+    /// and its limits.
+    fn create(&self, device: &DeviceId) -> Result<()> {
+        ensure!(
+            !self.attached.contains(&device.tap),
+            "the pod's macvtap with {} is gone, as when {} is removed and made again, and only CNI \
+             ADD makes it: delete the pod",
+            tap::path(device.tap).display(),
+            device.lower
+        );
+        tap_only::create_for(device)
+            .with_context(|| format!("creating the macvtap of {device}"))?;
+        info!(device:%; "created a macvtap without the CNI plugin");
+        Ok(())
+    }
+
+    fn warn_of(&mut self, device: &DeviceId) {
+        if self.warned.insert(device.tap) {
+            warn!(
+                device:%;
+                "kept the macvtap of a pod that the kubelet does not know to have it; if no \
+                 container uses its tap, remove it with: ip link delete {}",
+                tap_only::name_for(device)
+            );
+        }
+    }
+}
+
+fn note_pod((device, pod): &(DeviceId, String)) {
+    let host = Socket::open().map_err(anyhow::Error::from);
+    if let Err(error) = host.and_then(|mut host| tap_only::note_pod(&mut host, device, pod)) {
+        let error = format!("{error:#}");
+        warn!(device:%, error; "cannot show which pod has a macvtap");
+    }
+}
+
+fn numbers(devices: &[DeviceId]) -> BTreeSet<u32> {
+    devices.iter().map(|device| device.tap).collect()
 }
 
 /// Allocate must not fail for it: an error there is the end of the pod, while CNI ADD clears up

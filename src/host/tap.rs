@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::ErrorKind,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -108,6 +109,37 @@ pub fn by_number() -> Result<BTreeMap<u32, Vec<DeviceNumber>>> {
 /// The numbers of all taps of the machine.
 pub fn numbers() -> Result<BTreeSet<u32>> {
     Ok(by_number()?.into_keys().collect())
+}
+
+/// A tap, as distinct from those that had its number or its device number before it: the inode of
+/// its link in sysfs, of which the kernel uses none twice (`__kernfs_new_node`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instance(u64);
+
+/// The taps that have these numbers now, in all network namespaces of the machine; numbers that no
+/// tap has are left out. Takes a time that grows with the number of taps.
+pub fn instances(numbers: &BTreeSet<u32>) -> Result<BTreeMap<u32, BTreeSet<Instance>>> {
+    let mut found: BTreeMap<u32, BTreeSet<Instance>> = BTreeMap::new();
+    for (number, devices) in by_number()? {
+        if numbers.contains(&number) {
+            for device in devices {
+                if let Some(instance) = instance(device)? {
+                    found.entry(number).or_default().insert(instance);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What stands for this device in sysfs; none if it is gone.
+fn instance(device: DeviceNumber) -> Result<Option<Instance>> {
+    let path = Path::new(CHAR_DEVICES).join(device.to_string());
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(Instance(metadata.ino()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("looking at a link in /sys/dev/char"),
+    }
 }
 
 /// A number that no tap has, drawn by `seed`, for a macvtap without a device plugin.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     host::tap,
-    netlink::{Link, Socket},
+    netlink::{Change, Link, MAX_ALIAS, Socket},
     types::{
         device_id::{DeviceId, Devices, MAX_SLOTS, TAPS, original_link_name, original_taps},
         link_name::LinkName,
@@ -43,8 +43,9 @@ pub fn create_for(device: &DeviceId) -> Result<()> {
     create_alone(&mut host, device.tap, &spec)
 }
 
-/// The name of the device's macvtap.
-fn name_for(device: &DeviceId) -> String {
+/// The name of the device's macvtap in our own network namespace.
+#[must_use]
+pub fn name_for(device: &DeviceId) -> String {
     original_link_name(&device.without_options().to_string())
 }
 
@@ -200,6 +201,11 @@ pub fn is_named_for(link: &Link, device: &DeviceId) -> bool {
     link.is_macvtap() && link.index == device.tap && link.name == name_for(device)
 }
 
+/// Whether the device's tap, which exists, is that of a macvtap in our own network namespace.
+pub fn is_here(host: &mut Socket, device: &DeviceId) -> Result<bool> {
+    Ok(host.link(device.tap)?.is_some_and(|link| link.is_macvtap()))
+}
+
 /// Whether the device's macvtap is in our own network namespace. Another link with that index is
 /// not.
 pub fn exists(host: &mut Socket, device: &DeviceId) -> Result<bool> {
@@ -207,6 +213,19 @@ pub fn exists(host: &mut Socket, device: &DeviceId) -> Result<bool> {
         Some(link) => is_of(host, device, &link),
         None => Ok(false),
     }
+}
+
+/// Shows with the device's macvtap in our own network namespace which pod has it. The kernel has no
+/// room for the longest names, which are left out.
+pub fn note_pod(host: &mut Socket, device: &DeviceId, pod: &str) -> Result<()> {
+    if pod.len() <= MAX_ALIAS && exists(host, device)? {
+        let change = Change {
+            alias: Some(pod),
+            ..Change::default()
+        };
+        host.change(device.tap, &change)?;
+    }
+    Ok(())
 }
 
 /// Deletes the device's macvtap in our own network namespace, which a former pod had. False if

@@ -57,6 +57,8 @@ pub struct Link {
     pub name: String,
     /// Its alternative names (`ip link property add dev eth0 altname ...`).
     pub alt_names: Vec<String>,
+    /// A text of whoever made the link, or uses it; empty by default.
+    pub alias: String,
     /// The link kind (`macvtap`, `veth`, `bond`...); physical interfaces have none.
     pub kind: Option<String>,
     /// The mode, of a macvtap or macvlan.
@@ -200,6 +202,7 @@ impl Link {
     fn set(&mut self, kind: Ifla, payload: &[u8]) {
         match kind {
             Ifla::Ifname => self.name = text(payload),
+            Ifla::Ifalias => self.alias = text(payload),
             Ifla::Address => self.mac = payload.try_into().ok().map(MacAddr),
             Ifla::PermAddress => self.permanent_mac = payload.try_into().ok().map(MacAddr),
             Ifla::Mtu => self.mtu = number(payload).unwrap_or_default(),

@@ -25,7 +25,7 @@ pub use error::NetlinkError;
 pub use link::{Link, Stats, read_links};
 pub use neighbor::{KnownNeighbor, Neighbor, NeighborState};
 pub use nft::{Counter, Nft, Table};
-pub use request::{Change, Create, CreateUpper, NO_IPV6_ADDRESSES, UpperKind};
+pub use request::{Change, Create, CreateUpper, MAX_ALIAS, NO_IPV6_ADDRESSES, UpperKind};
 pub use route_watch::{RouteChange, RouteWatch};
 pub use single_address::{AddressRoute, ROUTE_PROTOCOL};
 pub use socket::Socket;

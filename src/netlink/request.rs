@@ -124,6 +124,8 @@ pub struct Change<'a> {
     pub mode: Option<Mode>,
     /// The group.
     pub group: Option<u32>,
+    /// The text that the kernel shows with the link, of [`MAX_ALIAS`] bytes at most.
+    pub alias: Option<&'a str>,
     /// Set up, or down.
     pub up: Option<bool>,
     /// Ask for frames to every address, or no longer.
@@ -137,6 +139,9 @@ pub struct Change<'a> {
     /// first.
     pub address_mode: Option<u8>,
 }
+
+/// `IFALIASZ` of `linux/if.h`, without the final zero.
+pub const MAX_ALIAS: usize = 255;
 
 impl Socket {
     /// Makes a macvtap.
@@ -231,6 +236,9 @@ impl Socket {
         }
         if let Some(group) = change.group {
             attributes.push(attribute(Ifla::Group, group)?);
+        }
+        if let Some(alias) = change.alias {
+            attributes.push(attribute(Ifla::Ifalias, alias.as_bytes())?);
         }
         if let Some(mode) = change.mode {
             let mode = attribute(IflaMacvlan::Mode, mode.raw())?;

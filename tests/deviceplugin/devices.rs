@@ -21,10 +21,12 @@ use macvtap::{
 };
 use tempfile::{TempDir, tempdir};
 
+use super::held::checkpoint;
+
 struct Case {
     node: Node,
     kubelet: Kubelet,
-    _plugin: Plugin,
+    plugin: Plugin,
     dir: TempDir,
 }
 
@@ -36,7 +38,7 @@ impl Case {
         Self {
             node,
             kubelet,
-            _plugin: plugin,
+            plugin,
             dir,
         }
     }
@@ -239,6 +241,92 @@ fn a_pod_without_cni_gets_its_tap_from_pre_start() {
         case.node.host.links() == [LOWER]
     });
     assert!(!tap_exists(tap));
+}
+
+/// Takes the lower device away, with all macvtaps on it, and makes it again, as a driver that is loaded
+/// again does.
+fn make_lower_again(host: &Host) {
+    host.ip(&format!("link delete {LOWER}"));
+    host.ip(&format!("link add {LOWER} type veth peer name other"));
+    host.ip(&format!("link set {LOWER} up"));
+}
+
+/// Made by `PreStartContainer` it would be in the host's network namespace, and without the security,
+/// the MAC and the limits of the pod's network.
+#[test]
+fn a_macvtap_that_went_with_its_lower_device_is_not_made_again_by_pre_start() {
+    let case = Case::new();
+    let ids = [case.healthy(100)[53].clone()];
+    case.kubelet.allocate(RESOURCE, &ids).unwrap();
+    let pod = Host::new();
+    let config = serde_json::json!({"deviceID": ids[0], "security": "mac"});
+    let _call = case.node.cni(&pod, config).added();
+    case.kubelet.pre_start(RESOURCE, &ids).unwrap();
+    make_lower_again(&case.node.host);
+    assert!(pod.links().is_empty());
+    let error = case.kubelet.pre_start(RESOURCE, &ids).unwrap_err();
+    assert!(error.to_string().contains("delete the pod"), "{error}");
+    assert!(!tap_exists(parse(&ids[0]).tap));
+    // The next pod may want the tap alone.
+    case.kubelet.allocate(RESOURCE, &ids).unwrap();
+    case.kubelet.pre_start(RESOURCE, &ids).unwrap();
+    assert!(tap_exists(parse(&ids[0]).tap));
+}
+
+#[test]
+fn the_same_where_the_device_plugin_was_restarted_before_the_lower_device_went() {
+    let case = Case::new();
+    let (attached, alone) = (
+        [case.healthy(100)[54].clone()],
+        [case.healthy(100)[55].clone()],
+    );
+    let pod = Host::new();
+    let config = serde_json::json!({"deviceID": attached[0]});
+    let _call = case.node.cni(&pod, config).added();
+    case.kubelet.pre_start(RESOURCE, &alone).unwrap();
+    checkpoint(
+        case.dir.path(),
+        (RESOURCE, &attached[0]),
+        parse(&attached[0]).tap,
+    );
+    drop(case.plugin);
+    let _plugin = Plugin::start(&case.node.host, case.dir.path());
+    let again = |resource: &kubelet::Resource| resource.connected && resource.registrations > 1;
+    case.kubelet
+        .wait_for(RESOURCE, WAIT_TIMEOUT, again)
+        .unwrap();
+    make_lower_again(&case.node.host);
+    let error = case.kubelet.pre_start(RESOURCE, &attached).unwrap_err();
+    assert!(error.to_string().contains("delete the pod"), "{error}");
+    case.kubelet.pre_start(RESOURCE, &alone).unwrap();
+}
+
+/// The kubelet allocates a device again before the CNI plugin's DEL for its former pod.
+#[test]
+fn a_container_does_not_get_the_tap_of_the_pod_that_had_its_device_before() {
+    let case = Case::new();
+    let ids = [case.healthy(100)[56].clone()];
+    let attach = |pod: &Host| {
+        let config = serde_json::json!({"deviceID": ids[0]});
+        case.node.cni(pod, config).added()
+    };
+    let former = Host::new();
+    let call = attach(&former);
+    case.kubelet.allocate(RESOURCE, &ids).unwrap();
+    let error = case.kubelet.pre_start(RESOURCE, &ids).unwrap_err();
+    let expected = format!("the pod that had device {} before", ids[0]);
+    assert!(error.to_string().contains(&expected), "{error}");
+    call.succeed("DEL");
+    // What ADD makes now is the pod's own, whatever its device number is.
+    let pod = Host::new();
+    let call = attach(&pod);
+    case.kubelet.pre_start(RESOURCE, &ids).unwrap();
+    assert_eq!(case.node.host.links(), [LOWER]);
+    // A pod that wants the tap alone gets another one.
+    case.kubelet.allocate(RESOURCE, &ids).unwrap();
+    call.succeed("DEL");
+    case.kubelet.pre_start(RESOURCE, &ids).unwrap();
+    assert!(tap_exists(parse(&ids[0]).tap) && case.node.host.links().len() == 2);
 }
 
 #[test]

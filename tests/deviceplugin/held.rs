@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use kit::{
     binary,
-    kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command},
+    kubelet::{Plugin, RESOURCE, WAIT_TIMEOUT, command, connected},
     netns::{Host, LOWER, Node, foreign_tap_number, tap_exists, tap_number, tap_of, wait_until},
     pod_resources::PodResources,
 };
@@ -77,6 +77,12 @@ impl World {
     fn checkpoint(&self, id: &str, tap: u32) {
         checkpoint(&self.dir, (RESOURCE, id), tap);
     }
+
+    /// Has the checkpoint name these devices, and waits until the device plugin has read it.
+    fn name(&self, ids: &[&String]) {
+        name_devices(&self.dir, ids);
+        self.wait("the checkpoint is read", knows_checkpoint);
+    }
 }
 
 /// Writes the kubelet's checkpoint, where a pod has this device of a resource with this tap.
@@ -95,6 +101,19 @@ pub fn checkpoint(dir: &Path, (resource, id): (&str, &str), tap: u32) {
         "DeviceIDs": {"-1": [id]}, "AllocResp": STANDARD.encode(response.encode_to_vec()),
     });
     write_checkpoint(dir, &json!([entry]));
+}
+
+/// A device ID of kubevirt/macvtap-cni, which is on the list exactly if the checkpoint names it.
+const ORIGINAL: &str = "dataplaneMvp0";
+
+fn name_devices(dir: &Path, ids: &[&String]) {
+    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).chain([ORIGINAL]).collect();
+    let entry = json!({"ResourceName": RESOURCE, "DeviceIDs": {"-1": ids}});
+    write_checkpoint(dir, &json!([entry]));
+}
+
+fn knows_checkpoint(resource: &Resource) -> bool {
+    resource.devices.iter().any(|device| device.id == ORIGINAL)
 }
 
 fn configure(dir: &Path, lower: &str, mode: &str) {
@@ -307,14 +326,15 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
         .wait("a list", |resource| resource.lists > 0)
         .healthy()[6]
         .clone();
-    world.checkpoint(&id, tap_of(&id));
+    world.name(&[&id, &other]);
     for id in [&id, &other] {
         world
             .kubelet
             .pre_start(RESOURCE, std::slice::from_ref(id))
             .unwrap();
     }
-    wait_until("the one that was never allocated is gone", || {
+    world.checkpoint(&id, tap_of(&id));
+    wait_until("the one that was released is gone", || {
         !tap_exists(tap_of(&other))
     });
     drop(world.plugin);
@@ -339,35 +359,72 @@ fn the_macvtap_of_a_pod_without_cni_goes_with_its_pod() {
     );
 }
 
+/// Starts a device plugin that reads the file in `config`, on a node with a name of its own.
+fn named_plugin(host: &Host, dir: &Path, config: &Path) -> Plugin {
+    let mut command = command(&[], dir);
+    command.arg("--node-name").arg(config.file_name().unwrap());
+    command.arg("--config").arg(config.join("conf"));
+    Plugin::spawn(host, command)
+}
+
 /// Its pod and the configuration went while no device plugin ran. What shows that it is ours is
-/// that its index and its name are hashes of a device of the resource; another one is left alone.
+/// that its index and its name are hashes of a device of the resource; another one is left alone. What
+/// shows that it is in use no more is that the kubelet does not list its pod, while it lists others.
 #[test]
 fn the_macvtap_of_a_former_list_is_removed_by_proof() {
     let world = World::new(LOWER, "bridge");
-    let id = world
-        .wait("a list", |resource| resource.lists > 0)
-        .healthy()[9]
-        .clone();
-    world.checkpoint(&id, tap_of(&id));
-    world
-        .kubelet
-        .pre_start(RESOURCE, std::slice::from_ref(&id))
-        .unwrap();
     drop(world.plugin);
+    let start = || named_plugin(&world.node.host, &world.dir, world.config.path());
+    let plugin = start();
+    let again = |resource: &Resource| resource.connected && resource.registrations > 1;
+    let listed = world.kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, again);
+    let id = listed.unwrap().healthy()[9].clone();
+    let resources = PodResources::serve(&world.dir, &[("vms/launcher", &id)]);
+    checkpoint(&world.dir, (RESOURCE, &id), tap_of(&id));
+    let ids = std::slice::from_ref(&id);
+    world.kubelet.pre_start(RESOURCE, ids).unwrap();
+    let name = original_link_name(&id);
+    wait_until("it shows its pod", || {
+        world.node.host.link(&name).unwrap()["ifalias"] == "vms/launcher"
+    });
+    drop(plugin);
     write_checkpoint(&world.dir, &serde_json::Value::Null);
     configure(world.config.path(), "eth7", "vepa");
     let foreign = tap_number();
     world.node.host.ip(&format!(
         "link add mvt0123456789ab index {foreign} link {LOWER} type macvtap mode bridge"
     ));
+    let plugin = start();
+    plugin.wait_for_log("kept the macvtap of a pod");
     assert!(tap_exists(tap_of(&id)));
-    let file = world.config.path().join("conf");
-    let plugin = Plugin::with_file(&world.node.host, &world.dir, &file);
+    resources.replace(&[("kube-system/macvtap-x7k2p", "another")]);
     wait_until("it is removed", || !tap_exists(tap_of(&id)));
     plugin.wait_for_log("remove it with: ip link delete mvt0123456789ab");
     std::thread::sleep(Duration::from_millis(600));
     assert!(tap_exists(foreign));
-    assert_eq!(plugin.log().matches("ip link delete").count(), 1);
+    let foreign = plugin
+        .log()
+        .matches("ip link delete mvt0123456789ab")
+        .count();
+    assert_eq!(foreign, 1);
+}
+
+/// A usual remedy for a checkpoint that the kubelet cannot read. The kubelet then knows nothing of the
+/// devices of pods that run, but lists these pods.
+#[test]
+fn the_macvtap_of_a_pod_without_cni_outlives_the_loss_of_the_checkpoint() {
+    let world = World::new(LOWER, "bridge");
+    let listed = world.wait("a list", |resource| resource.lists > 0);
+    let ids = [listed.healthy()[11].clone()];
+    world.kubelet.pre_start(RESOURCE, &ids).unwrap();
+    world.name(&[&ids[0]]);
+    drop(world.kubelet);
+    fs::remove_file(world.dir.join("kubelet_internal_checkpoint")).unwrap();
+    let kubelet = Kubelet::start(&world.dir).unwrap();
+    connected(&kubelet);
+    write_checkpoint(&world.dir, &Value::Null);
+    world.plugin.wait_for_log("kept the macvtap of a pod");
+    assert!(tap_exists(tap_of(&ids[0])), "{}", world.plugin.log());
 }
 
 /// The device plugin's container sees neither the runtime's files nor the pod's processes.

@@ -99,7 +99,7 @@ impl PluginService {
                 Requested::Original { id, .. } => taps.push(self.allocate_original(id).await?),
             }
         }
-        self.tap_only.clear(devices.clone());
+        self.tap_only.allocated(devices.clone());
         self.events.send(ResourceEvent::Allocated {
             devices,
             count: u64::try_from(taps.len()).unwrap_or(u64::MAX),

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, transport::Server};
 use crate::kubelet::RESOURCE;
 
 struct Service {
-    answer: ListPodResourcesResponse,
+    answer: Arc<Mutex<ListPodResourcesResponse>>,
     listed: Arc<AtomicBool>,
 }
 
@@ -32,12 +32,13 @@ impl PodResourcesLister for Service {
         _: Request<ListPodResourcesRequest>,
     ) -> Result<Response<ListPodResourcesResponse>, Status> {
         self.listed.store(true, Ordering::Relaxed);
-        Ok(Response::new(self.answer.clone()))
+        Ok(Response::new(self.answer.lock().unwrap().clone()))
     }
 }
 
 /// The socket, until this is dropped.
 pub struct PodResources {
+    answer: Arc<Mutex<ListPodResourcesResponse>>,
     listed: Arc<AtomicBool>,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
@@ -50,10 +51,9 @@ impl PodResources {
         let dir = kubelet_dir.parent().unwrap().join("pod-resources");
         fs::create_dir(&dir).unwrap();
         let listed = Arc::new(AtomicBool::new(false));
+        let answer = Arc::new(Mutex::new(answer(pods)));
         let service = PodResourcesListerServer::new(Service {
-            answer: ListPodResourcesResponse {
-                pod_resources: pods.iter().map(|(pod, id)| resources(pod, id)).collect(),
-            },
+            answer: Arc::clone(&answer),
             listed: Arc::clone(&listed),
         });
         let (stop, stopped) = oneshot::channel::<()>();
@@ -70,10 +70,16 @@ impl PodResources {
         });
         is_bound.recv().unwrap();
         Self {
+            answer,
             listed,
             stop: Some(stop),
             server: Some(server),
         }
+    }
+
+    /// Serves other pods from now on.
+    pub fn replace(&self, pods: &[(&str, &str)]) {
+        *self.answer.lock().unwrap() = answer(pods);
     }
 
     /// Whether it was asked.
@@ -86,6 +92,12 @@ impl Drop for PodResources {
     fn drop(&mut self) {
         drop(self.stop.take());
         let _ = self.server.take().unwrap().join();
+    }
+}
+
+fn answer(pods: &[(&str, &str)]) -> ListPodResourcesResponse {
+    ListPodResourcesResponse {
+        pod_resources: pods.iter().map(|(pod, id)| resources(pod, id)).collect(),
     }
 }
 
