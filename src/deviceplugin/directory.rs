@@ -2,7 +2,6 @@
 
 use std::{
     fs, io, mem,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -81,13 +80,6 @@ impl DirectoryWatch {
                 Ok(_) => self.watch = None,
             },
         }
-    }
-
-    /// Whether the directory was deleted while a mount still leads to it: what is put there is
-    /// not found under the path outside.
-    #[must_use]
-    pub fn is_orphaned(&self) -> bool {
-        fs::metadata(&self.path).is_ok_and(|found| found.nlink() == 0)
     }
 
     /// Watches the directory that the path leads to now, if that is another one than before.

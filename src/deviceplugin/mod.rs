@@ -61,7 +61,7 @@ use self::{
     supervisor::Supervisor,
 };
 use crate::{
-    host::{descriptors, logging, processor_time},
+    host::{descriptors, file_id::is_orphaned, logging, processor_time},
     netlink::LinkWatch,
 };
 
@@ -102,7 +102,8 @@ async fn run(settings: &Settings, mut source: ConfigSource) -> Result<ExitCode> 
             Input::Links => links_changed(&mut supervisor, &inputs.links)?,
             Input::Ports => supervisor.ports_changed(),
             Input::KubeletDirectory => {
-                check_mount(&inputs.kubelet_dir, &settings.kubelet_dir)?;
+                check_mount(&settings.kubelet_dir)?;
+                supervisor.nri_dir().map_or(Ok(()), check_mount)?;
                 supervisor.directory_changed();
             }
             Input::Configuration => {
@@ -145,9 +146,9 @@ fn inputs(
     })
 }
 
-fn check_mount(kubelet: &DirectoryWatch, path: &Path) -> Result<()> {
+fn check_mount(path: &Path) -> Result<()> {
     ensure!(
-        !kubelet.is_orphaned(),
+        !is_orphaned(path),
         "{} was deleted; a directory that replaces it is not mounted here: restart the container",
         path.display()
     );

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, mem,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -157,6 +158,11 @@ impl Supervisor {
     pub fn serve_nri(&mut self, nri: &cli::Nri) -> Result<()> {
         self.nri = Nri::start(nri, &self.shared.kubelet_dir)?;
         Ok(())
+    }
+
+    /// The directory of the runtime's socket, if NRI is on.
+    pub fn nri_dir(&self) -> Option<&Path> {
+        self.nri.as_ref().and_then(Nri::directory)
     }
 
     /// Removes the sockets of resources that are not offered any more, if nothing serves them: a

@@ -21,6 +21,13 @@ impl Inode {
     }
 }
 
+/// Whether the directory at `path` was deleted while a mount still leads to it: what is put there is
+/// not found under the path outside.
+#[must_use]
+pub fn is_orphaned(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.nlink() == 0)
+}
+
 /// A file, also after it is gone: inode numbers are used again, so the time of the last change
 /// of the content belongs to it. Of a socket that is when it was made, whatever owner and mode it
 /// gets.

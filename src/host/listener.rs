@@ -49,6 +49,13 @@ impl Listener {
         Ok(())
     }
 
+    /// Listens nowhere any more.
+    pub fn release(&mut self) {
+        for (_, server) in &mut self.servers {
+            *server = None;
+        }
+    }
+
     /// The next connection, if there is one.
     pub fn accept(&self) -> Result<Option<Connection>> {
         for server in self.bound() {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Result, ensure};
 use log::debug;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +55,8 @@ fn node() -> Result<u64> {
     Ok(inode)
 }
 
-fn socket_name() -> Result<String> {
+/// The name of the sockets.
+pub fn socket_name() -> Result<String> {
     Ok(format!("nri-{}.sock", node()?))
 }
 
@@ -111,7 +112,11 @@ pub struct Responder {
 impl Responder {
     /// For the device plugin of this kubelet's directory. It does not listen yet.
     pub fn new(kubelet_dir: &Path) -> Result<Self> {
-        let dirs = control_socket::server_dirs(kubelet_dir);
+        Self::in_dirs(control_socket::server_dirs(kubelet_dir))
+    }
+
+    /// With sockets in these directories.
+    pub fn in_dirs(dirs: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
         Ok(Self {
             listener: Listener::new(socket_name()?, dirs),
             pause: AcceptPause::default(),
@@ -119,15 +124,14 @@ impl Responder {
     }
 
     /// Listens where it does not yet. Fails while another device plugin listens, and if there is no
-    /// socket at all.
-    pub fn bind(&mut self) -> Result<()> {
-        match self.listener.bind() {
-            Err(in_use @ BindError::InUse(_)) => {
-                let error = Error::new(in_use);
-                Err(error.context("another device plugin serves NRI on this node"))
-            }
-            bound => Ok(bound?),
+    /// socket at all. While another one listens in one directory, this one does in none: each would
+    /// wait for the other.
+    pub fn bind(&mut self) -> Result<(), BindError> {
+        let bound = self.listener.bind();
+        if let Err(BindError::InUse(_)) = bound {
+            self.listener.release();
         }
+        bound
     }
 
     /// Answers those who wait: why the runtime does not ask, or that it does.

@@ -221,10 +221,10 @@ fn is_zero(number: &usize) -> bool {
 
 impl Status {
     /// Whether it works itself, whatever kubelet, runtime and configuration do: a restart would not
-    /// help against those.
+    /// help against those, as it does against a thread for NRI that has ended.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.netlink_error.is_none()
+        self.netlink_error.is_none() && self.nri.as_ref().is_none_or(|nri| nri.running)
     }
 
     /// Learning, if it is on and its thread runs.

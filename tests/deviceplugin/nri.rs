@@ -15,14 +15,17 @@ use kit::{
     kubelet::{Plugin, WAIT_TIMEOUT, command},
     netns::{Cni, Host, IFNAME, Node, tap, tap_number, wait_until},
 };
-use macvtap::deviceplugin::nri::{
-    api::{
-        ConfigureRequest, ConfigureResponse, Container, CreateContainerRequest,
-        CreateContainerResponse, LinuxContainer, LinuxDevice, LinuxNamespace, LinuxPodSandbox,
-        PodSandbox, RegisterPluginRequest, Request, Response, StateChangeEvent, Status,
-        SynchronizeRequest, SynchronizeResponse,
+use macvtap::deviceplugin::{
+    nri::{
+        api::{
+            ConfigureRequest, ConfigureResponse, Container, CreateContainerRequest,
+            CreateContainerResponse, LinuxContainer, LinuxDevice, LinuxNamespace, LinuxPodSandbox,
+            PodSandbox, RegisterPluginRequest, Request, Response, StateChangeEvent, Status,
+            SynchronizeRequest, SynchronizeResponse,
+        },
+        frame::{Decoder, Message, PLUGIN, REQUEST, RESPONSE, RUNTIME},
     },
-    frame::{Decoder, Message, PLUGIN, REQUEST, RESPONSE, RUNTIME},
+    status,
 };
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -513,6 +516,108 @@ fn a_container_that_would_start_without_its_tap_does_not() {
     });
     let response = connection.call("StateChange", has_it.encode_to_vec());
     assert!(response.status.is_none(), "{response:?}");
+}
+
+/// The taps are known, so that the container would not work.
+#[test]
+fn a_container_whose_tap_cannot_be_given_is_not_started_and_is_reported_if_it_runs() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let (_call, _) = attached(&node, &pod);
+    let mut with_users = sandbox(&pod.path());
+    let namespaces = &mut with_users.linux.as_mut().unwrap().namespaces;
+    namespaces.push(namespace("user", ""));
+    let started = StateChangeEvent {
+        event: 6,
+        pod: Some(with_users.clone()),
+        container: Some(container("missed")),
+    };
+    let response = connection.call("StateChange", started.encode_to_vec());
+    let message = response.status.unwrap_or_default().message;
+    assert!(message.contains("user namespace"), "{message}");
+    drop(connection);
+    let (mut connection, _) = runtime.accept();
+    connection.register(None);
+    connection.configure();
+    connection.synchronize(&SynchronizeRequest {
+        pods: vec![with_users],
+        containers: vec![container("missed")],
+        more: false,
+    });
+    let without = || {
+        status::query(runtime.dir.path())
+            .unwrap()
+            .nri
+            .unwrap()
+            .without
+    };
+    wait_until("it is reported", || !without().is_empty());
+    assert!(without()[0].contains("container missed of pod default/vm runs without its tap"));
+}
+
+/// ADD would take it that pods get no taps by NRI, and the runtime would start their containers without.
+#[test]
+fn sockets_and_markers_that_were_removed_are_made_again() {
+    let (node, runtime, pod) = (Node::new(), Runtime::new(), Host::named());
+    let _plugin = runtime.plugin(&node);
+    let _connection = runtime.ready();
+    let (_, inode) = node.host.0.identity().unwrap();
+    let own = runtime.dir.path().join(".macvtap");
+    let shared = PathBuf::from("/run/macvtap");
+    let files = [
+        own.join("nri"),
+        own.join(format!("nri-{inode}.sock")),
+        shared.join(format!("nri-{inode}")),
+        shared.join(format!("nri-{inode}.sock")),
+    ];
+    let are_there = || files.iter().all(|file| file.exists());
+    wait_until("they are there", are_there);
+    for file in &files {
+        std::fs::remove_file(file).unwrap();
+    }
+    wait_until("they are there again", are_there);
+    let (_call, _) = attached(&node, &pod);
+}
+
+/// As when the runtime is installed again: what it makes is under another directory of that name.
+#[test]
+fn an_orphaned_mount_of_the_runtimes_directory_ends_it() {
+    let (node, dir) = (Node::new(), tempdir().unwrap());
+    let (real, seen) = (dir.path().join("real"), dir.path().join("seen"));
+    std::fs::create_dir(&real).unwrap();
+    std::fs::create_dir(&seen).unwrap();
+    let script = format!(
+        "mount --bind {} {} && exec \"$@\"",
+        real.display(),
+        seen.display()
+    );
+    let private = ["unshare", "--mount", "--propagation", "private"];
+    let words = [&private[..], &["sh", "-c", &script, "sh"]].concat();
+    let mut command = command(&words, dir.path());
+    command.arg("--nri").arg(seen.join("nri.sock"));
+    let mut plugin = Plugin::spawn(&node.host, command);
+    plugin.wait_for_log("not connected to the container runtime");
+    std::fs::remove_dir(&real).unwrap();
+    std::fs::create_dir(&real).unwrap();
+    let (status, _) = plugin.end();
+    assert_eq!(status, Some(1));
+    assert!(plugin.log().contains("was deleted"), "{}", plugin.log());
+}
+
+/// The kernel refuses to wait for more descriptors than a process may have.
+#[test]
+fn a_device_plugin_whose_thread_for_nri_has_ended_is_not_live() {
+    let (node, runtime) = (Node::new(), Runtime::new());
+    let plugin = runtime.plugin(&node);
+    let mut connection = runtime.ready();
+    let is_live = || status::query(runtime.dir.path()).unwrap().is_live();
+    assert!(is_live());
+    limit_descriptors(&plugin, "1");
+    connection.call("StateChange", Vec::new());
+    plugin.wait_for_log("NRI ends");
+    limit_descriptors(&plugin, "1024");
+    assert!(!is_live());
 }
 
 #[test]

@@ -176,15 +176,18 @@ impl Service {
                 warn!(pod = shown_pod, container = name, error = text; "taps of the pod not known: container gets none");
                 Ok(container::give(&[]).encode_to_vec())
             }
-            Err(TapsError::OfPod(error)) => {
-                self.refused += 1;
-                let text = format!("{error:#}");
-                error!(pod = shown_pod, container = name, error = text; "container refused");
-                Err(CallError {
-                    code: code::FAILED_PRECONDITION,
-                    error: error.context("macvtap"),
-                })
-            }
+            Err(TapsError::OfPod(error)) => Err(self.refuse(&shown_pod, name, error)),
+        }
+    }
+
+    /// Refuses a container whose taps cannot be given.
+    fn refuse(&mut self, pod: &str, container: &str, error: Error) -> CallError {
+        self.refused += 1;
+        let text = format!("{error:#}");
+        error!(pod, container, error = text; "container refused");
+        CallError {
+            code: code::FAILED_PRECONDITION,
+            error: error.context("macvtap"),
         }
     }
 
@@ -223,7 +226,8 @@ impl Service {
                     error: Error::msg(text).context("macvtap"),
                 })
             }
-            Err(TapsError::OfPod(error) | TapsError::Unknown(error)) => {
+            Err(TapsError::OfPod(error)) => Err(self.refuse(&pod_name, name, error)),
+            Err(TapsError::Unknown(error)) => {
                 let text = format!("{error:#}");
                 warn!(pod = pod_name, container = name, error = text; "container not checked");
                 Ok(())
@@ -270,7 +274,14 @@ impl Service {
                 error!(pod = pod_name, container = name, taps; "container runs without its taps");
                 self.without.insert(container.id.clone(), text);
             }
-            Err(TapsError::OfPod(error) | TapsError::Unknown(error)) => {
+            Err(TapsError::OfPod(error)) => {
+                let error = format!("{error:#}");
+                let text =
+                    format!("container {name} of pod {pod_name} runs without its tap: {error}");
+                error!(pod = pod_name, container = name, error; "container runs without its taps");
+                self.without.insert(container.id.clone(), text);
+            }
+            Err(TapsError::Unknown(error)) => {
                 let text = format!("{error:#}");
                 warn!(pod = pod_name, container = name, error = text; "container not checked");
             }

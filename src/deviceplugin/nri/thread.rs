@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 use log::{error, warn};
 
 use super::{service::Service, session::Session};
@@ -16,6 +16,7 @@ use crate::{
     cli,
     deviceplugin::back_off::BackOff,
     host::{
+        control_socket::BindError,
         nri_query::{self, Responder},
         worker::{Waiter, Worker},
     },
@@ -28,11 +29,16 @@ const FAST_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// The time that a runtime may take to accept a connection after it ended, or after its socket
 /// appeared.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// How often it is looked whether the runtime's socket is there, for the status.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the runtime's socket is there, for the status, and whether our
+/// sockets and markers are.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The time between two attempts to take over from another device plugin. Until then pods that come
+/// get no taps.
+const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The service to the runtime, as long as this lives.
 pub struct Nri {
+    socket: PathBuf,
     status: Arc<Mutex<NriStatus>>,
     worker: Worker,
 }
@@ -53,7 +59,7 @@ impl Nri {
         let now = Instant::now();
         let mut plugin = Plugin {
             watch: watch(&socket),
-            socket,
+            socket: socket.clone(),
             may_be_absent,
             kubelet_dir: kubelet_dir.to_owned(),
             responder: Responder::new(kubelet_dir)?,
@@ -61,12 +67,24 @@ impl Nri {
             service: Service::default(),
             last_error: String::new(),
             retry_at: now,
+            claim_at: now,
+            claim_error: String::new(),
             fast_until: Some(now + START_TIMEOUT),
             back_off: BackOff::default(),
             published: Arc::clone(&status),
         };
         let worker = Worker::start("nri", move |waiter| plugin.run(waiter))?;
-        Ok(Some(Self { status, worker }))
+        Ok(Some(Self {
+            socket,
+            status,
+            worker,
+        }))
+    }
+
+    /// Where the runtime's socket is.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        self.socket.parent()
     }
 
     /// Its status.
@@ -99,6 +117,9 @@ struct Plugin {
     service: Service,
     last_error: String,
     retry_at: Instant,
+    /// When it is looked again whether our sockets and markers are there; why they are not.
+    claim_at: Instant,
+    claim_error: String,
     /// Until when attempts to connect follow each other fast: until one succeeds, or it takes too
     /// long.
     fast_until: Option<Instant>,
@@ -109,7 +130,7 @@ struct Plugin {
 impl Plugin {
     fn run(&mut self, waiter: &Waiter) {
         loop {
-            self.connect_if_due();
+            self.run_due();
             self.responder.answer(self.obstacle().as_deref());
             self.publish();
             match self.wait(waiter) {
@@ -142,15 +163,33 @@ impl Plugin {
         (!self.is_ready()).then(text)
     }
 
-    /// Connects if it is time, and if no other device plugin on this node is connected: each
-    /// container to which two plugins give the same device fails.
-    fn connect_if_due(&mut self) {
+    /// Claims its place and connects if it is time, and if no other device plugin on this node has
+    /// the place: each container to which two plugins give the same device fails.
+    fn run_due(&mut self) {
         let now = Instant::now();
         self.drain_watch(now);
-        if self.session.is_some() || now < self.retry_at {
+        let connects = self.session.is_none() && self.retry_at <= now;
+        if !connects && now < self.claim_at {
             return;
         }
-        match self.connect() {
+        self.claim_at = now + LOOK_INTERVAL;
+        match self.claim() {
+            Ok(()) if connects => self.connect(),
+            Ok(()) => self.claim_error.clear(),
+            Err(BindError::InUse(path)) => self.give_way(&path),
+            Err(BindError::Failed(error)) if connects => self.retry_after(format!("{error:#}")),
+            Err(BindError::Failed(error)) => self.note_claim_error(format!("{error:#}")),
+        }
+    }
+
+    /// ADD has to know that it depends on us before the runtime does, and as long as it does.
+    fn claim(&mut self) -> Result<(), BindError> {
+        self.responder.bind()?;
+        Ok(nri_query::mark(&self.kubelet_dir)?)
+    }
+
+    fn connect(&mut self) {
+        match Session::start(&self.socket) {
             Ok(session) => {
                 self.service.begin();
                 self.session = Some(session);
@@ -161,28 +200,48 @@ impl Plugin {
         }
     }
 
-    /// ADD has to know that it depends on us before the runtime does.
-    fn connect(&mut self) -> Result<Session> {
-        self.responder.bind()?;
-        nri_query::mark(&self.kubelet_dir)?;
-        Session::start(&self.socket)
+    fn give_way(&mut self, socket: &Path) {
+        self.session = None;
+        self.retry_at = Instant::now() + TAKE_OVER_INTERVAL;
+        let socket = socket.display();
+        self.note_error(format!(
+            "another device plugin serves NRI on this node: it has {socket}"
+        ));
+    }
+
+    fn note_claim_error(&mut self, error: String) {
+        if self.claim_error != error {
+            warn!(error = error.as_str(); "ADD cannot query the device plugin");
+            self.claim_error = error;
+        }
     }
 
     fn drain_watch(&mut self, now: Instant) {
+        let mut appeared = false;
         if self.watch.is_none() {
             self.watch = watch(&self.socket);
+            // The socket may have appeared before.
+            appeared = self.watch.is_some();
         }
         let mut buffer = [0; 4096];
         let events = self
             .watch
             .as_mut()
             .map(|watch| watch.read_events(&mut buffer));
-        let Some(Ok(mut events)) = events else {
-            return;
-        };
+        let events: Vec<_> = events.into_iter().flatten().flatten().collect();
         // Without a name, events were lost.
         let name = self.socket.file_name();
-        if events.any(|event| event.name.is_none() || event.name == name) {
+        appeared |= events
+            .iter()
+            .any(|event| event.name.is_none() || event.name == name);
+        // The directory was deleted: another one may take its place.
+        if events
+            .iter()
+            .any(|event| event.mask.contains(EventMask::IGNORED))
+        {
+            self.watch = None;
+        }
+        if appeared {
             self.fast_until = Some(now + START_TIMEOUT);
             self.retry_at = now;
         }
@@ -196,6 +255,10 @@ impl Plugin {
         } else {
             self.back_off.fail(now)
         };
+        self.note_error(error);
+    }
+
+    fn note_error(&mut self, error: String) {
         if self.last_error != error {
             let socket = self.socket.display();
             warn!(socket:%, error = error.as_str(); "not connected to the container runtime");
@@ -233,8 +296,8 @@ impl Plugin {
         let others = watch.into_iter().chain(self.responder.descriptors());
         let now = Instant::now();
         let next = match session {
-            Some(_) => now + STATUS_INTERVAL,
-            None => self.retry_at.min(now + STATUS_INTERVAL),
+            Some(_) => self.claim_at,
+            None => self.retry_at.min(self.claim_at),
         };
         let next = self
             .responder
@@ -262,5 +325,54 @@ impl Plugin {
             .published
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::control_socket::{Server, dir_in};
+
+    fn plugin(kubelet_dir: &Path) -> Plugin {
+        let now = Instant::now();
+        Plugin {
+            socket: kubelet_dir.join("nri.sock"),
+            may_be_absent: true,
+            kubelet_dir: kubelet_dir.to_owned(),
+            watch: None,
+            // In no directory that other tests use.
+            responder: Responder::in_dirs([dir_in(kubelet_dir)]).unwrap(),
+            session: None,
+            service: Service::default(),
+            last_error: String::new(),
+            retry_at: now,
+            claim_at: now,
+            claim_error: String::new(),
+            fast_until: None,
+            back_off: BackOff::default(),
+            published: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn another_device_plugins_place_is_tried_at_short_intervals_and_a_runtime_at_longer_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plugin = plugin(dir.path());
+        let name = nri_query::socket_name().unwrap();
+        let other = Server::bind(&dir_in(dir.path()), &name).unwrap();
+        let wait = |plugin: &mut Plugin| {
+            let now = Instant::now();
+            (plugin.retry_at, plugin.fast_until) = (now, None);
+            plugin.run_due();
+            plugin.fast_until = None;
+            plugin.retry_at.saturating_duration_since(now)
+        };
+        for _ in 0..5 {
+            assert!(wait(&mut plugin) < Duration::from_secs(1));
+        }
+        assert!(plugin.last_error.starts_with("another device plugin"));
+        drop(other);
+        assert!(wait(&mut plugin) >= Duration::from_secs(1));
+        assert!(plugin.last_error.contains("No such file"));
     }
 }
