@@ -38,6 +38,8 @@ fn read_port(tap: u32, port: &PortStatus) -> Result<LimitsStatus> {
     let limits = Limits::read(&interface, &mut netns.socket()?)?;
     let dropped = limits.dropped.into_iter();
     Ok(LimitsStatus {
+        resource: port.resource.clone().unwrap_or_default(),
+        lower_device: port.lower_device.clone().unwrap_or_default(),
         dropped: dropped
             .map(|counter| (counter.name, counter.frames))
             .collect(),

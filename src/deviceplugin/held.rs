@@ -117,6 +117,12 @@ impl Held {
         devices.filter(move |device| device.resource == resource)
     }
 
+    /// Whether pods hold devices of a resource.
+    #[must_use]
+    pub fn has(&self, resource: &str) -> bool {
+        self.resources().any(|name| name == resource)
+    }
+
     /// The devices of a resource that kubevirt/macvtap-cni allocated.
     #[must_use]
     pub fn originals_of(&self, resource: &str) -> Option<&Originals> {

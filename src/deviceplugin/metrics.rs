@@ -1,9 +1,9 @@
 //! The device plugin's metrics, in Prometheus' text format.
 
-use std::{borrow::Cow, fmt::Write};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
 use crate::types::status::{
-    HostAccessStatus, LearningStatus, NriStatus, RateStatus, ResourceStatus, Status,
+    HostAccessStatus, LearningStatus, LimitsStatus, NriStatus, RateStatus, ResourceStatus, Status,
 };
 
 /// A metric: its name, its type, what it is, and where its samples are in the status.
@@ -21,7 +21,7 @@ pub struct Metric {
 type Sample = (Vec<(&'static str, String)>, u64);
 
 /// All of them.
-pub const METRICS: [Metric; 32] = [
+pub const METRICS: [Metric; 34] = [
     metric(
         "macvtap_build_info",
         "gauge",
@@ -68,16 +68,19 @@ pub const METRICS: [Metric; 32] = [
         "macvtap_lower_device_up",
         "gauge",
         "Whether a lower device exists and is up",
-        |status| {
-            let sample = |resource: &ResourceStatus| {
-                let label = ("lower_device", resource.lower_device.clone());
-                (vec![label], u64::from(resource.lower_up))
-            };
-            let mut samples: Vec<Sample> = status.resources.iter().map(sample).collect();
-            samples.sort();
-            samples.dedup_by(|a, b| a.0 == b.0);
-            samples
-        },
+        |status| lower_devices(status, |resource| resource.lower_up),
+    ),
+    metric(
+        "macvtap_lower_device_carrier",
+        "gauge",
+        "Whether a lower device is up and has a carrier",
+        |status| lower_devices(status, |resource| resource.lower_carrier),
+    ),
+    metric(
+        "macvtap_lower_device_required",
+        "gauge",
+        "Whether the configuration names a lower device, or pods have devices on it",
+        |status| lower_devices(status, |resource| resource.lower_required),
     ),
     metric(
         "macvtap_allocations_total",
@@ -241,8 +244,9 @@ pub const METRICS: [Metric; 32] = [
         |status| {
             let samples = status.limits.iter().flat_map(|(tap, limits)| {
                 limits.dropped.iter().map(|(reason, count)| {
-                    let tap = ("tap", tap.to_string());
-                    (vec![tap, ("reason", reason.clone())], *count)
+                    let mut labels = tap_labels(*tap, limits);
+                    labels.push(("reason", reason.clone()));
+                    (labels, *count)
                 })
             });
             samples.collect()
@@ -261,7 +265,7 @@ pub const METRICS: [Metric; 32] = [
         |status| rates(status, |rate| rate.throttled),
     ),
     metric(
-        "macvtap_throttled_bytes",
+        "macvtap_rate_waiting_bytes",
         "gauge",
         "Bytes that wait for a rate, by tap and direction",
         |status| rates(status, |rate| rate.waiting_bytes),
@@ -323,6 +327,27 @@ fn labels(resource: &ResourceStatus) -> Vec<(&'static str, String)> {
     ]
 }
 
+fn tap_labels(tap: u32, limits: &LimitsStatus) -> Vec<(&'static str, String)> {
+    vec![
+        ("tap", tap.to_string()),
+        ("resource", limits.resource.clone()),
+        ("lower_device", limits.lower_device.clone()),
+    ]
+}
+
+/// One sample for each lower device, on which there may be several resources.
+fn lower_devices(status: &Status, value: fn(&ResourceStatus) -> bool) -> Vec<Sample> {
+    let mut lowers: BTreeMap<&str, bool> = BTreeMap::new();
+    for resource in &status.resources {
+        *lowers.entry(&resource.lower_device).or_default() |= value(resource);
+    }
+    let sample = |(lower, value): (&str, bool)| {
+        let label = ("lower_device", lower.to_owned());
+        (vec![label], u64::from(value))
+    };
+    lowers.into_iter().map(sample).collect()
+}
+
 fn host_access(status: &Status, value: fn(&HostAccessStatus) -> u64) -> Vec<Sample> {
     let accesses = status.host_access.iter();
     let sample = |access: &HostAccessStatus| {
@@ -342,13 +367,10 @@ fn resources(status: &Status, value: impl Fn(&ResourceStatus) -> u64) -> Vec<Sam
 fn rates(status: &Status, value: impl Fn(&RateStatus) -> u64) -> Vec<Sample> {
     let both = status.limits.iter().flat_map(|(tap, limits)| {
         let ways = [("ingress", &limits.ingress), ("egress", &limits.egress)];
-        ways.map(|(direction, rate)| (tap, direction, rate))
+        ways.map(|(direction, rate)| (tap_labels(*tap, limits), direction, rate))
     });
-    let samples = both.filter_map(|(tap, direction, rate)| {
-        let labels = vec![
-            ("tap", tap.to_string()),
-            ("direction", direction.to_owned()),
-        ];
+    let samples = both.filter_map(|(mut labels, direction, rate)| {
+        labels.push(("direction", direction.to_owned()));
         Some((labels, value(rate.as_ref()?)))
     });
     samples.collect()

@@ -42,6 +42,17 @@ pub struct Shared {
     pub tap_only: TapOnly,
 }
 
+/// The state of a resource's lower device.
+#[derive(Clone, Copy, Debug)]
+pub struct LowerState {
+    /// Whether it exists and is up.
+    pub up: bool,
+    /// Whether it is up and has a carrier.
+    pub carrier: bool,
+    /// Whether the configuration names it, or pods hold devices on it.
+    pub required: bool,
+}
+
 /// A resource that is offered.
 pub struct Resource {
     list: DeviceList,
@@ -287,14 +298,16 @@ impl Resource {
     }
 
     /// Its status. `taps` are all of the machine.
-    pub fn status(&self, taps: &BTreeSet<u32>, lower_up: bool) -> ResourceStatus {
+    pub fn status(&self, taps: &BTreeSet<u32>, lower: LowerState) -> ResourceStatus {
         let attached = self.list.taps().filter(|tap| taps.contains(tap));
         let counts = self.counts.clone();
         ResourceStatus {
             name: self.name().to_owned(),
             lower_device: self.list.resource.lower.to_string(),
             selector: self.list.resource.selector.clone(),
-            lower_up,
+            lower_up: lower.up,
+            lower_carrier: lower.carrier,
+            lower_required: lower.required,
             registered: self.registration.is_registered() && !self.lost_socket(),
             devices: count(self.list.size()),
             healthy: count(self.list.healthy()),

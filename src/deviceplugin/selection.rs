@@ -19,8 +19,8 @@ pub struct Selection {
 
 impl Selection {
     /// Chooses the lower devices. A resource whose lower device is gone, or in doubt, keeps the
-    /// one that it has in `former`, and with it the IDs of its devices; so does what discovery
-    /// found before.
+    /// one that it has in `former`, and with it the IDs of its devices. What discovery found before
+    /// stays while the link exists.
     #[must_use]
     pub fn of(
         configuration: &Configuration,
@@ -82,7 +82,8 @@ fn keep_name(
     }
 }
 
-/// What discovery finds, and what it found before.
+/// What discovery finds, and what it found before and is still there. Links that are gone were
+/// renamed, or moved into a pod; devices on them that pods hold stay on the lists all the same.
 fn discovered(
     configuration: &Configuration,
     links: &[Link],
@@ -98,7 +99,9 @@ fn discovered(
         resources.extend(found);
     }
     if configuration.discoveries().next().is_some() {
-        for (name, resource) in former {
+        let is_there =
+            |resource: &ResourceConfig| links.iter().any(|link| link.is_called(&resource.lower));
+        for (name, resource) in former.iter().filter(|(_, it)| is_there(it)) {
             resources.entry(name.clone()).or_insert(resource.clone());
         }
     }
@@ -167,11 +170,17 @@ mod tests {
     }
 
     #[test]
-    fn discovery_remembers_what_it_found() {
+    fn discovery_remembers_what_it_found_while_that_exists() {
         let found = select("[]", &[nic(2, "eth0")], &Selection::default());
         assert_eq!(pairs(&found), [("eth0", "eth0")]);
-        let later = select("[]", &[nic(2, "eth1")], &found);
+        let port = Link {
+            master: Some(3),
+            ..nic(2, "eth0")
+        };
+        let later = select("[]", &[port, nic(4, "eth1")], &found);
         assert_eq!(pairs(&later), [("eth0", "eth0"), ("eth1", "eth1")]);
+        let renamed = select("[]", &[nic(2, "ens9"), nic(4, "eth1")], &later);
+        assert_eq!(pairs(&renamed), [("ens9", "ens9"), ("eth1", "eth1")]);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
     nri::Nri,
     orphans::Orphans,
     pod_devices::PodDevices,
-    resource::{Resource, Shared},
+    resource::{LowerState, Resource, Shared},
     selection::Selection,
     settings::Settings,
     tap_only::TapOnly,
@@ -43,7 +43,11 @@ use crate::{
         tap_only::{self, Resources},
     },
     netlink::{Link, Socket},
-    types::{device_id::DeviceId, link_name::LinkName, mode::Mode, status::Status},
+    types::{
+        link_name::LinkName,
+        mode::Mode,
+        status::{LearningStatus, Status},
+    },
 };
 
 /// The longest time between two calls of [`Supervisor::run_due`].
@@ -142,6 +146,7 @@ impl Supervisor {
     fn begin(mut self) -> Self {
         self.read_facts();
         self.plan();
+        self.adopt();
         self.reconcile();
         self.remove_stale_sockets();
         self
@@ -555,8 +560,8 @@ impl Supervisor {
         let netlink_error = self.netlink.link(1).err().map(|error| format!("{error:#}"));
         let taps = tap::numbers().unwrap_or_default();
         let resources = self.resources.values().map(|resource| {
-            let lower_up = self.is_up(&resource.list().resource.lower);
-            resource.status(&taps, lower_up)
+            let lower = self.lower_state(&resource.list().resource);
+            resource.status(&taps, lower)
         });
         Status {
             netlink_error,
@@ -565,16 +570,34 @@ impl Supervisor {
             resources: resources.collect(),
             kubelet_restarts: self.kubelet_restarts,
             link_resyncs: self.link_resyncs,
-            learning: self.learning.status(),
+            learning: self.learning_status(),
             nri: self.nri.as_ref().map(Nri::status),
             host_access: self.host_access.status(),
             limits: BTreeMap::new(),
         }
     }
 
-    fn is_up(&self, lower: &str) -> bool {
+    /// The status of learning, where each port has its resource and its lower device.
+    fn learning_status(&self) -> Option<LearningStatus> {
+        let mut status = self.learning.status()?;
+        for (tap, port) in &mut status.ports {
+            let device = self.pod_devices.held().at(*tap);
+            port.resource = device.map(|device| device.resource.clone());
+            let lower = self.links.iter().find(|link| link.index == port.lower);
+            port.lower_device = lower.map(|link| link.name.clone());
+        }
+        Some(status)
+    }
+
+    fn lower_state(&self, resource: &ResourceConfig) -> LowerState {
         let mut links = self.links.iter();
-        links.any(|link| link.is_called(lower) && link.up)
+        let link = links.find(|link| link.is_called(&resource.lower));
+        let is_named = self.configuration.resource(&resource.name).is_some();
+        LowerState {
+            up: link.is_some_and(|link| link.up),
+            carrier: link.is_some_and(|link| link.carrier),
+            required: is_named || self.pod_devices.held().has(&resource.name),
+        }
     }
 
     /// Stops serving.

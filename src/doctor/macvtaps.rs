@@ -19,6 +19,10 @@ pub fn lower_devices(inventory: &Inventory, named: &[String]) -> Vec<Finding> {
         let name = &lower.link.name;
         let macvtaps = count(lower.macvtaps, "macvtap");
         match &lower.ineligible {
+            None if !lower.link.carrier => Finding::note(
+                "lower device",
+                format!("{name} has {macvtaps} and no carrier: look at the cable and the switch"),
+            ),
             None => Finding::ok("lower device", format!("{name} has {macvtaps}")),
             Some(reason) => Finding::fail(
                 "lower device",

@@ -66,6 +66,7 @@ impl Entry {
             lower: self.lower,
             parked: self.port.is_parked(),
             addresses: self.addresses.clone(),
+            ..PortStatus::default()
         }
     }
 }

@@ -163,6 +163,7 @@ fn rate(entry: &RateEntry) -> String {
 /// The cells of a lower device.
 pub fn lower_row(lower: &LowerDeviceEntry) -> Vec<String> {
     let eligible = match &lower.reason {
+        None if lower.up && !lower.carrier => "yes, without carrier".to_owned(),
         None => "yes".to_owned(),
         Some(reason) => format!("no: {reason}"),
     };

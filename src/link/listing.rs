@@ -136,6 +136,9 @@ pub struct LowerDeviceEntry {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Whether it has a carrier.
+    #[serde(default)]
+    pub carrier: bool,
     /// The number of macvtaps on it.
     pub macvtaps: usize,
     /// Whether macvtaps can be created on it now.
@@ -299,6 +302,7 @@ impl From<&LowerUse> for LowerDeviceEntry {
             mac: lower.link.mac.map(|mac| mac.to_string()),
             mtu: lower.link.mtu,
             up: lower.link.up,
+            carrier: lower.link.carrier,
             macvtaps: lower.macvtaps,
             eligible: lower.ineligible.is_none(),
             reason: lower

@@ -91,6 +91,8 @@ pub struct Link {
     pub ethernet: bool,
     /// Whether the administrator has set it up.
     pub up: bool,
+    /// Whether it has a carrier: a cable with a partner at its other end, or what is the like.
+    pub carrier: bool,
     /// Whether it is a loopback interface.
     pub loopback: bool,
     /// Whether it was asked to receive frames for every address (`IFF_PROMISC`).
@@ -191,6 +193,7 @@ impl Link {
             index: u32::try_from(index).context("a negative interface index")?,
             ethernet: u16::from_ne_bytes([t0, t1]) == ETHERNET,
             up: flags.contains(Iff::UP),
+            carrier: flags.contains(Iff::LOWERUP),
             loopback: flags.contains(Iff::LOOPBACK),
             promiscuous: flags.contains(Iff::PROMISC),
             all_multicast: flags.contains(Iff::ALLMULTI),

@@ -60,6 +60,10 @@ pub struct HostAccessStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsStatus {
+    /// Its resource; empty if it has none.
+    pub resource: String,
+    /// The name of its lower device; empty if it is not known.
+    pub lower_device: String,
     /// Frames of the guest that security dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
     /// The rate of what the guest receives, if there is one.
@@ -81,6 +85,7 @@ pub struct RateStatus {
 }
 
 /// The status of one resource.
+#[expect(clippy::struct_excessive_bools, reason = "each is a metric of its own")]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceStatus {
@@ -93,6 +98,12 @@ pub struct ResourceStatus {
     pub selector: Option<String>,
     /// Whether the lower device exists and is up.
     pub lower_up: bool,
+    /// Whether it is up and has a carrier.
+    #[serde(default)]
+    pub lower_carrier: bool,
+    /// Whether the configuration names it, or pods have devices on it.
+    #[serde(default)]
+    pub lower_required: bool,
     /// Whether the kubelet's `ListAndWatch` stream is open.
     pub registered: bool,
     /// The number of devices.
@@ -161,6 +172,12 @@ pub struct PortStatus {
     pub lower: u32,
     /// Whether it is parked, in VEPA mode.
     pub parked: bool,
+    /// Its resource, if it has a device of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
+    /// The name of the lower device, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower_device: Option<String>,
     /// The addresses that IPAM gave it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -537,7 +554,8 @@ mod tests {
             ..status(dataplane())
         };
         let resource = json!({
-            "name": "dataplane", "lowerDevice": "", "lowerUp": false, "registered": true,
+            "name": "dataplane", "lowerDevice": "", "lowerUp": false, "lowerCarrier": false,
+            "lowerRequired": false, "registered": true,
             "devices": 100, "healthy": 0, "attachments": 0, "unhealthyReason": null, "lastError": "",
             "allocations": 0, "failures": {}, "registrations": 0, "streamRestarts": 0,
         });

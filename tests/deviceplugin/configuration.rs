@@ -7,11 +7,17 @@ use std::{
 use kit::{
     binary, kernel,
     kubelet::{Plugin, WAIT_TIMEOUT},
-    netns::{Host, LOWER, Node, wait_until},
+    netns::{Host, LOWER, Node, tap_of, wait_until},
 };
-use macvtap::{deviceplugin::status, host::netns::Netns, selftest::kubelet::Kubelet};
+use macvtap::{
+    deviceplugin::status,
+    host::netns::Netns,
+    selftest::kubelet::{Kubelet, Resource},
+};
 use serde_json::Value;
 use tempfile::tempdir;
+
+use super::held::checkpoint;
 
 fn resource(name: &str) -> String {
     format!("macvtap.network.kubevirt.io/{name}")
@@ -321,9 +327,9 @@ fn a_file_that_is_missing_at_the_start_is_an_empty_list_until_it_appears() {
     wait_until("nothing is wrong", || warnings().is_empty());
 }
 
-/// A NIC whose driver is loaded again, for example.
+/// A NIC whose driver is loaded again, for example, while a pod has a device of it.
 #[test]
-fn an_edit_elsewhere_keeps_what_discovery_found_before() {
+fn an_edit_elsewhere_keeps_what_pods_have_of_what_discovery_found_before() {
     let (node, dir, config) = (Node::new(), tempdir().unwrap(), tempdir().unwrap());
     let kubelet = Kubelet::start(dir.path()).unwrap();
     let file = config.path().join("DP_MACVTAP_CONF");
@@ -337,12 +343,19 @@ fn an_edit_elsewhere_keeps_what_discovery_found_before() {
     node.host.ip("link set nic up");
     let _plugin = Plugin::with_file(&node.host, dir.path(), &file);
     expect(&kubelet, "nic", 4);
+    let id = kubelet.resource(&resource("nic")).unwrap().healthy()[0].clone();
+    checkpoint(dir.path(), (&resource("nic"), &id), tap_of(&id));
     node.host.ip("link delete nic");
-    expect(&kubelet, "nic", 0);
+    let held_alone = |nic: &Resource| nic.connected && nic.devices.len() == 1;
+    let wait = || kubelet.wait_for(&resource("nic"), WAIT_TIMEOUT, held_alone);
+    wait().unwrap();
     write(5);
     expect(&kubelet, "one", 5);
-    let nic = kubelet.resource(&resource("nic")).unwrap();
-    assert_eq!((nic.connected, nic.devices.len()), (true, 4));
+    let nic = wait().unwrap();
+    assert_eq!((nic.registrations, nic.healthy().len()), (1, 0));
+    node.host.ip("link add nic type veth peer name other");
+    node.host.ip("link set nic up");
+    expect(&kubelet, "nic", 4);
 }
 
 #[test]

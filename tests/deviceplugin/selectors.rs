@@ -5,11 +5,13 @@ use std::{path::Path, process::Command};
 use kit::{
     binary,
     kubelet::{Plugin, WAIT_TIMEOUT},
-    netns::{Host, IFNAME, LOWER, Node, skipped, tap_of},
+    netns::{Host, IFNAME, LOWER, Node, skipped, tap_of, wait_until},
 };
-use macvtap::{host::netns::Netns, selftest::kubelet::Kubelet};
+use macvtap::{deviceplugin::status, host::netns::Netns, selftest::kubelet::Kubelet};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
+
+use super::held::checkpoint;
 
 /// A device plugin on a node whose configuration is in a file.
 pub struct Case {
@@ -284,4 +286,32 @@ fn a_lower_device_is_chosen_by_its_hardware() {
         choose(json!({"vendor": vendor.trim(), "driver": driver}));
         choose(json!({ "pciAddress": address }));
     }
+}
+
+/// udev renames an interface a moment after it appears; the kernel moves one into a pod.
+#[test]
+fn a_link_that_is_gone_is_forgotten_unless_pods_hold_devices_of_it() {
+    let case = Case::new(&json!([{"discover": {"kinds": "veth"}, "capacity": 2}]));
+    case.on(LOWER, LOWER);
+    let host = &case.node.host;
+    host.ip(&format!("link set {LOWER} down"));
+    host.ip(&format!("link set {LOWER} name ens9"));
+    let resource = |name: &str| {
+        let resources = status::query(case.dir.path()).unwrap().resources;
+        resources.into_iter().find(|resource| resource.name == name)
+    };
+    wait_until("the new name is known alone", || {
+        resource("ens9").is_some() && resource(LOWER).is_none()
+    });
+    assert!(!resource("ens9").unwrap().lower_required, "an unused NIC");
+    host.ip("link set ens9 up");
+    let id = case.on("ens9", "ens9").remove(0);
+    let name = "macvtap.network.kubevirt.io/ens9";
+    checkpoint(case.dir.path(), (name, &id), tap_of(&id));
+    wait_until("it is held", || resource("ens9").unwrap().lower_required);
+    host.ip("link delete ens9");
+    wait_until("the one that is held is left", || {
+        let found = resource("ens9").unwrap();
+        (found.devices, found.healthy, found.lower_required) == (1, 0, true)
+    });
 }

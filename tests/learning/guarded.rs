@@ -9,7 +9,7 @@ use std::{
 use kit::{
     binary,
     netns::{
-        Host, tap_number,
+        Host, LOWER, tap_number,
         taps::{open, send},
         wait_until,
     },
@@ -49,7 +49,8 @@ fn a_secured_guest_cannot_park_the_port_of_another() {
     announce(secured);
     victim.stays("bridge");
     assert_eq!(a.stats().parks, 0);
-    let dropped = format!("macvtap_frames_dropped_total{{tap=\"{secured}\",reason=\"mac\"}} 2");
+    let labels = of_tap(secured);
+    let dropped = format!("macvtap_frames_dropped_total{{{labels},reason=\"mac\"}} 2");
     wait_until("the frames are counted", || metrics(&b).contains(&dropped));
     drop(secured_pod);
     // The same without security parks it, or this would prove nothing.
@@ -78,7 +79,7 @@ fn a_rate_is_counted_by_direction() {
             &[&[0xff; 6][..], &[2; 6], &[0x88, 0xb5], &[0; 1486]].concat(),
         );
     }
-    let labels = format!("{{tap=\"{number}\",direction=\"egress\"}}");
+    let labels = format!("{{{},direction=\"egress\"}}", of_tap(number));
     wait_until("the rate is in the metrics", || {
         let text = metrics(&learner);
         let value = |name: &str| {
@@ -87,10 +88,15 @@ fn a_rate_is_counted_by_direction() {
             line.parse::<u64>().ok()
         };
         assert!(!text.contains("direction=\"ingress\""), "{text}");
-        value("macvtap_throttled_bytes").is_some_and(|bytes| bytes >= 4500)
+        value("macvtap_rate_waiting_bytes").is_some_and(|bytes| bytes >= 4500)
             && value("macvtap_throttled_total").is_some_and(|count| count > 0)
             && value("macvtap_limited_bytes_total").is_some_and(|bytes| bytes >= 1500)
     });
+}
+
+/// The labels of a tap that is of no resource of its node's device plugin.
+fn of_tap(number: u32) -> String {
+    format!("tap=\"{number}\",resource=\"\",lower_device=\"{LOWER}\"")
 }
 
 /// What the device plugin of a node serves.

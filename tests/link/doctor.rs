@@ -313,6 +313,18 @@ fn a_lower_device_that_is_down_is_one_problem() {
 }
 
 #[test]
+fn a_cable_that_is_pulled_is_noted() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    healthy.node.wire.ip(&format!("link set {FAR_END} down"));
+    healthy.finds_nothing();
+    let words = healthy.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let text = succeed(&healthy.node.host, &words);
+    assert!(text.contains("1 macvtap and no carrier"), "{text}");
+}
+
+#[test]
 fn a_node_without_resources_has_a_problem() {
     let _alone = alone();
     let mut healthy = Healthy::new();

@@ -10,7 +10,7 @@ use std::{
 
 use kit::{
     binary,
-    netns::{Case, Host, IFNAME, LOWER, Node, device_id_in, tap, tap_number, taps},
+    netns::{Case, FAR_END, Host, IFNAME, LOWER, Node, device_id_in, tap, tap_number, taps},
 };
 use serde_json::{Value, json};
 
@@ -65,8 +65,14 @@ fn finds_macvtaps_wherever_they_are() {
         (&lower["macvtaps"], &lower["eligible"]),
         (&json!(12), &json!(true))
     );
+    assert_eq!(lower["carrier"], true);
     let text = succeed(&node.host, &["link", "list"]);
     assert!(text.starts_with("TAP  "), "{text}");
+    assert!(!text.contains("without carrier"), "{text}");
+    node.wire.ip(&format!("link set {FAR_END} down"));
+    let without = succeed(&node.host, &["link", "list"]);
+    assert!(without.contains("yes, without carrier"), "{without}");
+    node.wire.ip(&format!("link set {FAR_END} up"));
     assert!(text.contains("bridge (parked)"), "{text}");
     // From elsewhere the lower device of that name is another one.
     let elsewhere = Node::new();
