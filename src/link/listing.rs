@@ -136,8 +136,8 @@ pub struct LowerDeviceEntry {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
-    /// Whether it has a carrier.
-    #[serde(default)]
+    /// Whether it has a carrier. Former versions do not say.
+    #[serde(default = "has_carrier")]
     pub carrier: bool,
     /// The number of macvtaps on it.
     pub macvtaps: usize,
@@ -148,6 +148,10 @@ pub struct LowerDeviceEntry {
     /// The resources of this node's device plugin that are on it.
     #[serde(default)]
     pub resources: Vec<String>,
+}
+
+fn has_carrier() -> bool {
+    true
 }
 
 impl From<&Inventory> for Listing {
