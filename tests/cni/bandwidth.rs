@@ -8,9 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::netns::{
-    Case, IFNAME,
-    taps::{far_tap, open},
+use kit::{
+    netns::{
+        Case, IFNAME,
+        taps::{far_tap, open},
+    },
+    run_first,
 };
 use macvtap::{
     host::tap::VNET_HEADER,
@@ -104,6 +107,7 @@ fn assert_close(found: f64, wanted: u32) {
 
 #[test]
 fn passes_what_the_rate_says_both_ways_and_loses_nothing_on_the_way_out() {
+    run_first();
     for wanted in [1_000_000, 20_000_000] {
         let case = Case::new();
         let bandwidth = json!({"ingressRate": wanted, "egressRate": wanted});

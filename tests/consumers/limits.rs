@@ -11,7 +11,7 @@ use kit::{
     binary,
     guest::{Guest, can_run},
     netns::{Host, IFNAME, Node, tap_number, wait_until},
-    traffic,
+    run_first, traffic,
     wire::{ADDRESS, ADDRESS_V6, Router},
 };
 use serde_json::{Value, json};
@@ -170,6 +170,7 @@ fn tcp_of_a_guest_has_the_rate_both_ways_also_after_changes() {
     if !can_run(&["qemu-system-x86_64", "setpriv", "dnsmasq"]) {
         return;
     }
+    run_first();
     let mut buffer = vec![0; 1 << 16];
     let mut rated = Rated::boot();
     let listener = accept(&rated.node, 4001);

@@ -18,6 +18,7 @@ use std::{
 use kit::{
     guest::{Guest, Shell, can_run, initramfs_with},
     netns::Host,
+    run_first,
     switch::{Learner, VM, connect, neighbour},
     traffic,
 };
@@ -369,6 +370,7 @@ fn run(plan: Plan) -> Option<Outcome> {
         return None;
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    run_first();
     for _ in 0..3 {
         let outcome = migrate(plan);
         let lost: u32 = outcome

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use kit::{
     guest::{Guest, can_run},
+    run_first,
     switch::{Learner, VM, neighbour},
     wire::{ADDRESS, Router},
 };
@@ -13,6 +14,7 @@ fn a_guest_gets_its_lease_and_its_first_ping_from_a_neighbour() {
     if !can_run(&["qemu-system-x86_64", "setpriv", "dnsmasq"]) {
         return;
     }
+    run_first();
     let learner = Learner::new();
     let neighbour = neighbour(&learner.node);
     let _router = Router::start_on(&neighbour, "peer0");
