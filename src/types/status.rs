@@ -9,6 +9,9 @@ use super::plural::count;
 /// The effect of a lack of learning.
 const UNREACHABLE: &str = "VMs are unreachable from VMs on the same node during migration";
 
+/// How a warning ends that only another pod can end.
+pub(crate) const DELETE_THE_POD: &str = ": delete the pod";
+
 /// The status of a device plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -362,7 +365,7 @@ impl NriStatus {
             summary.failures.push(text);
         }
         let without = self.without.iter();
-        let delete = |text: &String| format!("{text}: delete the pod");
+        let delete = |text: &String| format!("{text}{DELETE_THE_POD}");
         summary.warnings.extend(without.map(delete));
     }
 }
