@@ -289,8 +289,8 @@ pub fn expected_mac(json: &Value, args: &str, ifname: &str, in_mode: Mode) -> Op
     choice.mac()
 }
 
-/// `logLevel` and `logFile`; none if the configuration has neither. What is wrong with them is
-/// left out, and said beside.
+/// `logLevel` and `logFile`, none if the configuration has neither, and what is wrong with them: a
+/// wrong value is ignored.
 #[must_use]
 pub fn logging(json: &Value) -> (Option<Logging>, Vec<String>) {
     let mut keys = Keys::new(true);
