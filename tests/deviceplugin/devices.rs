@@ -493,7 +493,9 @@ fn allocate_does_all_or_nothing() {
     assert!(tap_exists(parse(&id).tap), "its macvtap was deleted");
     allocate(containers([&id, &id])).unwrap();
     wait_until("the macvtap is deleted", || !tap_exists(parse(&id).tap));
-    assert_eq!(status().resources[0].allocations, 2);
+    wait_until("both are counted", || {
+        status().resources[0].allocations == 2
+    });
 }
 
 /// Allocates to several containers at once, which the kubelet does not do.
