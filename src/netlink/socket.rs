@@ -192,9 +192,16 @@ impl Socket {
         &mut self,
         ask: impl Fn(&mut Self, &mut Vec<R>) -> Result<bool, NetlinkError>,
     ) -> Result<Vec<R>, NetlinkError> {
-        for _ in 0..LIST_ATTEMPTS {
+        for attempt in 0..LIST_ATTEMPTS {
             let mut list = Vec::new();
-            if ask(self, &mut list)? {
+            let asked = ask(self, &mut list);
+            // One message is longer than the kernel's buffer, which becomes as long as ours once it has
+            // received into that: a program for 500 guests.
+            if attempt < 2 && asked.as_ref().is_err_and(is_too_long) {
+                self.grow(LIST_REPLY);
+                continue;
+            }
+            if asked? {
                 // Sockets that stay open need no room for lists meanwhile.
                 self.buffer.truncate(USUAL_REPLY);
                 self.buffer.shrink_to_fit();
@@ -324,6 +331,10 @@ fn listen_to_the_kernel_alone(netlink: &NlSocket) -> io::Result<()> {
             _ => {}
         }
     }
+}
+
+fn is_too_long(error: &NetlinkError) -> bool {
+    error.errno() == Some(Errno::EMSGSIZE)
 }
 
 /// Whether receiving can go on: after a signal, or where others filled the buffer (`ENOBUFS`).
