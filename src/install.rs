@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, Permissions, TryLockError},
     io::{self, ErrorKind, Read},
-    os::unix::fs::{MetadataExt, PermissionsExt, fchown},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread::sleep,
@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use nix::errno::Errno;
+use nix::{errno::Errno, fcntl::OFlag};
 use sha2::{Digest, Sha256};
 use tempfile::{Builder, TempPath};
 
@@ -37,6 +37,8 @@ const MARKER: &[u8] = b"this file is macvtap, a CNI plugin and device plugin; ma
 /// Names of files that are not complete yet. No plugin's name begins with a dot, so no runtime
 /// takes these for one.
 const TEMPORARY: &str = ".macvtap.tmp.";
+/// What is locked in a directory. The directory itself could be locked by every user.
+const LOCK: &str = ".macvtap.lock";
 /// How long another installation in the same directory may take.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 const MODE: u32 = 0o755;
@@ -85,14 +87,14 @@ impl Target {
 /// Installs this binary in every directory; before that, the device plugin's seccomp profile if
 /// a path is given. Continues after a failure, and reports all.
 pub fn install(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
-    let profile = seccomp_profile.map(write_profile).transpose()?;
+    let profile = seccomp_profile.map(write_profile);
     each(target, profile, |path| copy(Path::new(SELF), path))
 }
 
 /// Removes this program from every directory, whichever version it is, and nothing else; before
 /// that, the device plugin's seccomp profile if a path is given.
 pub fn uninstall(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
-    let profile = seccomp_profile.map(remove_profile).transpose()?;
+    let profile = seccomp_profile.map(remove_profile);
     each(target, profile, remove)
 }
 
@@ -109,12 +111,14 @@ pub fn cp(source: &Path, target: &Path) -> Result<ExitCode> {
 /// Works on each path, and only then prints: a reader that is gone stops no installation.
 fn each(
     target: &Target,
-    first: Option<String>,
+    profile: Option<Result<String>>,
     work: impl Fn(&Path) -> Result<String>,
 ) -> Result<ExitCode> {
-    let (mut lines, mut failures) = (Vec::from_iter(first), Vec::new());
-    for path in target.paths()? {
-        match work(&path) {
+    let (mut lines, mut failures) = (Vec::new(), Vec::new());
+    let paths = target.paths()?;
+    let outcomes = paths.iter().map(|path| work(path));
+    for outcome in profile.into_iter().chain(outcomes) {
+        match outcome {
             Ok(line) => lines.push(format!("{line}\n")),
             Err(error) => failures.push(error),
         }
@@ -126,7 +130,7 @@ fn each(
 
 fn copy(source: &Path, target: &Path) -> Result<String> {
     let shown = target.display();
-    let dir = directory(target)?;
+    let dir = cni_directory(target)?;
     let _lock = lock(dir)?;
     let new = sha256(source)?;
     let previous = previous(target)?;
@@ -143,7 +147,9 @@ fn copy(source: &Path, target: &Path) -> Result<String> {
     Ok(match previous {
         Previous::None => format!("{shown} installed, sha256 {new}"),
         Previous::SymbolicLink => {
-            format!("{shown} installed in place of a symbolic link, sha256 {new}")
+            let kept = kept(target);
+            let kept = kept.display();
+            format!("{shown} installed, sha256 {new}; the symbolic link there is kept as {kept}")
         }
         Previous::File(old) if old.ours => {
             format!("{shown} installed, sha256 {new}, previously {}", old.sha256)
@@ -160,7 +166,7 @@ fn replace(source: &Path, target: &Path, previous: &Previous) -> Result<()> {
     let dir = target.parent().unwrap_or(Path::new("/"));
     let complete = write(File::open(source)?, dir, MODE)?;
     try_out(&complete)?;
-    if matches!(previous, Previous::File(program) if !program.ours) {
+    if previous.is_others() {
         keep(target)?;
     }
     place(complete, target)
@@ -202,6 +208,15 @@ enum Previous {
 }
 
 impl Previous {
+    /// Whether it is kept when it is replaced.
+    fn is_others(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::SymbolicLink => true,
+            Self::File(program) => !program.ours,
+        }
+    }
+
     /// Whether it is this program, in the version with this digest.
     fn is(&self, sha256: &str) -> bool {
         matches!(self, Self::File(program) if program.ours && program.sha256 == sha256)
@@ -229,7 +244,12 @@ fn previous(target: &Path) -> Result<Previous> {
     Ok(Previous::File(Program::read(target)?))
 }
 
-fn directory(target: &Path) -> Result<&Path> {
+fn cni_directory(target: &Path) -> Result<&Path> {
+    directory(target, "give another CNI directory with --dir")
+}
+
+/// The directory of a file; fails with what to do if there is none.
+fn directory<'a>(target: &'a Path, fix: &str) -> Result<&'a Path> {
     let dir = target.parent().filter(|dir| *dir != Path::new(""));
     let dir = dir.unwrap_or(Path::new("."));
     let shown = dir.display();
@@ -238,22 +258,38 @@ fn directory(target: &Path) -> Result<&Path> {
         Ok(_) => bail!("{shown} is not a directory"),
         Err(error) => Err(error).with_context(|| {
             format!(
-                "reading {shown}: it must exist, and in a container be mounted from the host; \
-                 give another CNI directory with --dir"
+                "reading {shown}: it must exist, and in a container be mounted from the host; {fix}"
             )
         }),
     }
 }
 
 /// Keeps other installers out of a directory until it is dropped, those in other containers too.
-/// Temporary files that are there now are of installations that were killed.
-fn lock(dir: &Path) -> Result<File> {
-    let shown = dir.display();
-    let lock = File::open(dir).with_context(|| format!("opening {shown}"))?;
+struct Lock {
+    path: PathBuf,
+    /// What is locked, as long as it is open.
+    _file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // It stays where the file system refuses that, and harms nothing.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Locks a directory. Temporary files that are there then are of installations that were killed.
+fn lock(dir: &Path) -> Result<Lock> {
+    let path = dir.join(LOCK);
+    let shown = path.display();
     let start = Instant::now();
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
+    let file = loop {
+        let file = open_lock(&path).with_context(|| format!("opening {shown}"));
+        let file = file.map_err(|error| explain(error, dir))?;
+        match file.try_lock() {
+            Ok(()) if is_at(&file, &path) => break file,
+            // The former installer removed the file.
+            Ok(()) => {}
             Err(TryLockError::WouldBlock) if start.elapsed() < LOCK_TIMEOUT => {
                 sleep(Duration::from_millis(10));
             }
@@ -264,9 +300,24 @@ fn lock(dir: &Path) -> Result<File> {
                 return Err(error).with_context(|| format!("locking {shown}"));
             }
         }
-    }
+    };
+    let lock = Lock { path, _file: file };
     remove_leftovers(dir).map_err(|error| explain(error, dir))?;
     Ok(lock)
+}
+
+/// Opens the file that is locked, which no other user can.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path)
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    let there = fs::symlink_metadata(path).map(identity);
+    let ours = file.metadata().map(identity);
+    matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
 }
 
 fn remove_leftovers(dir: &Path) -> Result<()> {
@@ -281,26 +332,24 @@ fn remove_leftovers(dir: &Path) -> Result<()> {
 }
 
 fn write_profile(path: &Path) -> Result<String> {
-    let dir = directory(path)?;
+    let dir = directory(path, "give another path with --seccomp-profile")?;
     let _lock = lock(dir)?;
     let placed = write(PROFILE, dir, 0o644).and_then(|complete| place(complete, path));
     placed
         .map_err(|error| explain(error, dir).context(format!("installing {}", path.display())))?;
-    Ok(format!("{} installed\n", path.display()))
+    Ok(format!("{} installed", path.display()))
 }
 
 /// Removes the profile if it is the one that this version writes.
 fn remove_profile(path: &Path) -> Result<String> {
     let shown = path.display();
     match fs::read(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Ok(format!("{shown} does not exist\n"))
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(format!("{shown} does not exist")),
         Ok(text) if text == PROFILE && !path.is_symlink() => {
             fs::remove_file(path).with_context(|| format!("removing {shown}"))?;
-            Ok(format!("{shown} removed\n"))
+            Ok(format!("{shown} removed"))
         }
-        Ok(_) => Ok(format!("{shown} is another profile; it is left alone\n")),
+        Ok(_) => Ok(format!("{shown} is another profile; it is left alone")),
         Err(error) => Err(error).with_context(|| format!("reading {shown}")),
     }
 }
@@ -360,11 +409,11 @@ fn place(complete: TempPath, target: &Path) -> Result<()> {
 
 fn remove(target: &Path) -> Result<String> {
     let shown = target.display();
-    let dir = directory(target)?;
+    let dir = cni_directory(target)?;
     let _lock = lock(dir)?;
     match previous(target)? {
         Previous::None => Ok(format!("{shown} does not exist")),
-        Previous::SymbolicLink => bail!("{shown} is a symbolic link; it is left alone"),
+        Previous::SymbolicLink => Ok(format!("{shown} is a symbolic link; it is left alone")),
         Previous::File(program) if program.ours => {
             let removed = remove_ours(target).with_context(|| format!("removing {shown}"));
             let note = removed.map_err(|error| explain(error, dir))?;
@@ -373,7 +422,9 @@ fn remove(target: &Path) -> Result<String> {
         Previous::File(program) => {
             let note = remove_duplicate(target, &program)?;
             let digest = program.sha256;
-            bail!("{shown} is another program, sha256 {digest}; it is left alone{note}")
+            Ok(format!(
+                "{shown} is another program, sha256 {digest}; it is left alone{note}"
+            ))
         }
     }
 }
@@ -381,7 +432,7 @@ fn remove(target: &Path) -> Result<String> {
 /// Removes the program, and puts back the one that it replaced.
 fn remove_ours(target: &Path) -> io::Result<&'static str> {
     match fs::rename(kept(target), target) {
-        Ok(()) => Ok("; the program that it replaced is back"),
+        Ok(()) => Ok("; what it replaced is back"),
         Err(error) if error.kind() == ErrorKind::NotFound => fs::remove_file(target).map(|()| ""),
         Err(error) => Err(error),
     }

@@ -95,13 +95,10 @@ fn another_program_is_kept_and_comes_back() {
     dir.install();
     assert_eq!(dir.names(), [".macvtap.prev", "macvtap"]);
     let text = succeeded(&dir.run("uninstall"));
-    assert!(
-        text.contains("the program that it replaced is back"),
-        "{text}"
-    );
+    assert!(text.contains("what it replaced is back"), "{text}");
     assert_eq!(fs::read_to_string(dir.path("macvtap")).unwrap(), OTHER);
     assert_eq!(dir.names(), ["macvtap"]);
-    let text = failed(&dir.run("uninstall"));
+    let text = succeeded(&dir.run("uninstall"));
     assert!(text.contains("left alone"), "{text}");
     assert_eq!(dir.names(), ["macvtap"]);
 }
@@ -133,11 +130,11 @@ fn the_kept_copy_of_a_program_that_is_back_is_removed() {
     fs::write(dir.path("macvtap"), OTHER).unwrap();
     dir.install();
     fs::write(dir.path("macvtap"), "#!/bin/sh\nnewer\n").unwrap();
-    let text = failed(&dir.run("uninstall"));
+    let text = succeeded(&dir.run("uninstall"));
     assert!(text.contains(".macvtap.prev is the program"), "{text}");
     assert_eq!(dir.names(), [".macvtap.prev", "macvtap"]);
     fs::write(dir.path("macvtap"), OTHER).unwrap();
-    let text = failed(&dir.run("uninstall"));
+    let text = succeeded(&dir.run("uninstall"));
     assert!(text.contains("is removed"), "{text}");
     assert_eq!(dir.names(), ["macvtap"]);
     assert_eq!(fs::read_to_string(dir.path("macvtap")).unwrap(), OTHER);
@@ -181,9 +178,41 @@ fn a_symbolic_link_is_replaced_and_not_followed() {
     let dir = Dir::new();
     fs::write(dir.path("victim"), OTHER).unwrap();
     symlink(dir.path("victim"), dir.path("macvtap")).unwrap();
-    assert!(dir.install().contains("in place of a symbolic link"));
+    assert!(dir.install().contains("the symbolic link there is kept"));
     dir.check();
     assert_eq!(fs::read_to_string(dir.path("victim")).unwrap(), OTHER);
+    assert!(succeeded(&dir.run("uninstall")).contains("what it replaced is back"));
+    let back = fs::read_link(dir.path("macvtap")).unwrap();
+    assert_eq!(back, dir.path("victim"));
+    assert_eq!(dir.names(), ["macvtap", "victim"]);
+}
+
+/// A directory that others can read they can lock.
+#[test]
+fn another_user_cannot_keep_it_from_installing() {
+    let dir = Dir::new();
+    let directory = fs::File::open(dir.0.path()).unwrap();
+    directory.lock().unwrap();
+    dir.install();
+    dir.check();
+}
+
+#[test]
+fn a_seccomp_profile_that_cannot_be_written_keeps_no_plugin_out() {
+    let dir = Dir::new();
+    let mut command = Command::new(binary());
+    command.args([
+        "install",
+        "--seccomp-profile",
+        "/nowhere/profile.json",
+        "--dir",
+    ]);
+    let text = failed(&command.arg(dir.0.path()).output().unwrap());
+    assert!(
+        text.contains("another path with --seccomp-profile"),
+        "{text}"
+    );
+    assert_eq!(dir.names(), ["macvtap"]);
 }
 
 #[test]
