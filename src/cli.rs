@@ -374,12 +374,13 @@ pub struct Doctor {
     /// Directory of the kubelet's device plugin socket
     #[arg(long, value_name = "DIR", default_value = KUBELET_DIR, value_parser = directory)]
     pub kubelet_dir: PathBuf,
-    /// CNI directory
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
-    pub cni_dir: PathBuf,
-    /// Directory of the CNI configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
+    /// CNI directory [default: the first one of the known distributions that has the plugin]
+    #[arg(long, value_name = "DIR")]
+    pub cni_dir: Option<PathBuf>,
+    /// Directory of the CNI configurations [default: the first one of the known distributions that
+    /// exists]
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
     /// NRI socket of the container runtime
     #[arg(long, value_name = "SOCKET", default_value = NRI_SOCKET)]
     pub nri_socket: PathBuf,
@@ -391,7 +392,7 @@ pub struct Doctor {
     #[arg(long, value_name = "ADDRESS", requires = "lower_device")]
     pub probe_network: Option<Ipv4Addr>,
     /// Lower device for --probe-network
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "probe_network")]
     pub lower_device: Option<String>,
     /// Print JSON
     #[arg(long)]

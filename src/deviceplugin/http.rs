@@ -202,8 +202,8 @@ fn respond(path: &str, status: &Status) -> Response<String> {
         "/healthz" if status.is_live() => response(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" if failures.is_empty() => response(StatusCode::OK, "ok\n".to_owned()),
         "/healthz" | "/readyz" => {
-            let text = format!("{}\n", failures.join("\n"));
-            response(StatusCode::SERVICE_UNAVAILABLE, text)
+            let lines = failures.iter().map(|problem| format!("{}\n", problem.text));
+            response(StatusCode::SERVICE_UNAVAILABLE, lines.collect())
         }
         "/metrics" => response(StatusCode::OK, metrics::text(status)),
         _ => {

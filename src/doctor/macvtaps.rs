@@ -44,6 +44,7 @@ pub fn macvtaps(inventory: &Inventory) -> Vec<Finding> {
             findings.extend(tap_only(macvtap));
         }
     }
+    findings.extend(shared_names(&inventory.taps));
     findings.extend(inventory.macvtaps.iter().filter_map(other_mac));
     findings.extend(same_mac(&inventory.macvtaps));
     findings.extend(stale_nodes());
@@ -102,6 +103,28 @@ fn node(macvtap: &Macvtap, devices: &[DeviceNumber]) -> Option<Finding> {
             again.to_owned(),
         ),
     }
+}
+
+/// The taps of others that have one name: the kernel numbers them in each network namespace.
+fn shared_names(taps: &BTreeMap<u32, Vec<DeviceNumber>>) -> Vec<Finding> {
+    let others = taps.iter().filter(|(number, _)| !is_tap_number(**number));
+    let shared = others.filter(|(_, devices)| devices.len() > 1);
+    shared
+        .map(|(number, devices)| {
+            let path = tap::path(*number);
+            let path = path.display();
+            let devices: Vec<String> = devices.iter().map(ToString::to_string).collect();
+            let text = format!(
+                "taps {} have the name {path}, which opens one of them",
+                devices.join(" and ")
+            );
+            Finding::fail(
+                "tap",
+                text,
+                "delete all but one, and create them with other indexes",
+            )
+        })
+        .collect()
 }
 
 fn tap_only(macvtap: &Macvtap) -> Option<Finding> {

@@ -1,5 +1,6 @@
 //! `macvtap doctor`: diagnoses a node and suggests fixes.
 
+mod directories;
 pub(crate) mod finding;
 mod macvtaps;
 mod network;
@@ -11,7 +12,7 @@ use std::{net::Ipv4Addr, process::ExitCode};
 
 use anyhow::Result;
 
-use self::finding::Finding;
+use self::{finding::Finding, network::Answer};
 use crate::{cli, host::stdout, macvtap::inventory::Inventory};
 
 /// Checks and prints. Fails if there is a problem.
@@ -41,8 +42,13 @@ fn check(options: &cli::Doctor) -> Vec<Finding> {
     let (device_plugin, named) = plugins::device_plugin(&options.kubelet_dir);
     findings.extend(device_plugin);
     findings.extend(runtime::findings(options));
-    findings.push(plugins::cni_plugin(&options.cni_dir));
-    findings.push(plugins::cni_configuration(&options.cni_conf_dir));
+    let cni_dir = options.cni_dir.clone();
+    findings.push(plugins::cni_plugin(
+        &cni_dir.unwrap_or_else(directories::cni),
+    ));
+    let cni_conf_dir = options.cni_conf_dir.clone();
+    let cni_conf_dir = cni_conf_dir.unwrap_or_else(directories::cni_configurations);
+    findings.push(plugins::cni_configuration(&cni_conf_dir));
     match Inventory::new() {
         Ok(inventory) => {
             findings.extend(macvtaps::lower_devices(&inventory, &named));
@@ -62,11 +68,16 @@ fn check(options: &cli::Doctor) -> Vec<Finding> {
 
 fn probe_network(lower: &str, address: Ipv4Addr) -> Finding {
     let check = "network";
-    match network::answers(lower, address) {
-        Ok(true) => Finding::ok(check, format!("{address} answers a new MAC on {lower}")),
-        Ok(false) => Finding::fail(
+    match network::probe(lower, address) {
+        Ok(Answer::ToAny) => Finding::ok(check, format!("{address} answers a new MAC on {lower}")),
+        Ok(Answer::None) => Finding::fail(
             check,
-            format!("{address} does not answer a new MAC on {lower}"),
+            format!("{address} answers neither a new MAC on {lower} nor the MAC of {lower}"),
+            "give an address that answers ARP, such as that of the gateway",
+        ),
+        Ok(Answer::ToLowerDevice) => Finding::fail(
+            check,
+            format!("{address} answers the MAC of {lower}, but no new MAC on it"),
             "if the node is a VM, allow other MACs on its virtual switch (VMware: forged \
              transmits and promiscuous mode); if the switch port has port security, raise its \
              limit of MACs",

@@ -29,7 +29,7 @@ use crate::{
     netlink::{Link, Socket},
     types::{
         prefix::Prefix,
-        status::{DELETE_THE_POD, Status, Summary},
+        status::{Problem, Status, Summary},
     },
 };
 
@@ -105,8 +105,8 @@ pub fn device_plugin(kubelet_dir: &Path) -> (Vec<Finding>, Vec<String>) {
             let finding = Finding::fail(
                 check,
                 format!("no answer: {error:#}"),
-                "run doctor in the device plugin's network namespace; \
-                 see kubectl -n macvtap logs ds/macvtap",
+                "start it, or run doctor in its network namespace; see the log of its pod: \
+                 kubectl logs -n NAMESPACE -l app.kubernetes.io/name=macvtap",
             );
             return ([vec![finding], left_behind()].concat(), Vec::new());
         }
@@ -138,23 +138,9 @@ fn findings(check: &str, summary: Summary) -> Vec<Finding> {
     let ok = summary.ok.into_iter().map(|text| Finding::ok(check, text));
     let notes = summary.notes.into_iter();
     let notes = notes.map(|text| Finding::note(check, text));
-    let fix = "see the device plugin's log, and check that the kubelet runs";
-    let failures = summary.failures.into_iter();
-    let failures = failures.map(|text| Finding::fail(check, text, fix));
-    let warnings = summary.warnings.iter();
-    let warnings = warnings.map(|text| warning(check, text));
-    ok.chain(notes).chain(failures).chain(warnings).collect()
-}
-
-fn warning(check: &str, text: &str) -> Finding {
-    match text.strip_suffix(DELETE_THE_POD) {
-        Some(text) => Finding::fail(check, text, "delete the pod"),
-        None => Finding::fail(
-            check,
-            text,
-            "see the device plugin's log; bring the lower device up, or change the configuration",
-        ),
-    }
+    let problems = summary.failures.into_iter().chain(summary.warnings);
+    let problems = problems.map(|Problem { text, fix }| Finding::fail(check, text, fix));
+    ok.chain(notes).chain(problems).collect()
 }
 
 /// A directory of the node that this container does not mount.
@@ -232,33 +218,20 @@ pub fn cni_configuration(dir: &Path) -> Finding {
         });
     let shown = dir.display();
     match names.min() {
-        Some(first) => Finding::ok(check, format!("the first one in {shown} is {first}")),
+        Some(first) if first.contains("multus") => {
+            Finding::ok(check, format!("the first one in {shown} is {first}"))
+        }
+        Some(first) => Finding::note(
+            check,
+            format!(
+                "the first one in {shown} is {first}; if that does not lead to Multus, pods get no \
+                 other networks"
+            ),
+        ),
         None => Finding::fail(
             check,
             format!("{shown} has none, so no pod gets a network"),
             "install the cluster's network and Multus, or give the directory with --cni-conf-dir",
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_without_its_tap_has_a_fix_of_its_own() {
-        let without = "container c of pod p runs without /dev/tap1";
-        let summary = Summary {
-            warnings: vec![format!("{without}{DELETE_THE_POD}"), "other".to_owned()],
-            ..Summary::default()
-        };
-        let findings = findings("device plugin", summary);
-        let expected = Finding::fail("device plugin", without, "delete the pod");
-        assert_eq!(findings[0].lines(200), expected.lines(200));
-        assert!(
-            findings[1]
-                .lines(200)
-                .contains("see the device plugin's log")
-        );
     }
 }

@@ -31,7 +31,7 @@ pub fn findings(options: &cli::Doctor) -> Vec<Finding> {
         .into_iter()
         .find_map(|kind| find(kind, &options.runtime_conf_dir, serves_nri));
     let kubernetes = printed("kubelet").as_deref().and_then(Release::find);
-    let needs = Finding::ok(check, requests::needs(kubernetes, runtime));
+    let needs = Finding::note(check, requests::needs(kubernetes, runtime));
     vec![of_runtime(runtime, &options.nri_socket), needs]
 }
 

@@ -163,6 +163,16 @@ impl Running {
     }
 }
 
+/// Whether a line is one of kubectl's log, which says five times that no API server answers before
+/// kubectl says it: `E1126 16:02:24.123456   12345 memcache.go:265] ...`.
+fn is_log(line: &str) -> bool {
+    let (level, day) = line.split_at_checked(1).unwrap_or_default();
+    let day = day.split_once(' ').map_or(day, |(day, _)| day);
+    matches!(level, "E" | "I" | "W")
+        && day.len() == 4
+        && day.bytes().all(|digit| digit.is_ascii_digit())
+}
+
 fn text(file: &mut File) -> Result<String> {
     let mut bytes = Vec::new();
     file.rewind()
@@ -204,6 +214,7 @@ impl Output {
         let lines = self.stderr.lines().map(str::trim);
         let lines =
             lines.filter(|line| !line.is_empty() && !line.starts_with("command terminated"));
+        let lines = lines.filter(|line| !is_log(line));
         let lines: Vec<&str> = lines
             .map(|line| line.trim_start_matches("macvtap: "))
             .collect();

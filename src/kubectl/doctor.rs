@@ -52,14 +52,14 @@ fn to_json(found: &[(&str, Finding)]) -> Result<String> {
 }
 
 fn to_text(found: &[(&str, Finding)]) -> String {
-    let width = found.iter().map(|(node, _)| node.len()).max().unwrap_or(0);
-    let rest = terminal::width().map_or(usize::MAX, |all| all.saturating_sub(width));
-    let lines = found.iter().flat_map(|(node, finding)| {
-        let lines = finding.lines(rest);
-        let lines = lines.lines().map(|line| format!("{node:width$}{line}\n"));
-        lines.collect::<Vec<_>>()
+    let width = terminal::width().unwrap_or(usize::MAX);
+    let of_node = found.chunk_by(|(one, _), (next, _)| one == next);
+    let parts = of_node.map(|findings| {
+        let lines = findings.iter().map(|(_, finding)| finding.lines(width));
+        let node = findings.first().map_or("", |(node, _)| node);
+        format!("{node}\n{}\n", lines.collect::<String>())
     });
-    let lines: String = lines.collect();
+    let lines: String = parts.collect();
     let findings: Vec<Finding> = found.iter().map(|(_, finding)| finding.clone()).collect();
-    format!("{lines}\n{}\n", summary(&findings))
+    format!("{lines}{}\n", summary(&findings))
 }

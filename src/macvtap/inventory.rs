@@ -162,9 +162,12 @@ impl Inventory {
 
     /// Looks which processes have the taps open: at each descriptor of each process.
     pub fn find_holders(&mut self) {
-        let mut holders = holders();
+        let holders = holders();
         for macvtap in &mut self.macvtaps {
-            macvtap.holders = holders.remove(&macvtap.link.index).unwrap_or_default();
+            let devices = self.taps.get(&macvtap.link.index).into_iter().flatten();
+            let own = devices.filter(|device| is_tap_of(**device, &macvtap.link));
+            let of = own.filter_map(|device| holders.get(device));
+            macvtap.holders = of.flatten().cloned().collect();
         }
     }
 
@@ -251,9 +254,13 @@ fn name_of(path: &Path) -> String {
 
 /// Fails if a process has tap `number` open, as far as that can be seen from here.
 pub fn check_not_open(number: u32) -> Result<(), AttachError> {
-    let Some(processes) = holders().remove(&number) else {
+    let devices = tap::devices(number)?;
+    let mut holders = holders();
+    let processes = devices.iter().filter_map(|device| holders.remove(device));
+    let processes: Vec<String> = processes.flatten().collect();
+    if processes.is_empty() {
         return Ok(());
-    };
+    }
     let text = format!(
         "{} is still open in {}",
         tap::path(number).display(),
@@ -262,9 +269,17 @@ pub fn check_not_open(number: u32) -> Result<(), AttachError> {
     Err(AttachError::new(Kind::TryAgain, text))
 }
 
-/// By tap, the processes that have it open.
-fn holders() -> BTreeMap<u32, Vec<String>> {
-    let mut holders: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+/// Whether a device with the tap number of a macvtap is its own, as far as sysfs shows it. It has
+/// no network namespace: one with the name of the interface there is.
+fn is_tap_of(device: DeviceNumber, link: &Link) -> bool {
+    let found = tap::of(device).ok().flatten();
+    found.is_some_and(|tap| tap.interface == link.name)
+}
+
+/// By the device of a tap, the processes that have it open. Several taps can have one number, so
+/// one name in `/dev`.
+fn holders() -> BTreeMap<DeviceNumber, Vec<String>> {
+    let mut holders: BTreeMap<DeviceNumber, Vec<String>> = BTreeMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = process.file_name();
         let Some(id) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
@@ -275,10 +290,12 @@ fn holders() -> BTreeMap<u32, Vec<String>> {
             .flatten();
         let taps = descriptors.flatten().filter_map(|descriptor| {
             let target = fs::read_link(descriptor.path()).ok()?;
-            tap::number_in(target.to_str()?)
+            tap::number_in(target.to_str()?)?;
+            let found = fs::metadata(descriptor.path()).ok()?;
+            Found::of(&found).number()
         });
         // Once for each of several queues.
-        for tap in taps.collect::<BTreeSet<u32>>() {
+        for tap in taps.collect::<BTreeSet<DeviceNumber>>() {
             let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             let holder = format!("{} ({id})", comm.trim_end());
             holders.entry(tap).or_default().push(holder);

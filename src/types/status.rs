@@ -9,9 +9,6 @@ use super::plural::count;
 /// The effect of a lack of learning.
 const UNREACHABLE: &str = "VMs are unreachable from VMs on the same node during migration";
 
-/// How a warning ends that only another pod can end.
-pub(crate) const DELETE_THE_POD: &str = ": delete the pod";
-
 /// The status of a device plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -229,10 +226,29 @@ pub struct Summary {
     pub notes: Vec<String>,
     /// What is wrong on the node or in the configuration: a restart of the device plugin would
     /// not help.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Problem>,
     /// What the device plugin fails to do.
-    pub failures: Vec<String>,
+    pub failures: Vec<Problem>,
 }
+
+/// What is wrong, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What is wrong.
+    pub text: String,
+    /// What to do.
+    pub fix: &'static str,
+}
+
+impl Problem {
+    fn new(text: impl Into<String>, fix: &'static str) -> Self {
+        let text = text.into();
+        Self { text, fix }
+    }
+}
+
+const SEE_LOG: &str = "see the device plugin's log";
+const CORRECT_ENTRY: &str = "correct the configuration; it is read again by itself";
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_zero(number: &usize) -> bool {
@@ -262,7 +278,7 @@ impl Status {
             None => summary.ok.push("netlink answers".to_owned()),
             Some(error) => {
                 let text = format!("netlink does not answer: {error}");
-                summary.failures.push(text);
+                summary.failures.push(Problem::new(text, SEE_LOG));
             }
         }
         self.add_learning(&mut summary);
@@ -270,7 +286,8 @@ impl Status {
             nri.summarize(&mut summary);
         }
         let mistakes = self.config_warnings.iter();
-        let mistakes = mistakes.map(|warning| format!("configuration: {warning}"));
+        let mistakes = mistakes
+            .map(|warning| Problem::new(format!("configuration: {warning}"), CORRECT_ENTRY));
         summary.warnings.extend(mistakes);
         for resource in &self.resources {
             resource.add_to(&mut summary);
@@ -296,7 +313,8 @@ impl Status {
         } else {
             let reason =
                 text("the configuration lists none, and no NIC or bond of this node is eligible");
-            summary.warnings.push(reason);
+            let fix = "name a NIC of this node in the configuration, or bring one up";
+            summary.warnings.push(Problem::new(reason, fix));
         }
     }
 
@@ -311,9 +329,10 @@ impl Status {
                 "learning is on: {} active, {parked} parked",
                 count(active, "port")
             )),
-            Some(_) => summary
-                .warnings
-                .push(format!("learning has stopped: {UNREACHABLE}")),
+            Some(_) => {
+                let text = format!("learning has stopped: {UNREACHABLE}");
+                summary.warnings.push(Problem::new(text, SEE_LOG));
+            }
             None => summary
                 .notes
                 .push(format!("learning is off: {UNREACHABLE}")),
@@ -338,7 +357,10 @@ impl HostAccessStatus {
             let text = format!("host access on {lower} by {interface}: {addresses}");
             summary.ok.push(text);
         }
-        summary.warnings.extend(self.warnings());
+        let warnings = self.warnings();
+        summary
+            .warnings
+            .extend(warnings.map(|text| Problem::new(text, SEE_LOG)));
     }
 }
 
@@ -362,11 +384,12 @@ impl NriStatus {
             summary.ok.push(text.to_owned());
         } else {
             let text = format!("NRI is not connected: {last_error}");
-            summary.failures.push(text);
+            let fix = "check that the container runtime runs, and that it has NRI enabled";
+            summary.failures.push(Problem::new(text, fix));
         }
         let without = self.without.iter();
-        let delete = |text: &String| format!("{text}{DELETE_THE_POD}");
-        summary.warnings.extend(without.map(delete));
+        let problems = without.map(|text| Problem::new(text, "delete the pod"));
+        summary.warnings.extend(problems);
     }
 }
 
@@ -380,10 +403,12 @@ impl ResourceStatus {
             summary.ok.push(text);
         } else {
             let text = format!("resource {name} is not registered");
-            summary.failures.push(match self.last_error.as_str() {
+            let text = match self.last_error.as_str() {
                 "" => text,
                 error => format!("{text}: {error}"),
-            });
+            };
+            let fix = "check that the kubelet runs, and see the device plugin's log";
+            summary.failures.push(Problem::new(text, fix));
         }
         if let Some(selector) = &self.selector {
             let lower = &self.lower_device;
@@ -392,7 +417,9 @@ impl ResourceStatus {
         }
         if let Some(reason) = &self.unhealthy_reason {
             let text = format!("resource {name} is unhealthy: {reason}");
-            summary.warnings.push(text);
+            let fix =
+                "correct the lower device or the configuration: the resource follows by itself";
+            summary.warnings.push(Problem::new(text, fix));
         }
     }
 }
@@ -410,6 +437,10 @@ mod tests {
             devices: 100,
             ..ResourceStatus::default()
         }
+    }
+
+    fn texts(problems: &[Problem]) -> Vec<&str> {
+        problems.iter().map(|problem| &problem.text[..]).collect()
     }
 
     fn status(resource: ResourceStatus) -> Status {
@@ -434,7 +465,7 @@ mod tests {
         })
         .summary();
         let expected = "resource dataplane is not registered: connection refused";
-        assert_eq!(summary.failures, [expected]);
+        assert_eq!(texts(&summary.failures), [expected]);
     }
 
     #[test]
@@ -444,7 +475,7 @@ mod tests {
             ..Status::default()
         };
         let failures = status.summary().failures;
-        assert_eq!(failures, ["netlink does not answer: EPERM"]);
+        assert_eq!(texts(&failures), ["netlink does not answer: EPERM"]);
     }
 
     #[test]
@@ -456,14 +487,18 @@ mod tests {
         .summary();
         assert!(summary.failures.is_empty());
         let expected = "resource dataplane is unhealthy: the lower device does not exist";
-        assert_eq!(summary.warnings, [expected]);
+        assert_eq!(texts(&summary.warnings), [expected]);
         assert_eq!(summary.ok.len(), 2, "{summary:?}");
     }
 
     #[test]
     fn a_node_without_resources_is_not_well() {
         let summary = Status::default().summary();
-        assert!(summary.warnings[0].starts_with("no resource is offered"));
+        assert!(
+            summary.warnings[0]
+                .text
+                .starts_with("no resource is offered")
+        );
         let other = Status {
             entries_for_others: 1,
             ..Status::default()
@@ -515,7 +550,7 @@ mod tests {
             "learning is on: 3 ports active, 0 parked"
         );
         let stopped = summary(learning(false));
-        assert!(stopped.warnings[0].starts_with("learning has stopped"));
+        assert!(stopped.warnings[0].text.starts_with("learning has stopped"));
         assert!(!stopped.ok.iter().any(|text| text.contains("learning")));
     }
 
@@ -534,7 +569,10 @@ mod tests {
             without: vec!["container c of pod p runs without /dev/tap1".to_owned()],
             ..NriStatus::default()
         };
-        let expected = "container c of pod p runs without /dev/tap1: delete the pod";
+        let expected = Problem::new(
+            "container c of pod p runs without /dev/tap1",
+            "delete the pod",
+        );
         assert_eq!(summary(ready.clone()).warnings[0], expected);
         assert!(summary(ready.clone()).failures.is_empty());
         let lost = |absent| NriStatus {
@@ -544,7 +582,7 @@ mod tests {
             ..ready.clone()
         };
         let failures = summary(lost(false)).failures;
-        assert_eq!(failures, ["NRI is not connected: refused"]);
+        assert_eq!(texts(&failures), ["NRI is not connected: refused"]);
         assert!(summary(lost(true)).failures.is_empty());
     }
 

@@ -116,7 +116,10 @@ fn a_healthy_node_has_no_problems() {
     assert!(text.ends_with("\nNo problems found.\n"), "{text}");
     let expected = |line: &str| {
         // Other tests have macvtaps, too.
-        let note = line.starts_with("  note macvtaps ") || line.starts_with("  note runtime ");
+        let notes = ["macvtaps", "requests", "runtime"];
+        let note = notes
+            .iter()
+            .any(|check| line.starts_with(&format!("  note {check} ")));
         line.is_empty() || line.starts_with("  ok ") || line.starts_with('N') || note
     };
     assert!(text.lines().all(expected), "{text}");
@@ -346,15 +349,53 @@ fn probes_the_network() {
     let address = ["--lower-device", LOWER, "--probe-network", "10.14.0.1"];
     let problems = healthy.problems(&address);
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(
-        problems[0].1.contains("10.14.0.1 does not answer"),
-        "{problems:?}"
-    );
+    assert!(problems[0].1.contains("answers neither"), "{problems:?}");
+    // A switch that lets the MAC of the lower device pass alone.
+    let mac = healthy.node.host.link(LOWER).unwrap()["address"].to_string();
+    let gateway = Host::new();
+    healthy.node.wire.ip(&format!(
+        "link add gw link {FAR_END} netns {} type macvlan mode source",
+        gateway.path()
+    ));
+    let mac = mac.trim_matches('"');
+    gateway.ip(&format!("link set gw type macvlan macaddr add {mac}"));
+    gateway.ip("link set gw up");
+    gateway.ip("addr add 10.14.0.1/24 dev gw");
+    let problems = healthy.problems(&address);
+    assert!(problems[0].1.contains("but no new MAC"), "{problems:?}");
+    drop(gateway);
     healthy
         .node
         .wire
         .ip(&format!("addr add 10.14.0.1/24 dev {FAR_END}"));
     assert_eq!(healthy.problems(&address), []);
+}
+
+/// The kernel numbers interfaces in each network namespace, and names a tap by that number.
+#[test]
+fn finds_taps_that_have_one_name() {
+    let _alone = alone();
+    let healthy = Healthy::new();
+    let number = 900_000 + std::process::id() % 90_000;
+    let pods = [Host::new(), Host::new()];
+    for (name, pod) in ["one", "two"].iter().zip(&pods) {
+        healthy.node.host.ip(&format!(
+            "link add {name} link {LOWER} index {number} netns {} type macvtap mode bridge",
+            pod.path()
+        ));
+    }
+    let _residents = pods.each_ref().map(Resident::new);
+    healthy.finds(
+        "tap",
+        &format!("have the name /dev/tap{number}, which opens one of them"),
+    );
+    let _open = fs::File::open(tap(number)).unwrap();
+    let list = succeed(&healthy.node.host, &["link", "list", "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+    let macvtaps = list["macvtaps"].as_array().unwrap().iter();
+    let same = macvtaps.filter(|macvtap| macvtap["tap"] == number);
+    let holders = same.map(|macvtap| macvtap["holders"].as_array().unwrap().len());
+    assert_eq!(holders.sum::<usize>(), 1, "{list}");
 }
 
 /// Runs doctor with these programs alone in PATH: the texts of two checks.

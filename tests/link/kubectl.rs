@@ -146,7 +146,8 @@ fn diagnoses_probes_and_measures_all_nodes() {
     let cluster = Cluster::new();
     let (text, ok) = cluster.text(&[&["doctor"], &HEALTHY[..]].concat());
     // They have no device plugin.
-    assert!(!ok && text.contains("node-b  FAIL device plugin"), "{text}");
+    assert!(!ok && text.contains("\nnode-b\n  "), "{text}");
+    assert!(text.contains("\n  FAIL device plugin "), "{text}");
     let problems = text.lines().filter(|line| line.contains(" FAIL ")).count();
     assert!(
         text.ends_with(&format!("\n{problems} problems found.\n")),
