@@ -15,6 +15,7 @@ use crate::{
         bandwidth::Limit,
         create::{Spec, create},
         guard::{NewMacvtap, Settings},
+        inventory::{Inventory, Macvtap},
         lower::{LowerDevice, Reason},
         shaping,
     },
@@ -31,13 +32,9 @@ pub fn add(options: &cli::Add) -> Result<()> {
     let mut host = Socket::open()?;
     let netns = netns(wanted.netns.as_deref())?;
     let lower = lower(&mut host, options)?;
-    if let Some(number) = options.tap {
-        let free = tap::devices(number)?.is_empty();
-        ensure!(free, "tap {number} exists already on this machine");
-    }
     let spec = Spec {
         name: &options.name,
-        index: options.tap,
+        index: Some(free_tap(options)?),
         lower: &lower,
         mode: options.mode,
         mac: wanted.mac,
@@ -58,6 +55,17 @@ pub fn add(options: &cli::Add) -> Result<()> {
         }
     })?;
     report(macvtap)
+}
+
+/// The number of the tap. One that the kernel chooses is free in the network namespace alone, and
+/// the node of that name may be another macvtap's.
+fn free_tap(options: &cli::Add) -> Result<u32> {
+    let Some(number) = options.tap else {
+        return tap::free_number(&format!("{}-{}", options.name, std::process::id()));
+    };
+    let free = tap::devices(number)?.is_empty();
+    ensure!(free, "tap {number} exists already on this machine");
+    Ok(number)
 }
 
 /// The lower device, if the kernel could create the macvtap on it. It may be down.
@@ -156,6 +164,22 @@ fn set_rates(socket: &mut Socket, link: &Link, rates: &Rates) -> Result<()> {
     Ok(())
 }
 
+/// Says that there is no such interface here, and where a macvtap has that name or number.
+fn absent(name: &str) -> String {
+    let text = format!("there is no interface {name:?} in this network namespace");
+    let found = Inventory::new().map(|inventory| inventory.macvtaps);
+    let named =
+        |macvtap: &Macvtap| macvtap.link.name == name || macvtap.link.index.to_string() == name;
+    let mut others = found.into_iter().flatten().filter(named);
+    match others.next() {
+        Some(Macvtap { link, netns, .. }) if !netns.is_empty() => {
+            format!("{text}; {:?} is in netns {netns}: use --netns", link.name)
+        }
+        Some(Macvtap { link, .. }) => format!("{text}; tap {name} is {:?}", link.name),
+        None => text,
+    }
+}
+
 fn is_on(switch: Option<Switch>) -> bool {
     switch == Some(Switch::On)
 }
@@ -176,7 +200,7 @@ fn socket_in(netns: Option<&Netns>) -> Result<Socket> {
 
 fn find(socket: &mut Socket, name: &str) -> Result<Link> {
     let link = socket.link_by_name(name)?;
-    match link.with_context(|| format!("there is no interface {name:?}"))? {
+    match link.with_context(|| absent(name))? {
         link if link.is_macvtap() => Ok(link),
         link => bail!(
             "{name:?} is a {} interface, not a macvtap",

@@ -108,7 +108,7 @@ pub fn notes(listing: &Listing) -> Vec<String> {
     if listing.in_container && !listing.macvtaps.is_empty() {
         notes.push(
             "This container does not see the node's processes and /dev. To see OPEN BY and OWNER, \
-             run on the node: /opt/cni/bin/macvtap link list"
+             run on the node: macvtap link list"
                 .to_owned(),
         );
     }

@@ -33,12 +33,16 @@ pub struct Traffic {
     /// Its network namespace.
     pub netns: String,
     /// Bytes received in a second.
+    #[serde(rename = "receivedBytesPerSecond")]
     pub received_bytes: u64,
     /// Bytes sent in a second.
+    #[serde(rename = "sentBytesPerSecond")]
     pub sent_bytes: u64,
     /// Frames received in a second.
+    #[serde(rename = "receivedPacketsPerSecond")]
     pub received_packets: u64,
     /// Frames sent in a second.
+    #[serde(rename = "sentPacketsPerSecond")]
     pub sent_packets: u64,
 }
 

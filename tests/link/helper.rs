@@ -1,6 +1,6 @@
 //! `link add`, `set` and `delete`.
 
-use std::process::Command;
+use std::{collections::BTreeSet, process::Command};
 
 use kit::netns::{Host, LOWER, Node, tap_exists, tap_number, wait_until};
 
@@ -62,6 +62,33 @@ fn makes_changes_and_deletes_a_macvtap() {
     assert!(link["flags"].to_string().contains("ALLMULTI"), "{link}");
     succeed(&node.host, &["link", "delete", "m0", "--netns", &netns]);
     wait_until("it is gone", || !tap_exists(number));
+}
+
+/// Each has its own node, in whatever network namespaces they are.
+#[test]
+fn no_two_have_the_same_tap() {
+    let _alone = alone();
+    let node = Node::new();
+    let pods = [Host::new(), Host::new()];
+    let paths = pods.each_ref().map(|pod| {
+        let path = pod.path();
+        let words = [
+            "link",
+            "add",
+            "m0",
+            "--lower-device",
+            LOWER,
+            "--netns",
+            &path,
+        ];
+        succeed(&node.host, &words)
+    });
+    assert_ne!(paths[0], paths[1]);
+    let text = fail(&node.host, &["link", "set", "m0", "--mtu", "1400"]);
+    assert!(
+        text.contains("there is no interface \"m0\" in this network namespace"),
+        "{text}"
+    );
 }
 
 /// Where the kernel would only answer with a number.
@@ -207,9 +234,9 @@ fn a_netns_has_a_name_and_several_are_deleted_at_once() {
             .iter()
             .filter(|each| each["netns"] == netns.0.as_str());
         here.map(|each| each["interface"].as_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
+            .collect::<BTreeSet<_>>()
     };
-    assert_eq!(names(), ["m0", "m1"]);
+    assert_eq!(names(), ["m0", "m1"].map(str::to_owned).into());
     let path = format!("/run/netns/{}", netns.0);
     let stderr = fail(
         &node.host,
