@@ -31,7 +31,7 @@ pub const METRICS: [Metric; 34] = [
     metric(
         "macvtap_configuration_warnings",
         "gauge",
-        "Mistakes in the configuration, such as entries that are left out",
+        "What is wrong, ignored or left out in the configuration",
         |status| vec![(vec![], status.config_warnings.len() as u64)],
     ),
     metric(

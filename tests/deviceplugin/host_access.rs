@@ -11,7 +11,7 @@ use std::{
 };
 
 use kit::{
-    guest::{Guest as VirtualMachine, can_run},
+    guest::{Guest as VirtualMachine, can_run, has_programs},
     kubelet::{Plugin, WAIT_TIMEOUT},
     netns::{Cni, FAR_END, Host, IFNAME, LOWER, Node, tap_number, tap_of, taps, wait_until},
     switch::{broadcast, rarp},
@@ -305,7 +305,7 @@ fn a_device_plugin_that_starts_again_adopts_it_and_a_pod_that_goes_takes_its_rou
 /// A host that has an answer does not ask again soon.
 #[test]
 fn a_guest_is_answered_only_once_its_claims_are_received() {
-    if !can_run(&["strace", "setpriv"]) {
+    if !has_programs(&["strace", "setpriv"]) {
         return;
     }
     let lab = Lab::new(&json!([resource("a", false)]));

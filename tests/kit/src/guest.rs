@@ -35,6 +35,15 @@ pub fn file(name: &str) -> PathBuf {
 
 /// Whether this machine has all of these programs, and guests to boot. Says so if not.
 pub fn can_run(programs: &[&str]) -> bool {
+    let can_boot = file("initramfs").exists();
+    if !can_boot {
+        skipped("there is no guest to boot; scripts/guest makes it");
+    }
+    has_programs(programs) && can_boot
+}
+
+/// Whether this machine has all of these programs. Says so if not.
+pub fn has_programs(programs: &[&str]) -> bool {
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let has = |name: &str| {
         path.split(':')
@@ -43,12 +52,8 @@ pub fn can_run(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|name| !has(name));
     if let Some(name) = missing {
         skipped(&format!("{name} is not installed; scripts/test does that"));
-    } else if !file("initramfs").exists() {
-        skipped("there is no guest to boot; scripts/guest makes it");
-    } else {
-        return true;
     }
-    false
+    missing.is_none()
 }
 
 /// A directory that QEMU's user owns.

@@ -43,7 +43,7 @@ pub fn lock_dev() -> File {
 }
 
 /// Lets this thread, and what it starts from now on, run before other programs: for tests whose times
-/// are what is tested, beside tests that compute.
+/// are what is tested, beside tests that compute. Says so where it may not.
 pub fn run_first() {
     let thread = fs::read_link("/proc/thread-self").unwrap();
     let mut renice = Command::new("renice");
@@ -51,7 +51,10 @@ pub fn run_first() {
         .args(["-n", "-15", "-p"])
         .arg(thread.file_name().unwrap());
     let output = output.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        netns::skipped(&format!("no priority for tests of times: {}", why.trim()));
+    }
 }
 
 /// The binary under test: what `scripts/test` built for shipping, or else what cargo built for
