@@ -320,9 +320,11 @@ fn entry(json: &Value, context: Context<'_>, warn: &mut impl FnMut(String)) -> R
         }
         Ok(Read::Entry(read_entry(&fields, &mut keys, warn)?))
     });
-    keys.warnings.into_iter().for_each(&mut *warn);
     let error = match read {
-        Ok(read) => return read,
+        Ok(read) => {
+            keys.warnings.into_iter().for_each(&mut *warn);
+            return read;
+        }
         Err(error) => error,
     };
     let (action, read) = match (former, name) {
@@ -643,6 +645,15 @@ mod tests {
             assert_eq!(configuration.entries, former, "{more}");
             assert!(warnings[0].contains("former definition"), "{warnings:?}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_in_an_entry_that_is_left_out_is_not_ignored() {
+        let text = r#"[{"name": "a", "lowerDevice": "eth0", "queues": 0, "mode": "source",
+            "hostAccess": true}]"#;
+        let (resources, warnings) = listed(text);
+        assert!(resources.is_empty() && warnings.len() == 1, "{warnings:?}");
+        assert!(warnings[0].contains("it is left out"), "{warnings:?}");
     }
 
     #[test]
