@@ -23,7 +23,7 @@ pub struct CheckpointFile {
     /// Why it could not be read the last time; empty if it could.
     last_error: String,
     allocations: Vec<Allocation>,
-    /// The IDs that it named since it was there, or since [`Self::doubt`].
+    /// The IDs that it named since it was there, or since [`Self::forget_named`].
     named: BTreeSet<String>,
 }
 
@@ -75,7 +75,7 @@ impl CheckpointFile {
     }
 
     /// Reads it as if for the first time: the kubelet that wrote it before has ended.
-    pub fn doubt(&mut self) {
+    pub fn forget_named(&mut self) {
         self.id = None;
         self.named.clear();
         self.read();

@@ -78,7 +78,7 @@ impl PodDevices {
 
     /// Handles a new kubelet: its checkpoint may be another one.
     pub fn kubelet_restarted(&mut self) {
-        self.checkpoint.doubt();
+        self.checkpoint.forget_named();
     }
 
     /// The resources of which pods hold devices, or of which the kubelet's checkpoint names some.

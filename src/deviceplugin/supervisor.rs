@@ -276,7 +276,7 @@ impl Supervisor {
     fn ask_for_pods(&self, found: TapOnlyPods) {
         let tap_only = self.shared.tap_only.clone();
         let Some(socket) = pod_resources::socket(&self.shared.kubelet_dir) else {
-            tap_only.keep(
+            tap_only.warn_kept(
                 found
                     .unknown
                     .into_iter()

@@ -35,8 +35,9 @@ pub struct TapOnly(mpsc::UnboundedSender<Job>);
 enum Job {
     Allocated(Vec<DeviceId>, Instances),
     Clear(Vec<DeviceId>),
-    Keep(Vec<DeviceId>),
-    NotePods(Vec<(DeviceId, String)>),
+    ClearOf(Vec<(DeviceId, String)>),
+    WarnKept(Vec<DeviceId>),
+    NotePods(Vec<(DeviceId, String)>, Instant),
     Adopt(Vec<DeviceId>),
     Ensure(Vec<DeviceId>, oneshot::Sender<Result<Option<DeviceId>>>),
     CreateOriginal(String, LinkName, Mode, oneshot::Sender<Result<u32>>),
@@ -48,6 +49,8 @@ type Instances = BTreeMap<u32, BTreeSet<Instance>>;
 /// What is known of devices since their last allocation, by the number of their tap.
 #[derive(Default)]
 struct Known {
+    /// When that was, if it was since the start.
+    allocated_at: BTreeMap<u32, Instant>,
     /// The taps that were there at the allocation: those of former pods.
     former: Instances,
     /// Those whose macvtap was seen in a pod, where CNI ADD made it.
@@ -93,15 +96,22 @@ impl TapOnly {
         self.send(Job::Clear(devices));
     }
 
-    /// Says that the macvtaps of these devices are kept, each once: their pods may run, though the
-    /// kubelet does not know that they have them.
-    pub fn keep(&self, devices: Vec<DeviceId>) {
-        self.send(Job::Keep(devices));
+    /// Deletes the macvtaps of these devices that still show these pods, which are gone. The kubelet
+    /// may have allocated the devices again since it was asked.
+    pub fn clear_of(&self, devices: Vec<(DeviceId, String)>) {
+        self.send(Job::ClearOf(devices));
     }
 
-    /// Shows with the macvtaps of these devices which pods have them.
-    pub fn note_pods(&self, devices: Vec<(DeviceId, String)>) {
-        self.send(Job::NotePods(devices));
+    /// Logs that the macvtaps of these devices are kept, each once: their pods may run, though the
+    /// kubelet does not know that they have them.
+    pub fn warn_kept(&self, devices: Vec<DeviceId>) {
+        self.send(Job::WarnKept(devices));
+    }
+
+    /// Shows with the macvtaps of these devices which pods have them, by what the kubelet was asked
+    /// at this time. Those that were allocated since may be other pods'.
+    pub fn note_pods(&self, devices: Vec<(DeviceId, String)>, asked_at: Instant) {
+        self.send(Job::NotePods(devices, asked_at));
     }
 
     /// Notes which of these devices, which pods have, have their macvtaps in the pods now.
@@ -121,7 +131,7 @@ impl TapOnly {
                 let path = tap::path(device.tap);
                 bail!(
                     "{} is still that of the pod that had device {device} before; the kubelet tries \
-                     again",
+                     again; if this goes on, delete the pod",
                     path.display()
                 );
             }
@@ -155,8 +165,9 @@ impl Job {
         match self {
             Self::Allocated(devices, former) => known.allocated(&devices, former),
             Self::Clear(devices) => devices.iter().for_each(clear),
-            Self::Keep(devices) => devices.iter().for_each(|device| known.warn_of(device)),
-            Self::NotePods(devices) => devices.iter().for_each(note_pod),
+            Self::ClearOf(devices) => devices.iter().for_each(clear_of),
+            Self::WarnKept(devices) => devices.iter().for_each(|device| known.warn_kept(device)),
+            Self::NotePods(devices, asked_at) => known.note_pods(&devices, asked_at),
             Self::Adopt(devices) => known.adopt(&devices),
             Self::Ensure(devices, outcome) => {
                 // The kubelet may have given up.
@@ -177,6 +188,7 @@ impl Known {
             self.attached.remove(&device.tap);
             self.warned.remove(&device.tap);
             self.former.remove(&device.tap);
+            self.allocated_at.insert(device.tap, Instant::now());
             clear(device);
         }
         self.former.append(&mut former);
@@ -240,7 +252,15 @@ impl Known {
         Ok(())
     }
 
-    fn warn_of(&mut self, device: &DeviceId) {
+    fn note_pods(&self, devices: &[(DeviceId, String)], asked_at: Instant) {
+        let is_current = |(device, _): &&(DeviceId, String)| {
+            let allocated_at = self.allocated_at.get(&device.tap);
+            allocated_at.is_none_or(|allocated_at| *allocated_at < asked_at)
+        };
+        devices.iter().filter(is_current).for_each(note_pod);
+    }
+
+    fn warn_kept(&mut self, device: &DeviceId) {
         if self.warned.insert(device.tap) {
             warn!(
                 device:%;
@@ -264,11 +284,19 @@ fn numbers(devices: &[DeviceId]) -> BTreeSet<u32> {
     devices.iter().map(|device| device.tap).collect()
 }
 
+fn clear(device: &DeviceId) {
+    clear_by(device, |host| tap_only::delete_of(host, device));
+}
+
+fn clear_of((device, pod): &(DeviceId, String)) {
+    clear_by(device, |host| tap_only::delete_of_pod(host, device, pod));
+}
+
 /// Allocate must not fail for it: an error there is the end of the pod, while CNI ADD clears up
 /// as well.
-fn clear(device: &DeviceId) {
+fn clear_by(device: &DeviceId, delete: impl FnOnce(&mut Socket) -> Result<bool>) {
     let host = Socket::open().map_err(anyhow::Error::from);
-    match host.and_then(|mut host| tap_only::delete_of(&mut host, device)) {
+    match host.and_then(|mut host| delete(&mut host)) {
         Ok(true) => info!(device:%; "deleted the macvtap of a previous pod"),
         Ok(false) => {}
         Err(error) => {

@@ -1,7 +1,7 @@
 //! Which pods have the macvtaps for the tap alone, by the kubelet. Each macvtap shows it, so that a
 //! later device plugin knows it too.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     grpc::pod_resources::api::ListPodResourcesResponse, tap_containers, tap_only::TapOnly,
@@ -12,6 +12,8 @@ use crate::types::device_id::DeviceId;
 pub struct TapOnlyPods {
     /// The node's name in the cluster, if that is known.
     pub node: Option<String>,
+    /// When they were listed: before the kubelet is asked.
+    pub listed_at: Instant,
     /// Those whose devices the kubelet has allocated.
     pub allocated: Vec<(DeviceId, String)>,
     /// Those whose devices it has not, and of which it is not known that it released them: their
@@ -25,6 +27,7 @@ impl TapOnlyPods {
     pub fn on(node: Option<&str>) -> Self {
         Self {
             node: node.map(str::to_owned),
+            listed_at: Instant::now(),
             allocated: Vec::new(),
             unknown: Vec::new(),
         }
@@ -45,24 +48,24 @@ impl TapOnlyPods {
             let pod = &containers.get(&device.tap)?.pod;
             (shown != *pod).then(|| (device, pod.clone()))
         });
-        tap_only.note_pods(new.collect());
+        tap_only.note_pods(new.collect(), self.listed_at);
         let pods = tap_containers::pods_in(answer);
         let is_whole = self.node.is_some_and(|node| is_whole(&pods, &node));
         let is_gone =
             |(_, pod): &(DeviceId, String)| is_whole && !pod.is_empty() && !pods.contains(pod);
         let (gone, kept): (Vec<_>, Vec<_>) = self.unknown.into_iter().partition(is_gone);
-        let devices =
-            |found: Vec<(DeviceId, String)>| found.into_iter().map(|(device, _)| device).collect();
-        tap_only.clear(devices(gone));
-        tap_only.keep(devices(kept));
+        tap_only.clear_of(gone);
+        tap_only.warn_kept(kept.into_iter().map(|(device, _)| device).collect());
     }
 }
 
 /// Whether the kubelet knows the node's pods. After it started, it has its static pods first, whose
 /// names end with the node's (`generatePodName` of its configuration), and later all others at once.
+/// One of them shows that this is the node's name in the cluster: `--node-name` may be any text.
 fn is_whole(pods: &BTreeSet<String>, node: &str) -> bool {
     let end = format!("-{}", node.to_lowercase());
-    pods.iter().any(|pod| !pod.ends_with(&end))
+    let is_static = |pod: &String| pod.ends_with(&end);
+    pods.iter().any(is_static) && !pods.iter().all(is_static)
 }
 
 #[cfg(test)]
@@ -81,5 +84,13 @@ mod tests {
             "kube-system/etcd-worker-1",
             "kube-system/macvtap-x7k2p"
         ]));
+    }
+
+    #[test]
+    fn what_is_not_the_name_of_the_node_proves_nothing() {
+        let pods = ["kube-system/etcd-node-a", "kube-system/macvtap-x7k2p"];
+        let pods = BTreeSet::from(pods.map(str::to_owned));
+        assert!(is_whole(&pods, "node-a"));
+        assert!(!is_whole(&pods, "any text"));
     }
 }

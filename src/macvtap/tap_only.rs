@@ -234,6 +234,15 @@ pub fn delete_of(host: &mut Socket, device: &DeviceId) -> Result<bool> {
     Ok(exists(host, device)? && host.delete(device.tap)?)
 }
 
+/// The same if the macvtap still shows this pod. One that was made since shows none.
+pub fn delete_of_pod(host: &mut Socket, device: &DeviceId, pod: &str) -> Result<bool> {
+    let link = host.link(device.tap)?.filter(|link| link.alias == pod);
+    match link {
+        Some(link) => Ok(is_of(host, device, &link)? && host.delete(device.tap)?),
+        None => Ok(false),
+    }
+}
+
 /// Whether `link` is what [`create_for`] makes for this very device.
 fn is_of(host: &mut Socket, device: &DeviceId, link: &Link) -> Result<bool> {
     let name = name_for(device);

@@ -367,6 +367,64 @@ fn named_plugin(host: &Host, dir: &Path, config: &Path) -> Plugin {
     Plugin::spawn(host, command)
 }
 
+/// A static pod on that node.
+fn static_pod(config: &Path) -> String {
+    let node = config.file_name().unwrap().to_str().unwrap();
+    format!("kube-system/etcd-{}", node.to_lowercase())
+}
+
+/// What the device plugin lists that registered after so many others.
+fn listed_after(kubelet: &Kubelet, others: u32) -> Vec<String> {
+    let listed = kubelet.wait_for(RESOURCE, WAIT_TIMEOUT, |resource| {
+        resource.registrations > others && resource.healthy().len() >= 100
+    });
+    listed.unwrap().healthy()
+}
+
+/// The kubelet took a while to answer, and meanwhile allocated two devices to other pods.
+#[test]
+fn a_late_list_of_pods_does_not_concern_the_pods_that_came_since() {
+    let world = World::new(LOWER, "bridge");
+    drop(world.plugin);
+    let (host, config) = (&world.node.host, world.config.path());
+    let plugin = named_plugin(host, &world.dir, config);
+    let healthy = listed_after(&world.kubelet, 1);
+    let ids = &healthy[1..4];
+    let names: Vec<String> = ids.iter().map(|id| original_link_name(id)).collect();
+    world.kubelet.pre_start(RESOURCE, ids).unwrap();
+    for name in [&names[0], &names[2]] {
+        host.ip(&format!("link set {name} alias vms/gone"));
+    }
+    drop(plugin);
+    checkpoint(&world.dir, (RESOURCE, &ids[1]), tap_of(&ids[1]));
+    let pods = [
+        (&*static_pod(config), "none"),
+        ("vms/former", &ids[1]),
+        ("kube-system/macvtap-x7k2p", "another"),
+    ];
+    let resources = PodResources::serve(&world.dir, &pods);
+    resources.hold(true);
+    let plugin = named_plugin(host, &world.dir, config);
+    listed_after(&world.kubelet, 2);
+    wait_until("the kubelet was asked", || resources.was_listed());
+    world.kubelet.allocate(RESOURCE, &ids[..2]).unwrap();
+    world.kubelet.pre_start(RESOURCE, &ids[..2]).unwrap();
+    for name in &names[..2] {
+        host.ip(&format!("link set {name} mtu 1400"));
+    }
+    resources.hold(false);
+    wait_until("that of the pod that is gone is deleted", || {
+        !tap_exists(tap_of(&ids[2]))
+    });
+    // It is done after what the list led to.
+    world.kubelet.pre_start(RESOURCE, &ids[..2]).unwrap();
+    for name in &names[..2] {
+        let link = host.link(name).unwrap();
+        assert_eq!(link["mtu"], 1400, "{link} {}", plugin.log());
+        assert_eq!(link["ifalias"], Value::Null, "{}", plugin.log());
+    }
+}
+
 /// Its pod and the configuration went while no device plugin ran. What shows that it is ours is
 /// that its index and its name are hashes of a device of the resource; another one is left alone. What
 /// shows that it is in use no more is that the kubelet does not list its pod, while it lists others.
@@ -397,7 +455,11 @@ fn the_macvtap_of_a_former_list_is_removed_by_proof() {
     let plugin = start();
     plugin.wait_for_log("kept the macvtap of a pod");
     assert!(tap_exists(tap_of(&id)));
-    resources.replace(&[("kube-system/macvtap-x7k2p", "another")]);
+    let static_pod = static_pod(world.config.path());
+    resources.replace(&[
+        ("kube-system/macvtap-x7k2p", "another"),
+        (&static_pod, "none"),
+    ]);
     wait_until("it is removed", || !tap_exists(tap_of(&id)));
     plugin.wait_for_log("remove it with: ip link delete mvt0123456789ab");
     std::thread::sleep(Duration::from_millis(600));

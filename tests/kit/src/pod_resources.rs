@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use macvtap::deviceplugin::grpc::pod_resources::api::{
@@ -23,6 +24,7 @@ use crate::kubelet::RESOURCE;
 struct Service {
     answer: Arc<Mutex<ListPodResourcesResponse>>,
     listed: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
 }
 
 #[tonic::async_trait]
@@ -32,7 +34,11 @@ impl PodResourcesLister for Service {
         _: Request<ListPodResourcesRequest>,
     ) -> Result<Response<ListPodResourcesResponse>, Status> {
         self.listed.store(true, Ordering::Relaxed);
-        Ok(Response::new(self.answer.lock().unwrap().clone()))
+        let answer = self.answer.lock().unwrap().clone();
+        while self.held.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(Response::new(answer))
     }
 }
 
@@ -40,6 +46,7 @@ impl PodResourcesLister for Service {
 pub struct PodResources {
     answer: Arc<Mutex<ListPodResourcesResponse>>,
     listed: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
     stop: Option<oneshot::Sender<()>>,
     server: Option<JoinHandle<()>>,
 }
@@ -51,10 +58,12 @@ impl PodResources {
         let dir = kubelet_dir.parent().unwrap().join("pod-resources");
         fs::create_dir(&dir).unwrap();
         let listed = Arc::new(AtomicBool::new(false));
+        let held = Arc::new(AtomicBool::new(false));
         let answer = Arc::new(Mutex::new(answer(pods)));
         let service = PodResourcesListerServer::new(Service {
             answer: Arc::clone(&answer),
             listed: Arc::clone(&listed),
+            held: Arc::clone(&held),
         });
         let (stop, stopped) = oneshot::channel::<()>();
         let (bound, is_bound) = std::sync::mpsc::channel();
@@ -72,6 +81,7 @@ impl PodResources {
         Self {
             answer,
             listed,
+            held,
             stop: Some(stop),
             server: Some(server),
         }
@@ -80,6 +90,11 @@ impl PodResources {
     /// Serves other pods from now on.
     pub fn replace(&self, pods: &[(&str, &str)]) {
         *self.answer.lock().unwrap() = answer(pods);
+    }
+
+    /// Whether answers wait, with what they were when they were asked for.
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
     }
 
     /// Whether it was asked.
