@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::Result;
 use clap::{CommandFactory, error::ErrorKind};
-use clap_complete::Shell;
+use clap_complete::{generate, shells};
 
 use crate::{
-    cli::{Cli, Command, Kubectl},
+    cli::{Cli, Command, Kubectl, Shell},
     cni, deviceplugin, dispatch, doctor,
     host::{signals, stdout},
     install, kubectl, link, selftest, usage,
@@ -94,8 +94,12 @@ fn explain(error: &clap::Error) -> Result<ExitCode> {
 
 /// Prints the completions of a shell. Generated whole first: clap panics if it cannot write.
 fn completions(shell: Shell) -> Result<ExitCode> {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), dispatch::NAME, &mut text);
+    let (mut text, mut command) = (Vec::new(), Cli::command());
+    match shell {
+        Shell::Bash => generate(shells::Bash, &mut command, dispatch::NAME, &mut text),
+        Shell::Fish => generate(shells::Fish, &mut command, dispatch::NAME, &mut text),
+        Shell::Zsh => generate(shells::Zsh, &mut command, dispatch::NAME, &mut text),
+    }
     stdout::print(&String::from_utf8_lossy(&text))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Error, Result, bail};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, value_parser};
-use clap_complete::Shell;
 
 use crate::{
     host::{control_socket, netns},
@@ -137,6 +136,20 @@ pub enum Command {
         /// Shell
         shell: Shell,
     },
+}
+
+/// A shell of Linux.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    /// bash.
+    #[value(help = None)]
+    Bash,
+    /// fish.
+    #[value(help = None)]
+    Fish,
+    /// zsh.
+    #[value(help = None)]
+    Zsh,
 }
 
 /// The options of the device plugin.

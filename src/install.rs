@@ -87,15 +87,17 @@ impl Target {
 /// Installs this binary in every directory; before that, the device plugin's seccomp profile if
 /// a path is given. Continues after a failure, and reports all.
 pub fn install(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
+    let paths = target.paths()?;
     let profile = seccomp_profile.map(write_profile);
-    each(target, profile, |path| copy(Path::new(SELF), path))
+    each(&paths, profile, |path| copy(Path::new(SELF), path))
 }
 
 /// Removes this program from every directory, whichever version it is, and nothing else; before
 /// that, the device plugin's seccomp profile if a path is given.
 pub fn uninstall(target: &Target, seccomp_profile: Option<&Path>) -> Result<ExitCode> {
+    let paths = target.paths()?;
     let profile = seccomp_profile.map(remove_profile);
-    each(target, profile, remove)
+    each(&paths, profile, remove)
 }
 
 /// What `cp SOURCE TARGET` of existing manifests means here.
@@ -110,12 +112,11 @@ pub fn cp(source: &Path, target: &Path) -> Result<ExitCode> {
 
 /// Works on each path, and only then prints: a reader that is gone stops no installation.
 fn each(
-    target: &Target,
+    paths: &[PathBuf],
     profile: Option<Result<String>>,
     work: impl Fn(&Path) -> Result<String>,
 ) -> Result<ExitCode> {
     let (mut lines, mut failures) = (Vec::new(), Vec::new());
-    let paths = target.paths()?;
     let outcomes = paths.iter().map(|path| work(path));
     for outcome in profile.into_iter().chain(outcomes) {
         match outcome {
@@ -131,11 +132,18 @@ fn each(
 fn copy(source: &Path, target: &Path) -> Result<String> {
     let shown = target.display();
     let dir = cni_directory(target)?;
-    let _lock = lock(dir)?;
     let new = sha256(source)?;
+    let is_done =
+        |previous: &Previous| Ok::<_, Error>(previous.is(&new) && is_as_installed(target)?);
+    let done = || format!("{shown} is up to date, sha256 {new}");
+    // Where nothing is to be done the directory need not be writable.
+    if is_done(&previous(target)?)? && !has_leftovers(dir)? {
+        return Ok(done());
+    }
+    let _lock = lock(dir)?;
     let previous = previous(target)?;
-    if previous.is(&new) && is_as_installed(target)? {
-        return Ok(format!("{shown} is up to date, sha256 {new}"));
+    if is_done(&previous)? {
+        return Ok(done());
     }
     replace(source, target, &previous)
         .map_err(|error| explain(error, dir).context(format!("installing {shown}")))?;
@@ -320,15 +328,27 @@ fn is_at(file: &File, path: &Path) -> bool {
     matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
 }
 
+fn has_leftovers(dir: &Path) -> Result<bool> {
+    Ok(!leftovers(dir)?.is_empty() || dir.join(LOCK).exists())
+}
+
 fn remove_leftovers(dir: &Path) -> Result<()> {
+    leftovers(dir)?
+        .iter()
+        .try_for_each(|path| files::remove(path))
+}
+
+/// Temporary files of installations.
+fn leftovers(dir: &Path) -> Result<Vec<PathBuf>> {
     let listing = || format!("listing {}", dir.display());
+    let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(listing)? {
         let entry = entry.with_context(listing)?;
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            files::remove(&entry.path())?;
+            found.push(entry.path());
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn write_profile(path: &Path) -> Result<String> {
@@ -410,6 +430,9 @@ fn place(complete: TempPath, target: &Path) -> Result<()> {
 fn remove(target: &Path) -> Result<String> {
     let shown = target.display();
     let dir = cni_directory(target)?;
+    if previous(target)? == Previous::None && !has_leftovers(dir)? {
+        return Ok(format!("{shown} does not exist"));
+    }
     let _lock = lock(dir)?;
     match previous(target)? {
         Previous::None => Ok(format!("{shown} does not exist")),

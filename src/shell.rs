@@ -5,7 +5,7 @@
 //! Our image has no such tools. What is asked of them for these purposes this program does itself;
 //! anything else is refused.
 
-use std::{iter::Peekable, str::Chars};
+use std::{iter::Peekable, path::Path, str::Chars};
 
 /// The names by which a call is one of a shell.
 pub const SHELLS: [&str; 2] = ["bash", "sh"];
@@ -19,7 +19,8 @@ const ACTIONS: [&str; 5] = ["-delete", "-exec", "-execdir", "-ok", "-okdir"];
 const BESIDE_TESTS: [&str; 10] = [
     ":", "cat", "echo", "exit", "false", "grep", "head", "set", "true", "wc",
 ];
-/// Commands that may stand beside a copy: a copy by us includes what they do, or they do nothing.
+/// Commands that may stand beside a copy: a copy by us includes what they do, or they do nothing. A
+/// directory above the target has to exist, for it is the node's.
 const BESIDE_COPIES: [&str; 11] = [
     ":", "chmod", "chown", "echo", "exit", "mkdir", "mv", "rm", "set", "sync", "true",
 ];
@@ -101,14 +102,19 @@ fn installation(commands: &[Vec<String>]) -> Option<Vec<String>> {
     let written = target.clone();
     for words in named(&["mv"]) {
         match paths(words).as_slice() {
-            [from, to] if *from == target => (*to).clone_into(target),
+            // Into a directory it would keep the name that it has.
+            [from, to] if *from == target && base_name(to).starts_with(PROGRAM) => {
+                (*to).clone_into(target);
+            }
             _ => return None,
         }
     }
     let is_replaced = |path: &&str| *path == written || *path == target.as_str();
     let removes_others = named(&["rm"]).any(|words| !paths(words).iter().all(is_replaced));
+    // The CNI directory is mounted; one that is to be made and copied into would not be there.
     let makes_others = named(&["mkdir"]).any(|words| {
-        let is_above = |path: &&str| target.starts_with(path);
+        let parent = Path::new(target.as_str()).parent();
+        let is_above = |path: &&str| parent.is_some_and(|parent| parent.starts_with(path));
         !paths(words).iter().all(is_above)
     });
     (!removes_others && !makes_others).then_some(operands)
@@ -580,6 +586,8 @@ mod tests {
             "cp a b; cp c d",
             "cp a b; rm c",
             "mkdir -p /y && cp a /x",
+            "mkdir -p /host/opt/cni/bin && cp /macvtap-cni /host/opt/cni/bin",
+            "cp /macvtap-cni /tmp/macvtap && mv /tmp/macvtap /host/opt/cni/bin/",
             "cp a b && mv c b",
             "cp a b && mv b c d",
             "rm -rf / && cp a b",

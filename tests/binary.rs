@@ -67,7 +67,7 @@ fn is_small() {
     // What cargo builds for tests is not what is shipped.
     if std::env::var_os("MACVTAP_BINARY").is_some() {
         let size = fs::metadata(binary()).unwrap().len();
-        assert!(size < 4_000_000, "{size} bytes");
+        assert!(size < 4 << 20, "{size} bytes");
     }
 }
 
@@ -165,7 +165,7 @@ fn what_cannot_be_written_is_an_error_and_a_closed_pipe_is_none() {
         vec!["install", "--dir", dir],
         vec!["uninstall", "--dir", dir],
     ];
-    let shells = ["bash", "elvish", "fish", "powershell", "zsh"];
+    let shells = ["bash", "fish", "zsh"];
     commands.extend(shells.map(|shell| vec!["completions", shell]));
     for words in commands {
         writes(&mut command(&words), &words);

@@ -70,7 +70,7 @@ fn read_security(
     keys: &mut Keys,
 ) -> Result<Option<Security>> {
     // A key of the bridge plugin, which networks have that were made after its.
-    let only_mac = keys.take(fields.flag("macspoofchk"))?.unwrap_or(false);
+    let only_mac = keys.take(macspoofchk(fields))?.unwrap_or(false);
     let security = match fields.value("security") {
         None => return Ok(only_mac.then(Security::mac)),
         Some(Value::String(name)) => match name.as_str() {
@@ -94,6 +94,15 @@ fn read_security(
         return Err(CniError::new(code::CONFIG, text));
     }
     security.map(bounded).transpose()
+}
+
+/// Templates often quote it.
+fn macspoofchk(fields: &Fields<'_>) -> std::result::Result<Option<bool>, Invalid> {
+    match fields.value("macspoofchk").and_then(Value::as_str) {
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        _ => fields.flag("macspoofchk"),
+    }
 }
 
 /// The same security for a guest that has these addresses too.

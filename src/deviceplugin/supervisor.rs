@@ -113,7 +113,7 @@ impl Supervisor {
             pod_devices: PodDevices::new(kubelet_dir),
             shared: Shared {
                 kubelet_dir: kubelet_dir.clone(),
-                tap_only: TapOnly::start(),
+                tap_only: TapOnly::start()?,
             },
             configuration,
             events,

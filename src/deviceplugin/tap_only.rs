@@ -3,16 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use log::{info, warn};
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::spawn_blocking,
-    time::sleep,
-};
+use tokio::{sync::oneshot, time::sleep};
 
 use crate::{
     host::tap::{self, Instance},
@@ -27,10 +25,10 @@ const FORMER_POD_TIMEOUT: Duration = Duration::from_secs(2);
 /// The time between two looks at it.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Does the work beside the event loop, in the order in which it is asked for: the kernel takes up
+/// Does the work on a thread of its own, in the order in which it is asked for: the kernel takes up
 /// to 20 ms to delete a link.
 #[derive(Clone)]
-pub struct TapOnly(mpsc::UnboundedSender<Job>);
+pub struct TapOnly(mpsc::Sender<Job>);
 
 enum Job {
     Allocated(Vec<DeviceId>, Instances),
@@ -60,22 +58,18 @@ struct Known {
 }
 
 impl TapOnly {
-    /// Starts the task, which ends with the last handle.
-    #[must_use]
-    pub fn start() -> Self {
-        let (sender, mut jobs) = mpsc::unbounded_channel::<Job>();
-        tokio::spawn(async move {
+    /// Starts the thread, which ends with the last handle.
+    pub fn start() -> Result<Self> {
+        let (sender, jobs) = mpsc::channel::<Job>();
+        let thread = thread::Builder::new().name("tap-only".into());
+        let thread = thread.spawn(move || {
             let mut known = Known::default();
-            while let Some(job) = jobs.recv().await {
-                let run = move || {
-                    job.run(&mut known);
-                    known
-                };
-                // A panic is printed.
-                known = spawn_blocking(run).await.unwrap_or_default();
+            for job in jobs {
+                job.run(&mut known);
             }
         });
-        Self(sender)
+        thread.context("starting a thread")?;
+        Ok(Self(sender))
     }
 
     /// Notes that the kubelet allocates these devices to another pod, and deletes, some time later,
@@ -148,15 +142,15 @@ impl TapOnly {
     }
 
     fn send(&self, job: Job) {
-        // The task only ends after the last handle.
+        // The thread only ends after the last handle.
         let _ = self.0.send(job);
     }
 
     async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
         let (sender, outcome) = oneshot::channel();
         let sent = self.0.send(job(sender));
-        sent.ok().context("the task tap-only has ended")?;
-        outcome.await.context("the task tap-only has ended")?
+        sent.ok().context("the thread tap-only has ended")?;
+        outcome.await.context("the thread tap-only has ended")?
     }
 }
 

@@ -224,14 +224,21 @@ impl Port {
     /// Where a VM is elsewhere, its pod's kernel may still speak, with `hostStack`. Its frames are no
     /// evidence of the VM, which does not live by them alone.
     fn receive_housekeeping(&mut self) -> Action {
-        if matches!(self.question, Some(Question::Sent { .. })) {
-            return Action::Nothing;
+        match &mut self.question {
+            // The next look is due soon anyhow: a flood costs no more.
+            Some(Question::Sent { .. }) => Action::Nothing,
+            Some(Question::Housekeeping { counted, .. }) => {
+                *counted = None;
+                Action::Nothing
+            }
+            _ => {
+                self.question = Some(Question::Housekeeping {
+                    counted: None,
+                    looks: 0,
+                });
+                Action::Look
+            }
         }
-        self.question = Some(Question::Housekeeping {
-            counted: None,
-            looks: 0,
-        });
-        Action::Look
     }
 
     fn receive_seen(&mut self) -> Action {

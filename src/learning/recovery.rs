@@ -144,7 +144,7 @@ impl Places {
         let mut ports = Vec::new();
         for (tap, claims) in claims {
             if claims.len() > 1 {
-                warn!(tap, claims = claims.len(); "not learned: several links have its number");
+                debug!(tap, claims = claims.len(); "not learned: several links have its number");
                 unpark(claims);
             } else {
                 ports.extend(

@@ -175,7 +175,9 @@ fn absent(name: &str) -> String {
         Some(Macvtap { link, netns, .. }) if !netns.is_empty() => {
             format!("{text}; {:?} is in netns {netns}: use --netns", link.name)
         }
-        Some(Macvtap { link, .. }) => format!("{text}; tap {name} is {:?}", link.name),
+        Some(Macvtap { link, .. }) => {
+            format!("{text}; {:?} is in that of this process", link.name)
+        }
         None => text,
     }
 }

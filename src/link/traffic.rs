@@ -33,16 +33,16 @@ pub struct Traffic {
     /// Its network namespace.
     pub netns: String,
     /// Bytes received in a second.
-    #[serde(rename = "receivedBytesPerSecond")]
+    #[serde(rename = "receivedBytesPerSecond", alias = "receivedBytes")]
     pub received_bytes: u64,
     /// Bytes sent in a second.
-    #[serde(rename = "sentBytesPerSecond")]
+    #[serde(rename = "sentBytesPerSecond", alias = "sentBytes")]
     pub sent_bytes: u64,
     /// Frames received in a second.
-    #[serde(rename = "receivedPacketsPerSecond")]
+    #[serde(rename = "receivedPacketsPerSecond", alias = "receivedPackets")]
     pub received_packets: u64,
     /// Frames sent in a second.
-    #[serde(rename = "sentPacketsPerSecond")]
+    #[serde(rename = "sentPacketsPerSecond", alias = "sentPackets")]
     pub sent_packets: u64,
 }
 

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use memchr::memmem;
 use prost::Message;
 use serde::Deserialize;
 
@@ -93,13 +92,15 @@ pub fn allocations(bytes: &[u8], namespace: &str) -> Result<Vec<Allocation>> {
 /// UID. False also where the text is written in another way than by the kubelet.
 ///
 /// The kubelet writes a pod's UID before its devices, and the list of all devices that it knows at the
-/// end. The text alone shows this, in a hundredth of the time that decoding takes.
+/// end. The text alone shows this, in a fraction of the time that decoding takes.
 #[must_use]
 pub fn is_first_of(text: &[u8], tap: u32, pod_uid: &str) -> bool {
-    let pod = format!("\"PodUID\":\"{pod_uid}\",");
-    let before = memmem::find(text, format!(":{tap}\"").as_bytes()).map(|at| &text[..at]);
-    let entry = before.and_then(|before| Some(&before[memmem::rfind(before, b"\"PodUID\":")?..]));
-    entry.is_some_and(|entry| entry.starts_with(pod.as_bytes()))
+    let text = str::from_utf8(text).unwrap_or_default();
+    let before = text
+        .split_once(&format!(":{tap}\""))
+        .map(|(before, _)| before);
+    let entry = before.and_then(|before| before.rsplit_once("\"PodUID\":"));
+    entry.is_some_and(|(_, entry)| entry.starts_with(&format!("\"{pod_uid}\",")))
 }
 
 impl Allocation {

@@ -384,7 +384,11 @@ impl NriStatus {
             summary.ok.push(text.to_owned());
         } else {
             let text = format!("NRI is not connected: {last_error}");
-            let fix = "check that the container runtime runs, and that it has NRI enabled";
+            let fix = if self.running {
+                "check that the container runtime runs, and that it has NRI enabled"
+            } else {
+                SEE_LOG
+            };
             summary.failures.push(Problem::new(text, fix));
         }
         let without = self.without.iter();

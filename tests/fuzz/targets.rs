@@ -265,7 +265,7 @@ fn service() -> PluginService {
         generation: 1,
         list,
         events: EventSender::new("dataplane", events),
-        tap_only: TapOnly::start(),
+        tap_only: TapOnly::start().unwrap(),
     }
 }
 

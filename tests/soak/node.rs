@@ -251,9 +251,11 @@ impl SoakNode {
             "the device plugin has no more descriptors than before",
             || plugin.descriptors() <= first.descriptors + 3,
         );
-        // The log is not the plugin's; a few pages for tables that grew to their size.
+        // The log is not the plugin's. At first it has little more than its tables, which grow to what
+        // is attached and asked at once: in minutes they end at some 0.5 MiB more, on a busy machine
+        // at 1.5. What leaks with each of 10,000 operations a minute is more.
         let grown = now.memory.saturating_sub(first.memory);
-        assert!(grown < 1024, "{} KiB, {} before", now.memory, first.memory);
+        assert!(grown < 2048, "{} KiB, {} before", now.memory, first.memory);
     }
 }
 

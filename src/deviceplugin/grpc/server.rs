@@ -210,7 +210,7 @@ mod tests {
             generation: 0,
             list,
             events,
-            tap_only: TapOnly::start(),
+            tap_only: TapOnly::start().unwrap(),
         };
         let list = Arc::new(SentList::default());
         let server = ResourceServer::start(path.to_owned(), list, service).await;

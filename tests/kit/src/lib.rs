@@ -48,7 +48,7 @@ pub fn run_first() {
     let thread = fs::read_link("/proc/thread-self").unwrap();
     let mut renice = Command::new("renice");
     let output = renice
-        .args(["-n", "-15", "-p"])
+        .args(["-n", "-5", "-p"])
         .arg(thread.file_name().unwrap());
     let output = output.output().unwrap();
     if !output.status.success() {
