@@ -166,7 +166,7 @@ impl Inventory {
         for macvtap in &mut self.macvtaps {
             let devices = self.taps.get(&macvtap.link.index).into_iter().flatten();
             let own = devices.filter(|device| is_tap_of(**device, &macvtap.link));
-            let of = own.filter_map(|device| holders.get(device));
+            let of = own.filter_map(|device| holders.get(&(macvtap.link.index, *device)));
             macvtap.holders = of.flatten().cloned().collect();
         }
     }
@@ -254,10 +254,8 @@ fn name_of(path: &Path) -> String {
 
 /// Fails if a process has tap `number` open, as far as that can be seen from here.
 pub fn check_not_open(number: u32) -> Result<(), AttachError> {
-    let devices = tap::devices(number)?;
-    let mut holders = holders();
-    let processes = devices.iter().filter_map(|device| holders.remove(device));
-    let processes: Vec<String> = processes.flatten().collect();
+    let of_tap = holders().into_iter().filter(|((tap, _), _)| *tap == number);
+    let processes: Vec<String> = of_tap.flat_map(|(_, processes)| processes).collect();
     if processes.is_empty() {
         return Ok(());
     }
@@ -276,10 +274,10 @@ fn is_tap_of(device: DeviceNumber, link: &Link) -> bool {
     found.is_some_and(|tap| tap.interface == link.name)
 }
 
-/// By the device of a tap, the processes that have it open. Several taps can have one number, so
-/// one name in `/dev`.
-fn holders() -> BTreeMap<DeviceNumber, Vec<String>> {
-    let mut holders: BTreeMap<DeviceNumber, Vec<String>> = BTreeMap::new();
+/// By number and device of a tap, the processes that have it open. Several taps can have one number,
+/// so one name in `/dev`.
+fn holders() -> BTreeMap<(u32, DeviceNumber), Vec<String>> {
+    let mut holders: BTreeMap<(u32, DeviceNumber), Vec<String>> = BTreeMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = process.file_name();
         let Some(id) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else {
@@ -290,12 +288,12 @@ fn holders() -> BTreeMap<DeviceNumber, Vec<String>> {
             .flatten();
         let taps = descriptors.flatten().filter_map(|descriptor| {
             let target = fs::read_link(descriptor.path()).ok()?;
-            tap::number_in(target.to_str()?)?;
+            let number = tap::number_in(target.to_str()?)?;
             let found = fs::metadata(descriptor.path()).ok()?;
-            Found::of(&found).number()
+            Some((number, Found::of(&found).number()?))
         });
         // Once for each of several queues.
-        for tap in taps.collect::<BTreeSet<DeviceNumber>>() {
+        for tap in taps.collect::<BTreeSet<(u32, DeviceNumber)>>() {
             let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             let holder = format!("{} ({id})", comm.trim_end());
             holders.entry(tap).or_default().push(holder);
