@@ -185,7 +185,9 @@ fn discovery_finds_a_bond_when_it_comes() {
     node.host.ip("link set bond0 up");
     expect(&kubelet, "bond0", 100);
     node.host.ip("link delete bond0");
-    expect(&kubelet, "bond0", 0);
+    let resource = "macvtap.network.kubevirt.io/bond0";
+    let forgotten = kubelet.wait_for(resource, WAIT_TIMEOUT, |resource| !resource.connected);
+    forgotten.unwrap();
 }
 
 #[test]
