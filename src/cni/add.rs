@@ -179,7 +179,7 @@ impl<'a> Work<'a> {
     }
 
     /// The DEL of the last pod on a VLAN may remove it meanwhile: then it is made again. Once the
-    /// macvtap is on it, no DEL does. A DEL that was killed holds it for ever.
+    /// macvtap is on it, no DEL does. A DEL that was killed holds it until that is removed.
     fn create_on_vlan(&mut self, vlan: &SubInterface, mode: Mode) -> Result<Created<'a>> {
         let overdue = Instant::now() + VLAN_REMOVAL_TIMEOUT;
         loop {

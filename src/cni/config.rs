@@ -476,8 +476,8 @@ fn mtu(fields: &Fields<'_>, resource: Option<u32>) -> Result<Option<u32>> {
     }
 }
 
-/// Owner and group of the tap; -1 leaves it to root, as chown(2) does. The group may open it if it is configured: 107 is another group on
-/// the node, on Debian that of tcpdump.
+/// Owner and group of the tap; -1 is root, whose the kernel makes it. The group may open it if it is
+/// configured: 107 is another group on the node, on Debian that of tcpdump.
 fn access(fields: &Fields<'_>) -> Result<Access> {
     // The highest number means "leave as it is" to chown(2).
     let highest = u64::from(u32::MAX - 1);

@@ -241,7 +241,9 @@ impl Entry {
 /// Parses a configuration. Returns it with warnings about its entries.
 ///
 /// A wrong entry keeps its definition in the configuration before. If there is none, it is left
-/// out, or without what kubevirt/macvtap-cni does not know and is wrong, where it can be. If it has no name, the former resources that are not mentioned stay. Of two entries with one name the last counts, as in the original.
+/// out, or without what kubevirt/macvtap-cni does not know and is wrong, where it can be. If it has no
+/// name, the former resources that are not mentioned stay. Of two entries with one name the last
+/// counts, as in the original.
 ///
 /// JSON, tolerant of a byte order mark, comments and trailing commas: the original's own guide
 /// has one. An error names line and column.

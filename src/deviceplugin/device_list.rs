@@ -205,8 +205,9 @@ pub fn ineligible(resource: &ResourceConfig, plan: &Plan, links: &[Link]) -> Opt
     })
 }
 
-/// Why no macvtap of a resource can be made on its lower device; none if one can. Its own macvtap in passthru mode,
-/// which is in our network namespace where a pod wants the tap alone, keeps no pod from its device.
+/// Why no macvtap of a resource can be made on its lower device; none if one can. Its own macvtap in
+/// passthru mode, which is in our network namespace where a pod wants the tap alone, keeps no pod from
+/// its device.
 fn occupied(resource: &ResourceConfig, plan: &Plan, links: &[Link]) -> Option<String> {
     if !resource.mode.is_alone() {
         return unhealthy_reason(&resource.lower, links);

@@ -212,9 +212,9 @@ impl Output {
     /// The message of a command that failed, without what `kubectl exec` adds.
     pub fn message(&self) -> String {
         let lines = self.stderr.lines().map(str::trim);
-        let lines =
-            lines.filter(|line| !line.is_empty() && !line.starts_with("command terminated"));
-        let lines = lines.filter(|line| !is_log(line));
+        let is_noise =
+            |line: &&str| line.is_empty() || line.starts_with("command terminated") || is_log(line);
+        let lines = lines.filter(|line| !is_noise(line));
         let lines: Vec<&str> = lines
             .map(|line| line.trim_start_matches("macvtap: "))
             .collect();

@@ -7,16 +7,16 @@ pub const HEAD: usize = 42;
 const ARP: u16 = 0x0806;
 const RARP: u16 = 0x8035;
 const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub(crate) const IPV6: u16 = 0x86dd;
 /// Ethertypes of VLAN tags, 802.1Q and 802.1ad.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
 /// Hop-by-hop options, and ICMPv6 with the types of multicast listener reports (RFC 2710, RFC 3810), of
 /// the end of one, of router solicitations and of neighbour solicitations (RFC 4861).
 const HOP_BY_HOP: u8 = 0;
-const ICMPV6: u8 = 58;
+pub(crate) const ICMPV6: u8 = 58;
 const LISTENER_REPORT: [u8; 3] = [131, 132, 143];
-const ROUTER_SOLICITATION: u8 = 133;
-const NEIGHBOR_SOLICITATION: u8 = 135;
+pub(crate) const ROUTER_SOLICITATION: u8 = 133;
+pub(crate) const NEIGHBOR_SOLICITATION: u8 = 135;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 

@@ -22,7 +22,7 @@ pub(super) const NEW_ROUTE: u16 = 24;
 pub(super) const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
 /// Bytes of `struct ifaddrmsg` and of `struct rtmsg`.
-pub(super) const ADDRESS_HEADER: usize = 8;
+const ADDRESS_HEADER: usize = 8;
 pub(super) const ROUTE_HEADER: usize = 12;
 
 /// `AF_INET` and `AF_INET6`.
@@ -30,8 +30,8 @@ const INET: u8 = 2;
 const INET6: u8 = 10;
 
 /// Attributes. What each belongs to stands in its name.
-pub(super) const ADDRESS_ADDRESS: u16 = 1;
-pub(super) const ADDRESS_LOCAL: u16 = 2;
+const ADDRESS_ADDRESS: u16 = 1;
+const ADDRESS_LOCAL: u16 = 2;
 const ADDRESS_BROADCAST: u16 = 4;
 pub(super) const ADDRESS_FLAGS: u16 = 8;
 pub(super) const ROUTE_DESTINATION: u16 = 1;
@@ -106,12 +106,10 @@ impl Socket {
         index: u32,
         address: &InterfaceAddress,
     ) -> Result<(), NetlinkError> {
-        let mut header = [0; ADDRESS_HEADER];
-        (header[0], header[1]) = (family(address.ip), address.length);
-        header[4..].copy_from_slice(&index.to_ne_bytes());
-        let added = self.request_bytes((NEW_ADDRESS, CREATE | EXCLUSIVE), &header, |to| {
-            to.put(ADDRESS_LOCAL, &bytes(address.ip));
-            to.put(ADDRESS_ADDRESS, &bytes(address.ip));
+        let request = (NEW_ADDRESS, CREATE | EXCLUSIVE);
+        let header = address_header(index, address, 0);
+        let added = self.request_bytes(request, &header, |to| {
+            write_address(to, address.ip);
             if let Some(broadcast) = address.broadcast() {
                 to.put(ADDRESS_BROADCAST, &bytes(broadcast));
             }
@@ -125,14 +123,9 @@ impl Socket {
         index: u32,
         address: &InterfaceAddress,
     ) -> Result<(), NetlinkError> {
-        let mut header = [0; ADDRESS_HEADER];
-        (header[0], header[1]) = (family(address.ip), address.length);
-        header[4..].copy_from_slice(&index.to_ne_bytes());
-        let deleted = self.request_bytes((DELETE_ADDRESS, 0), &header, |to| {
-            to.put(ADDRESS_LOCAL, &bytes(address.ip));
-            to.put(ADDRESS_ADDRESS, &bytes(address.ip));
-        });
-        or_absent(deleted)
+        let header = address_header(index, address, 0);
+        let write = |to: &mut Attributes<'_>| write_address(to, address.ip);
+        or_absent(self.request_bytes((DELETE_ADDRESS, 0), &header, write))
     }
 
     /// All addresses of the socket's network namespace, each with the index of its interface.
@@ -208,6 +201,23 @@ impl Socket {
         )?;
         Ok(routes.into_iter().flatten().collect())
     }
+}
+
+/// `struct ifaddrmsg`.
+pub(super) fn address_header(
+    index: u32,
+    address: &InterfaceAddress,
+    scope: u8,
+) -> [u8; ADDRESS_HEADER] {
+    let mut header = [0; ADDRESS_HEADER];
+    (header[0], header[1], header[3]) = (family(address.ip), address.length, scope);
+    header[4..].copy_from_slice(&index.to_ne_bytes());
+    header
+}
+
+pub(super) fn write_address(to: &mut Attributes<'_>, ip: IpAddr) {
+    to.put(ADDRESS_LOCAL, &bytes(ip));
+    to.put(ADDRESS_ADDRESS, &bytes(ip));
 }
 
 fn write_options(to: &mut Attributes<'_>, route: &Route) {

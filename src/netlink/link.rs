@@ -57,7 +57,7 @@ pub struct Link {
     pub name: String,
     /// Its alternative names (`ip link property add dev eth0 altname ...`).
     pub alt_names: Vec<String>,
-    /// A text of whoever made the link, or uses it; empty by default.
+    /// A text of the program that made the link, or uses it; empty by default.
     pub alias: String,
     /// The link kind (`macvtap`, `veth`, `bond`...); physical interfaces have none.
     pub kind: Option<String>,

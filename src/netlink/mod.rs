@@ -5,6 +5,7 @@ mod attr;
 mod batch;
 pub(crate) mod bpf;
 mod error;
+mod event_socket;
 pub mod filter;
 mod link;
 mod message;

@@ -5,15 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-    },
+    sys::socket::{MsgFlags, recv},
 };
-use socket2::{SockFilter, SockRef};
 
 use super::{
     address::{DELETE_ROUTE, NEW_ROUTE},
-    bpf::{JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, RETURN},
+    event_socket::{self, Routes},
     message::messages,
     neighbor::{KnownNeighbor, NEW_NEIGHBOR},
     single_address::ROUTE_PROTOCOL,
@@ -21,9 +18,8 @@ use super::{
 
 /// `RTMGRP_NEIGH`, `RTMGRP_IPV4_ROUTE` and `RTMGRP_IPV6_ROUTE` of `linux/rtnetlink.h`.
 const GROUPS: u32 = 0x04 | 0x40 | 0x400;
-/// Where the type is in `struct nlmsghdr`, and behind that the protocol in `struct rtmsg`.
-const TYPE: u32 = 4;
-const PROTOCOL: u32 = 21;
+/// Those of others, by the protocol in `struct rtmsg`: our own would have us look again.
+const ROUTES_OF_OTHERS: Routes = Routes::Without(21, ROUTE_PROTOCOL);
 /// Bytes of the longest message that is read whole. Of a route its type is enough.
 const MAX_MESSAGE: usize = 4096;
 
@@ -42,7 +38,8 @@ pub struct RouteWatch(OwnedFd);
 impl RouteWatch {
     /// Subscribes.
     pub fn open() -> Result<Self> {
-        let socket = subscribe().context("subscribing to changes of routes and neighbours")?;
+        let socket = event_socket::open(GROUPS, ROUTES_OF_OTHERS);
+        let socket = socket.context("subscribing to changes of routes and neighbours")?;
         Ok(Self(socket))
     }
 
@@ -82,30 +79,4 @@ fn read(datagram: &[u8]) -> Option<RouteChange> {
         NEW_ROUTE | DELETE_ROUTE => Some(RouteChange::Routes),
         _ => None,
     }
-}
-
-/// Stops the changes of our own routes, which would have us look again.
-fn filter() -> [SockFilter; 7] {
-    let instruction =
-        |code, (then, otherwise), operand| SockFilter::new(code, then, otherwise, operand);
-    // A half word is loaded in network byte order.
-    let is = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
-    [
-        instruction(LOAD_HALF, (0, 0), TYPE),
-        instruction(JUMP_EQUAL, (1, 0), is(NEW_ROUTE)),
-        instruction(JUMP_EQUAL, (0, 2), is(DELETE_ROUTE)),
-        instruction(LOAD_BYTE, (0, 0), PROTOCOL),
-        instruction(JUMP_EQUAL, (1, 0), ROUTE_PROTOCOL.into()),
-        instruction(RETURN, (0, 0), u32::MAX),
-        instruction(RETURN, (0, 0), 0),
-    ]
-}
-
-fn subscribe() -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let protocol = SockProtocol::NetlinkRoute;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-    SockRef::from(&socket).attach_filter(&filter())?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
-    Ok(socket)
 }

@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use super::{
     Socket,
     address::{
-        ADDRESS_ADDRESS, ADDRESS_FLAGS, ADDRESS_HEADER, ADDRESS_LOCAL, DELETE_ADDRESS,
-        DELETE_ROUTE, LINK_SCOPE, MAIN_TABLE, NEW_ADDRESS, NEW_ROUTE, ROUTE_DESTINATION,
-        ROUTE_HEADER, ROUTE_INTERFACE, ROUTE_PRIORITY, ROUTE_SOURCE, UNICAST, bytes, family,
+        ADDRESS_FLAGS, DELETE_ADDRESS, DELETE_ROUTE, LINK_SCOPE, MAIN_TABLE, NEW_ADDRESS,
+        NEW_ROUTE, ROUTE_DESTINATION, ROUTE_HEADER, ROUTE_INTERFACE, ROUTE_PRIORITY, ROUTE_SOURCE,
+        UNICAST, address_header, bytes, family, write_address,
     },
     batch::{CREATE, EXCLUSIVE},
     error::{NetlinkError, or_absent, or_existing},
 };
-use crate::types::prefix::Prefix;
+use crate::types::{ip_config::InterfaceAddress, prefix::Prefix};
 
 /// The protocol of our routes, by which they are known (`rtm_protocol`): in ASCII "m". No routing
 /// daemon has it in iproute2's `rt_protos`.
@@ -53,13 +53,10 @@ impl Socket {
         ip: IpAddr,
     ) -> Result<(), NetlinkError> {
         let flags = NO_DAD | NO_PREFIX_ROUTE;
-        let mut header = [0; ADDRESS_HEADER];
-        (header[0], header[1]) = (family(ip), Prefix::host(ip).length());
-        header[3] = LINK_SCOPE;
-        header[4..].copy_from_slice(&index.to_ne_bytes());
+        let length = Prefix::host(ip).length();
+        let header = address_header(index, &InterfaceAddress { ip, length }, LINK_SCOPE);
         self.request_bytes(request, &header, |to| {
-            to.put(ADDRESS_LOCAL, &bytes(ip));
-            to.put(ADDRESS_ADDRESS, &bytes(ip));
+            write_address(to, ip);
             to.put(ADDRESS_FLAGS, &flags.to_ne_bytes());
         })
     }

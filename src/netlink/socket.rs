@@ -177,9 +177,6 @@ impl Socket {
         read: impl Fn(&Message<'_>) -> Option<R>,
     ) -> Result<Vec<R>, NetlinkError> {
         self.collect(|socket, list| {
-            // What is longer than the first buffer, as the program of a filter, the kernel refuses
-            // with EMSGSIZE.
-            socket.grow(LIST_REPLY);
             socket.exchange(&write, |message| {
                 list.extend(read(message));
                 Ok(())
@@ -317,8 +314,8 @@ impl Socket {
     }
 }
 
-/// Connects a socket to the kernel. Whoever has `CAP_NET_ADMIN` in a pod's network namespace can send
-/// to any netlink socket there; a connected one refuses what does not come from its peer
+/// Connects a socket to the kernel. A process with `CAP_NET_ADMIN` in a pod's network namespace can
+/// send to any netlink socket there; a connected one refuses what does not come from its peer
 /// (`netlink_getsockbyportid` in `af_netlink.c`).
 fn listen_to_the_kernel_alone(netlink: &NlSocket) -> io::Result<()> {
     // Binds it too, to a port that the kernel chooses.

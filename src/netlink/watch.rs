@@ -9,18 +9,11 @@ use std::{
 use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
-    sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
-        recv, socket,
-    },
+    sys::socket::{MsgFlags, NetlinkAddr, bind, getsockname, recv},
 };
-use socket2::{SockFilter, SockRef};
 use tokio::{io::unix::AsyncFd, time::Instant};
 
-use super::{
-    address::{DELETE_ROUTE, NEW_ROUTE},
-    bpf::{JUMP_EQUAL, LOAD_BYTE, LOAD_HALF, RETURN},
-};
+use super::event_socket::{self, Routes};
 
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINK_GROUP: u32 = 1;
@@ -32,10 +25,9 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 /// afterwards: on a node with a million routes that is long, and they may change all the time.
 const REST: u32 = 9;
 
-/// Where the type is in `struct nlmsghdr`, and behind that the length of the destination in
-/// `struct rtmsg`.
-const TYPE: u32 = 4;
-const DESTINATION_LENGTH: u32 = 17;
+/// Default routes, by the length of the destination in `struct rtmsg`: a router changes 100,000 others at
+/// a time.
+const DEFAULT_ROUTES: Routes = Routes::With(17, 0);
 
 /// A subscription to the links of the network namespace that it was opened in.
 pub struct LinkWatch {
@@ -50,7 +42,8 @@ pub struct LinkWatch {
 impl LinkWatch {
     /// Subscribes.
     pub fn open() -> Result<Self> {
-        let socket = subscribe().context("subscribing to link events")?;
+        let socket = event_socket::open(LINK_GROUP, DEFAULT_ROUTES);
+        let socket = socket.context("subscribing to link events")?;
         #[expect(
             deprecated,
             reason = "its successor is unsafe; what that asks of the caller, an OwnedFd keeps"
@@ -106,31 +99,4 @@ impl LinkWatch {
     pub fn rest(&self, took: Duration) {
         self.resting.set(Instant::now() + took * REST);
     }
-}
-
-/// Passes what is no route, and default routes. The kernel drops the others before it queues them: a
-/// router changes 100,000 at a time.
-fn filter() -> [SockFilter; 7] {
-    let instruction =
-        |code, (then, otherwise), operand| SockFilter::new(code, then, otherwise, operand);
-    // A half word is loaded in network byte order.
-    let is = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
-    [
-        instruction(LOAD_HALF, (0, 0), TYPE),
-        instruction(JUMP_EQUAL, (1, 0), is(NEW_ROUTE)),
-        instruction(JUMP_EQUAL, (0, 2), is(DELETE_ROUTE)),
-        instruction(LOAD_BYTE, (0, 0), DESTINATION_LENGTH),
-        instruction(JUMP_EQUAL, (0, 1), 0),
-        instruction(RETURN, (0, 0), u32::MAX),
-        instruction(RETURN, (0, 0), 0),
-    ]
-}
-
-fn subscribe() -> Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let protocol = SockProtocol::NetlinkRoute;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
-    SockRef::from(&socket).attach_filter(&filter())?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, LINK_GROUP))?;
-    Ok(socket)
 }

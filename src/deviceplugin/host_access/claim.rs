@@ -8,16 +8,18 @@ use std::{
 use socket2::SockFilter;
 
 use crate::{
-    learning::filter,
+    learning::{
+        filter,
+        frame::{ICMPV6, IPV6, NEIGHBOR_SOLICITATION, ROUTER_SOLICITATION},
+    },
     netlink::bpf::{
         JUMP, JUMP_AT_LEAST, JUMP_EQUAL, JUMP_GREATER, LOAD_BYTE, LOAD_HALF, LOAD_WORD, RETURN,
     },
     types::mac::MacAddr,
 };
 
-/// Ethertypes.
+/// An ethertype.
 pub const ARP: u16 = 0x0806;
-pub const IPV6: u16 = 0x86dd;
 /// What an ARP for IPv4 over Ethernet begins with (RFC 826).
 const ARP_START: [u8; 6] = [0, 1, 8, 0, 6, 4];
 /// Where the parts of an IPv6 packet are in the frame.
@@ -30,11 +32,8 @@ const TARGET: usize = 62;
 const SOURCE_END: u32 = 34;
 const TARGET_END: u32 = 74;
 const ARP_SENDER: u32 = 28;
-/// Neighbour discovery is ICMPv6, of these types, and never forwarded (RFC 4861).
-const ICMPV6: u8 = 58;
-const ROUTER_SOLICITATION: u8 = 133;
-const NEIGHBOR_SOLICITATION: u8 = 135;
-const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+/// Neighbour discovery is ICMPv6 of types up to this one, and never forwarded (RFC 4861).
+pub const NEIGHBOR_ADVERTISEMENT: u8 = 136;
 
 /// `SKF_AD_OFF` with `SKF_AD_PKTTYPE` and `SKF_AD_IFINDEX`.
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;

@@ -2,8 +2,12 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::claim::{ARP, Claim, IPV6};
-use crate::{netlink::Neighbor, types::mac::MacAddr};
+use super::claim::{ARP, Claim, NEIGHBOR_ADVERTISEMENT};
+use crate::{
+    learning::frame::{ICMPV6, IPV6, NEIGHBOR_SOLICITATION},
+    netlink::Neighbor,
+    types::mac::MacAddr,
+};
 
 /// What an ARP for IPv4 over Ethernet begins with, and its operations (RFC 826).
 const ARP_START: [u8; 7] = [0, 1, 8, 0, 6, 4, 0];
@@ -16,9 +20,6 @@ const SOURCE_OPTION: u8 = 1;
 const TARGET_OPTION: u8 = 2;
 /// Bytes of a message with that option.
 const MESSAGE: u8 = 32;
-const ICMPV6: u8 = 58;
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
 
 /// The frame by which `node` says to `guest` that it has its address. None if they are of different
 /// families.
@@ -32,7 +33,7 @@ pub fn answer(node: Claim, guest: &Neighbor) -> Option<Vec<u8>> {
         }
         (IpAddr::V6(own), IpAddr::V6(other)) => discovery(
             [own, other],
-            [ADVERTISEMENT, SOLICITED_OVERRIDE],
+            [NEIGHBOR_ADVERTISEMENT, SOLICITED_OVERRIDE],
             own,
             (TARGET_OPTION, node.mac),
         ),
@@ -53,7 +54,7 @@ pub fn question(node: Claim, guest: &Neighbor) -> Option<Vec<u8>> {
         }
         (IpAddr::V6(own), IpAddr::V6(wanted)) => discovery(
             [own, solicited_node(wanted)],
-            [SOLICITATION, 0],
+            [NEIGHBOR_SOLICITATION, 0],
             wanted,
             (SOURCE_OPTION, node.mac),
         ),

@@ -12,7 +12,7 @@ use socket2::SockFilter;
 use super::claim::{self, Statement};
 use crate::{
     host::packet::{PacketError, PacketSocket},
-    learning::filter,
+    learning::{filter, frame},
     types::mac::MacAddr,
 };
 
@@ -91,7 +91,7 @@ fn open(sockets: &mut Vec<PacketSocket>, close: bool) -> Result<(), PacketError>
         sockets.clear();
     } else if sockets.is_empty() {
         let open = |ethertype| PacketSocket::of_type(ethertype, &nothing());
-        *sockets = vec![open(claim::ARP)?, open(claim::IPV6)?];
+        *sockets = vec![open(claim::ARP)?, open(frame::IPV6)?];
     }
     Ok(())
 }

@@ -56,23 +56,9 @@ impl Nri {
             cli::Nri::Socket(path) => (path.clone(), false),
         };
         let status = Arc::new(Mutex::new(NriStatus::default()));
-        let now = Instant::now();
-        let mut plugin = Plugin {
-            watch: watch(&socket),
-            socket: socket.clone(),
-            may_be_absent,
-            kubelet_dir: kubelet_dir.to_owned(),
-            responder: Responder::new(kubelet_dir)?,
-            session: None,
-            service: Service::default(),
-            last_error: String::new(),
-            retry_at: now,
-            claim_at: now,
-            claim_error: String::new(),
-            fast_until: Some(now + START_TIMEOUT),
-            back_off: BackOff::default(),
-            published: Arc::clone(&status),
-        };
+        let mut plugin = Plugin::new(socket.clone(), kubelet_dir, Responder::new(kubelet_dir)?);
+        plugin.may_be_absent = may_be_absent;
+        plugin.published = Arc::clone(&status);
         let worker = Worker::start("nri", move |waiter| plugin.run(waiter))?;
         Ok(Some(Self {
             socket,
@@ -128,6 +114,27 @@ struct Plugin {
 }
 
 impl Plugin {
+    /// It has not connected yet.
+    fn new(socket: PathBuf, kubelet_dir: &Path, responder: Responder) -> Self {
+        let now = Instant::now();
+        Self {
+            watch: watch(&socket),
+            socket,
+            may_be_absent: false,
+            kubelet_dir: kubelet_dir.to_owned(),
+            responder,
+            session: None,
+            service: Service::default(),
+            last_error: String::new(),
+            retry_at: now,
+            claim_at: now,
+            claim_error: String::new(),
+            fast_until: Some(now + START_TIMEOUT),
+            back_off: BackOff::default(),
+            published: Arc::default(),
+        }
+    }
+
     fn run(&mut self, waiter: &Waiter) {
         loop {
             self.run_due();
@@ -333,31 +340,12 @@ mod tests {
     use super::*;
     use crate::host::control_socket::{Server, dir_in};
 
-    fn plugin(kubelet_dir: &Path) -> Plugin {
-        let now = Instant::now();
-        Plugin {
-            socket: kubelet_dir.join("nri.sock"),
-            may_be_absent: true,
-            kubelet_dir: kubelet_dir.to_owned(),
-            watch: None,
-            // In no directory that other tests use.
-            responder: Responder::in_dirs([dir_in(kubelet_dir)]).unwrap(),
-            session: None,
-            service: Service::default(),
-            last_error: String::new(),
-            retry_at: now,
-            claim_at: now,
-            claim_error: String::new(),
-            fast_until: None,
-            back_off: BackOff::default(),
-            published: Arc::default(),
-        }
-    }
-
     #[test]
     fn another_device_plugins_place_is_tried_at_short_intervals_and_a_runtime_at_longer_ones() {
         let dir = tempfile::tempdir().unwrap();
-        let mut plugin = plugin(dir.path());
+        // In no directory that other tests use.
+        let responder = Responder::in_dirs([dir_in(dir.path())]).unwrap();
+        let mut plugin = Plugin::new(dir.path().join("nri.sock"), dir.path(), responder);
         let name = nri_query::socket_name().unwrap();
         let other = Server::bind(&dir_in(dir.path()), &name).unwrap();
         let wait = |plugin: &mut Plugin| {
